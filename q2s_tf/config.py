@@ -1,0 +1,232 @@
+"""The typed configuration of a run: channels, encoders, tokenizer, training stages.
+
+A config is a TOML file. Every table below is checked when it is read: an unknown key, a value out of range or a channel
+that names an encoder that is not there is one `InputError`. `save_config` writes the resolved config, with everything
+that training filled in (the values of categorical channels), so that a run directory describes itself.
+"""
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from q2s_tf.errors import InputError
+
+FORMAT = 1
+"""Version of the run directory's layout. A run of another version is refused rather than misread."""
+
+Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+Tower = Literal["query", "document"]
+
+
+class Table(BaseModel):
+    """A table of the config: typed, immutable, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Channel(Table):
+    tower: Tower
+    input: Annotated[str, Field(min_length=1)]
+    """The column it reads: a column of the documents table, or `query` or `country` in the query tower."""
+    modality: str = ""
+    """What it is grouped under (title, description, images …); its input when not given."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_modality(cls, values: Any) -> Any:
+        return {"modality": values["input"], **values} if isinstance(values, dict) and "input" in values else values
+
+
+class TrigramsChannel(_Channel):
+    """Hashed character 3-grams, sum-pooled."""
+
+    kind: Literal["trigrams"]
+    buckets: Positive = 100_000
+    max_trigrams: Positive = 128
+
+
+class CategoricalChannel(_Channel):
+    """One of a closed set of values; any other value is a missing channel."""
+
+    kind: Literal["categorical"]
+    values: tuple[str, ...] = ()
+    """Normalised values, in the order of their ids; training fills it from the data when it is empty."""
+    max_values: Positive = 1_000
+
+
+class TextChannel(_Channel):
+    """A text through a transformer encoder; the vector of [CLS]."""
+
+    kind: Literal["text"]
+    encoder: str
+    """Name of a table under `encoders`; channels that name the same one share its weights."""
+    max_tokens: Positive = 32
+
+
+class VectorsChannel(_Channel):
+    """A set of pretrained vectors, through Deep Sets."""
+
+    kind: Literal["vectors"]
+    dimension: Positive
+    max_vectors: Positive = 5
+    hidden_dim: Positive = 128
+
+
+Channel = Annotated[TrigramsChannel | CategoricalChannel | TextChannel | VectorsChannel, Field(discriminator="kind")]
+
+
+class Encoder(Table):
+    """The geometry of an XLM-R text encoder; the defaults are the paper's query encoder."""
+
+    num_layers: Positive = 2
+    num_heads: Positive = 4
+    hidden_dim: Positive = 128
+    intermediate_dim: Positive = 384
+    dropout: Probability = 0.1
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> "Encoder":
+        if self.hidden_dim % self.num_heads:
+            raise ValueError(f"hidden_dim {self.hidden_dim} must be a multiple of num_heads {self.num_heads}")
+        return self
+
+
+class Tokenizer(Table):
+    """The SentencePiece model that training makes when it is given none."""
+
+    vocabulary_size: Annotated[int, Field(ge=64)] = 150_000
+    character_coverage: Annotated[float, Field(gt=0.9, le=1)] = 0.9995
+    max_sentences: Positive = 2_000_000
+
+
+class Stage1(Table):
+    """In-batch softmax (eq. 2)."""
+
+    max_epochs: Positive = 30
+    batch_size: Annotated[int, Field(ge=2)] = 768
+    scale: Annotated[float, Field(ge=1, le=100)] = 20.0
+    learning_rate: Rate = 7e-4
+    text_learning_rate: Rate = 2e-4
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    patience: Positive = 3
+
+
+class Stage2(Stage1):
+    """Curriculum on the hardest in-batch document (eq. 5), from the converged stage 1. No epochs skips it."""
+
+    max_epochs: Annotated[int, Field(ge=0)] = 10
+    margin: Annotated[float, Field(gt=0, le=2)] = 0.1
+
+
+class Config(Table):
+    """Everything that defines a model and its training."""
+
+    format: int = FORMAT
+    seed: int = 17
+    dimension: Positive = 128
+    """D, the width of every channel vector and of both towers' embeddings."""
+    channels: dict[str, Channel]
+    encoders: dict[str, Encoder] = {}
+    tokenizer: Tokenizer = Tokenizer()
+    clip_norm: Rate = 1.0
+    stage1: Stage1 = Stage1()
+    stage2: Stage2 = Stage2()
+
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        if self.format != FORMAT:
+            raise ValueError(f"format {self.format} is of another version of q2s_tf, which reads {FORMAT}: train it again")
+        for tower in ("query", "document"):
+            if not self.tower_channels(tower):
+                raise ValueError(f"the {tower} tower has no channel: declare at least one")
+        for name, channel in self.channels.items():
+            if channel.kind == "text" and channel.encoder not in self.encoders:
+                known = ", ".join(self.encoders) or "none"
+                raise ValueError(f"channels.{name}.encoder is '{channel.encoder}', which is not declared (declared: {known})")
+        for encoder in self.encoders:
+            towers = {channel.tower for channel in self.channels.values() if getattr(channel, "encoder", None) == encoder}
+            if len(towers) > 1:
+                raise ValueError(f"encoders.{encoder} is used by both towers; the towers share no weights")
+        return self
+
+    def tower_channels(self, tower: str) -> dict[str, Channel]:
+        """The channels of one tower, in the order of the fusion."""
+        return {name: channel for name, channel in self.channels.items() if channel.tower == tower}
+
+    def tower_inputs(self, tower: str) -> list[str]:
+        """The raw inputs of one tower: those fixed by the signatures first, then any other a channel reads."""
+        fixed = {"query": ["query", "country"], "document": ["title", "description", "language", "country", IMAGES]}[tower]
+        return list(dict.fromkeys([*fixed, *(channel.input for channel in self.tower_channels(tower).values())]))
+
+
+IMAGES = "image_embeddings"
+"""The one input of the fixed signatures that is not a text: vectors, `[B, M, I]`."""
+
+
+def read_config(path: Path, overrides: list[str] | None = None) -> Config:
+    """Reads and checks a TOML config.
+
+    Args:
+        path: the file.
+        overrides: `key=value` with a dotted key and a TOML value (`stage1.batch_size=512`); a bare word is a string.
+
+    Raises:
+        InputError: the file is not there or not TOML, or a key or value breaks a rule.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"config {path}: there is no such file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"config {path}: not a TOML file in UTF-8: {error}") from None
+    for override in overrides or []:
+        _override(tables, override)
+    return check_config(tables, str(path))
+
+
+def check_config(tables: dict[str, Any], source: str) -> Config:
+    """Validates plain tables as a `Config`; `source` names them in the `InputError` if they break a rule."""
+    try:
+        return Config.model_validate(tables)
+    except ValidationError as error:
+        problems = [_describe(problem) for problem in error.errors()]
+        raise InputError(f"config {source}: " + "; ".join(problems)) from None
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Writes the resolved config as TOML, whole or not at all."""
+    aside = path.with_name(path.name + ".partial")
+    aside.write_text(tomli_w.dumps(config.model_dump(mode="json")), encoding="utf-8")
+    os.replace(aside, path)
+
+
+def _override(tables: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise InputError(f"--set {override}: expected key=value, for example stage1.batch_size=512")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        tables = tables.setdefault(parent, {})
+        if not isinstance(tables, dict):
+            raise InputError(f"--set {override}: '{parent}' is a value, not a table")
+    tables[last] = value
+
+
+def _describe(problem: Any) -> str:
+    place = ".".join(str(part) for part in problem["loc"]) or "the whole"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key '{place}'"
+    if problem["type"] in ("value_error", "missing"):
+        return f"{place}: {message}" if problem["loc"] else message
+    return f"{place}: {message} (got {problem['input']!r})"

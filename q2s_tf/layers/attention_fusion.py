@@ -1,0 +1,42 @@
+"""Late fusion of a tower's channels (Que2Search, eq. 1)."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+
+class AttentionFusion(keras.layers.Layer):
+    """Weighs the channels of a tower by what all of them say together.
+
+    For channel vectors φ₁ … φ_N in R^D, of which those that are missing count as 0,
+
+        Φ = φ₁ ‖ … ‖ φ_N;   a = softmax(Φ W), W in R^{ND×N};   f = Σ aᵢ φᵢ
+
+    A missing channel has weight exactly 0 and the others share 1. A row with no channel at all has only zero weights
+    and f = 0.
+
+    Source: Liu et al., Que2Search, KDD 2021, eq. 1. The mask is ours: the paper does not speak of missing channels.
+    """
+
+    def build(self, channels_shape: tuple[Any, ...], present_shape: tuple[Any, ...]) -> None:
+        """Makes W for `channels_shape` = `[B, N, D]`."""
+        _, number, dimension = channels_shape
+        self.kernel = self.add_weight(name="kernel", shape=(number * dimension, number), initializer="glorot_uniform")
+
+    def call(self, channels: Any, present: Any) -> tuple[Any, Any]:
+        """Fuses channels.
+
+        Args:
+            channels: `[B, N, D]`.
+            present: bool `[B, N]`, False where a channel is missing.
+
+        Returns:
+            f `[B, D]` and the weights a `[B, N]`.
+        """
+        _, number, dimension = channels.shape
+        there = ops.cast(present, channels.dtype)
+        channels = channels * there[..., None]
+        logits = ops.matmul(ops.reshape(channels, (-1, number * dimension)), self.kernel)
+        weights = ops.softmax(ops.where(present, logits, -1e9), axis=-1) * there
+        return ops.sum(weights[..., None] * channels, axis=1), weights

@@ -1,0 +1,51 @@
+"""A bag of hashed 3-grams as one vector."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+
+class TrigramEmbedding(keras.layers.Layer):
+    """Sum of the embeddings of a text's 3-grams: φ = Σ_g E[g], over the ids that are not padding.
+
+    The sum runs over the rows that occur (a segment sum), so neither `[B, G, D]` nor a dense gradient of the table is
+    ever made.
+
+    Args:
+        buckets: number of hash buckets; ids run from 1 to `buckets`.
+        dimension: D.
+
+    Source: Que2Search, section on 3-gram features (one table a field, sum pooling).
+    """
+
+    def __init__(self, buckets: int, dimension: int, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.buckets = buckets
+        self.dimension = dimension
+
+    def build(self, ids_shape: tuple[Any, ...]) -> None:
+        """Makes the table `[buckets + 1, D]`; row 0 is never read."""
+        self.table = self.add_weight(
+            name="table",
+            shape=(self.buckets + 1, self.dimension),
+            initializer=keras.initializers.RandomNormal(stddev=self.dimension**-0.5),
+        )
+
+    def call(self, ids: tf.Tensor) -> tf.Tensor:
+        """Pools int32 ids `[B, G]` (0 = padding) to `[B, D]`; a row of padding alone gives 0."""
+        places = tf.where(ids != 0)
+        return tf.sparse.segment_sum(
+            tf.convert_to_tensor(self.table),
+            tf.gather_nd(ids, places),
+            places[:, 0],
+            num_segments=tf.shape(ids, out_type=tf.int64)[0],
+        )
+
+    def compute_output_shape(self, ids_shape: tuple[Any, ...]) -> tuple[Any, ...]:
+        """`[B, D]`."""
+        return (ids_shape[0], self.dimension)
+
+    def get_config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {**super().get_config(), "buckets": self.buckets, "dimension": self.dimension}

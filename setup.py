@@ -1,0 +1,46 @@
+"""Package metadata of q2s_tf. `requirements.lock` holds the one resolved set of versions (`make lock` renews it)."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+# ScaNN 1.4.2's ops are built for TensorFlow 2.20, which sets the version of everything that links TensorFlow.
+TENSORFLOW = [
+    "tensorflow==2.20.0",
+    "tensorflow-text==2.20.1",  # normalisation and SentencePiece as graph ops; linked into stock TF Serving
+    "keras~=3.15.0",  # the towers
+    "keras-nlp==0.32.0",  # KerasHub under its older name: the XLM-R backbone
+    "tensorflow-recommenders==0.7.7",  # the retrieval task
+    "tf-keras==2.20.1",  # Keras 2, which TensorFlow Recommenders is written for
+    "tensorflow-serving-api==2.20.0",  # the gRPC stubs of TF Serving
+    "scann==1.4.2",  # approximate nearest neighbours, `--index scann`
+]
+
+setup(
+    name="q2s_tf",
+    version="0.1.0",
+    description="Que2Search for TensorFlow: from a marketplace's search log to semantic retrieval on TF Serving",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["q2s_tf", "q2s_tf.*"]),
+    package_data={"q2s_tf": ["py.typed"], "q2s_tf.marketplace": ["*.toml", "*.json", "*.tsv"]},
+    python_requires=">=3.11,<3.12",
+    install_requires=[
+        *TENSORFLOW,
+        "bm25s~=0.3",  # the lexical baseline in every evaluation
+        "grpcio-health-checking>=1.70",  # the standard health service of the embedded server
+        "ibis-framework[duckdb]~=12.0",  # the funnel: one expression, DuckDB here, Spark or a warehouse there
+        "pyarrow>=20",  # Parquet and delimited files
+        "pydantic~=2.10",  # typed configs
+        "rich>=14",  # progress and tables
+        "scikit-learn~=1.6",  # ROC AUC, nDCG, k-means
+        "sentencepiece~=0.2.0",  # trains the tokenizer
+        "tomli-w~=1.2",  # writes the resolved config
+        "typer~=0.20",  # command lines
+    ],
+    extras_require={
+        "spark": ["pyspark~=4.0"],  # the funnel's second backend
+        "dev": ["hypothesis~=6.100", "mypy~=2.0", "pytest~=9.0", "pytest-timeout~=2.3", "ruff~=0.14"],
+    },
+)
