@@ -32,7 +32,7 @@ def run(command: Callable[..., Any]) -> NoReturn:
     option, a file that is not there or may not be read); 130 on Ctrl-C. Any other exception is a defect of ours and
     shows its traceback.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command()(command)
     try:

@@ -124,6 +124,14 @@ class Stage2(Stage1):
     margin: Annotated[float, Field(gt=0, le=2)] = 0.1
 
 
+class Evaluation(Table):
+    """From which grade on a judged document counts as relevant, in ROC AUC and in recall over the catalogue."""
+
+    relevant_at: float = 1.0
+    recall_relevant_at: float | None = None
+    """`relevant_at` when not given."""
+
+
 class Config(Table):
     """Everything that defines a model and its training."""
 
@@ -137,6 +145,7 @@ class Config(Table):
     clip_norm: Rate = 1.0
     stage1: Stage1 = Stage1()
     stage2: Stage2 = Stage2()
+    evaluation: Evaluation = Evaluation()
 
     @model_validator(mode="after")
     def _check(self) -> "Config":
@@ -202,7 +211,7 @@ def check_config(tables: dict[str, Any], source: str) -> Config:
 def save_config(config: Config, path: Path) -> None:
     """Writes the resolved config as TOML, whole or not at all."""
     aside = path.with_name(path.name + ".partial")
-    aside.write_text(tomli_w.dumps(config.model_dump(mode="json")), encoding="utf-8")
+    aside.write_text(tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
     os.replace(aside, path)
 
 

@@ -54,13 +54,10 @@ class Table:
         self.missing = [column for column in self._source if self._source[column] not in names]
 
     def _open(self) -> ds.Dataset:
-        try:
-            if self.path.is_dir() or self.path.suffix in (".parquet", ".pq"):
-                return ds.dataset(self.path, format="parquet")
-            if self.path.suffixes and {".tsv", ".txt", ".tab"} & set(self.path.suffixes[-2:]):
-                return ds.dataset(self.path, format=self._tsv_format())
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{self.kind} {self.path}: cannot be read: {_first_line(error)}") from None
+        if self.path.is_dir() or self.path.suffix in (".parquet", ".pq"):
+            return self._guard(lambda: ds.dataset(self.path, format="parquet"))
+        if {".tsv", ".txt", ".tab"} & set(self.path.suffixes[-2:]):
+            return self._guard(lambda: ds.dataset(self.path, format=self._tsv_format()))
         raise InputError(f"{self.kind} {self.path}: expected a .parquet, .tsv or .tsv.gz file, or a folder of .parquet files")
 
     def _tsv_format(self) -> ds.CsvFileFormat:
@@ -73,10 +70,7 @@ class Table:
     def _header(self) -> list[str]:
         with pa.input_stream(str(self.path), compression="detect") as stream:
             line = stream.read(65_536).split(b"\n", 1)[0]
-        try:
-            return line.decode("utf-8-sig").rstrip("\r").split("\t")
-        except UnicodeDecodeError:
-            raise InputError(f"{self.kind} {self.path}: must be UTF-8; its header is not: save it as UTF-8") from None
+        return line.decode("utf-8-sig").rstrip("\r").split("\t")
 
     def num_rows(self) -> int:
         """How many rows there are (reads a tab-separated file to count them)."""
@@ -118,8 +112,8 @@ class Table:
             return read()
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError, OSError, json.JSONDecodeError) as error:
             reason = _first_line(error)
-            if "UTF8" in reason or "UTF-8" in reason:
-                raise InputError(f"{self.kind} {self.path}: must be UTF-8 and is not ({reason}): save it as UTF-8") from None
+            if isinstance(error, UnicodeDecodeError) or "UTF8" in reason:
+                raise InputError(f"{self.kind} {self.path}: must be UTF-8 and is not: save it as UTF-8") from None
             place = f"column {column}: " if column else ""
             raise InputError(f"{self.kind} {self.path}: {place}cannot be read: {reason}") from None
 

@@ -16,13 +16,15 @@ class AttentionFusion(keras.layers.Layer):
     A missing channel has weight exactly 0 and the others share 1. A row with no channel at all has only zero weights
     and f = 0.
 
+    W starts at 0, that is with equal weights.
+
     Source: Liu et al., Que2Search, KDD 2021, eq. 1. The mask is ours: the paper does not speak of missing channels.
     """
 
     def build(self, channels_shape: tuple[Any, ...], present_shape: tuple[Any, ...]) -> None:
         """Makes W for `channels_shape` = `[B, N, D]`."""
         _, number, dimension = channels_shape
-        self.kernel = self.add_weight(name="kernel", shape=(number * dimension, number), initializer="glorot_uniform")
+        self.kernel = self.add_weight(name="kernel", shape=(number * dimension, number), initializer="zeros")
 
     def call(self, channels: Any, present: Any) -> tuple[Any, Any]:
         """Fuses channels.

@@ -10,6 +10,11 @@ from q2s_tf.config import Channel, Config
 from q2s_tf.layers import AttentionFusion, DeepSets, TextEncoder, TrigramEmbedding
 
 
+SILENT = "zeros"
+"""First weights of what starts with nothing to say. An untrained transformer gives every text nearly the same [CLS]; a
+tower whose sum such a vector dominates starts with all its embeddings alike, and was seen to stay there."""
+
+
 def build_encoder(config: Config, tower: str, vocabulary_size: int) -> keras.Model:
     """Builds one tower, from prepared channel inputs to a unit vector.
 
@@ -65,9 +70,9 @@ def _channel_layer(
     if channel.kind == "vectors":
         return DeepSets(channel.hidden_dim, dimension, name=f"{name}_vector")
     if channel.kind == "categorical":
-        table = keras.layers.Embedding(len(channel.values) + 1, dimension, name=f"{name}_vector")
+        table = keras.layers.Embedding(len(channel.values) + 1, dimension, SILENT, name=f"{name}_vector")
         return lambda ids: table(ids)[:, 0]
-    project = keras.layers.Dense(dimension, name=f"{name}_vector")
+    project = keras.layers.Dense(dimension, kernel_initializer=SILENT, name=f"{name}_vector")
     return lambda ids: project(text_encoders[channel.encoder](ids))
 
 

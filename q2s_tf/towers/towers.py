@@ -25,6 +25,7 @@ class Tower(keras.Model):
     Attributes:
         preprocessor: raw inputs to channel inputs, graph ops.
         encoder: channel inputs to the embedding, a functional model.
+        dimension: D.
         channels: names of the channels, in the order of `channel_weights`.
     """
 
@@ -32,6 +33,7 @@ class Tower(keras.Model):
         super().__init__(name=f"{name}_tower")
         self.preprocessor = Preprocessor(config, name, tokenizer)
         self.encoder = build_encoder(config, name, tokenizer.vocabulary_size)
+        self.dimension = config.dimension
         self.channels = list(config.tower_channels(name))
         self.required = {channel.input for channel in config.tower_channels(name).values()}
         self.built = True

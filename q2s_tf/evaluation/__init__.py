@@ -1,0 +1,1 @@
+"""Evaluation: metrics of the towers on judgements and over the catalogue, and the lexical baseline."""

@@ -1,0 +1,86 @@
+"""Judged pairs of a query and a document, ready to be scored."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from q2s_tf.cli import console
+from q2s_tf.errors import InputError
+from q2s_tf.tables import Table, check_judgements
+
+
+@dataclass
+class Judgements:
+    """Judged pairs as numbers.
+
+    Attributes:
+        queries: the distinct queries, as columns `query` and `country` of length Q.
+        query: int `[J]`, place in `queries` of each pair.
+        document: int `[J]`, place in the catalogue.
+        relevance: float `[J]`. Where the table has no ratings, 1 for its rows and 0 for as many sampled documents.
+        rated: whether the table has ratings.
+        left_out: pairs whose document is not in the catalogue, or that lack a query or a rating.
+    """
+
+    queries: dict[str, list[str | None]]
+    query: np.ndarray
+    document: np.ndarray
+    relevance: np.ndarray
+    rated: bool
+    left_out: int
+
+    def by_query(self) -> list[np.ndarray]:
+        """For each query the numbers of its pairs."""
+        order = np.argsort(self.query, kind="stable")
+        starts = np.searchsorted(self.query[order], np.arange(1, len(self.queries["query"])))
+        return np.split(order, starts)
+
+
+def read_judgements(table: Table, document_ids: pa.Array, seed: int) -> Judgements:
+    """Reads judgements against a catalogue.
+
+    A pair that occurs twice keeps its highest rating. A table of later positives, which has no ratings, gets as many
+    negatives as it has rows: documents drawn evenly from the catalogue, none of them a positive of the query.
+
+    Args:
+        table: judgements or positives (`q2s_tf.tables.open_judgements`).
+        document_ids: ids of the catalogue, whose places number the documents.
+        seed: of the sampled negatives.
+
+    Raises:
+        InputError: no usable pair.
+    """
+    rated = check_judgements(table)
+    rows = table.read()
+    total = len(rows)
+    place = pc.index_in(rows["document_id"], document_ids)
+    usable = pc.and_(pc.is_valid(place), pc.is_valid(rows["query"]))
+    if rated:
+        usable = pc.and_(usable, pc.fill_null(pc.is_finite(rows["relevance"]), False))
+    rows = rows.append_column("document", place).filter(usable)
+    if not len(rows):
+        raise InputError(f"judgements {table.path}: no row has a query, a rating and a document of the catalogue")
+    best = rows.group_by(["query", "country", "document"], use_threads=False).aggregate([("relevance", "max")])
+    queries = best.group_by(["query", "country"], use_threads=False).aggregate([]).to_pylist()
+    number = {(row["query"], row["country"]): at for at, row in enumerate(queries)}
+    pairs = zip(best["query"].to_pylist(), best["country"].to_pylist(), strict=True)
+    query = np.fromiter((number[pair] for pair in pairs), np.int64, len(best))
+    document = best["document"].to_numpy().astype(np.int64)
+    relevance = best["relevance_max"].to_numpy().astype(np.float64) if rated else np.ones(len(best))
+    if left_out := total - len(rows):
+        console.print(f"left out {left_out:,} of {total:,} judgements: no such document in the catalogue, or an empty cell")
+    if not rated:
+        negative_query, negative = _sample_negatives(query, document, len(document_ids), seed)
+        query, document = np.concatenate([query, negative_query]), np.concatenate([document, negative])
+        relevance = np.concatenate([relevance, np.zeros(len(negative))])
+    columns: dict[str, list[str | None]] = {name: [row[name] for row in queries] for name in ("query", "country")}
+    return Judgements(columns, query, document, relevance, rated, left_out)
+
+
+def _sample_negatives(query: np.ndarray, document: np.ndarray, catalogue: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """One document a positive, drawn evenly; a draw that is a positive of the query is dropped."""
+    drawn = np.random.default_rng(seed).integers(catalogue, size=len(query))
+    wrong = np.isin(query * catalogue + drawn, query * catalogue + document)
+    return query[~wrong], drawn[~wrong]

@@ -1,0 +1,250 @@
+"""Training examples: positives joined with their documents, prepared once, then drawn in shuffled batches.
+
+Queries and documents are each stored once, as prepared ids on disk (`store`); a positive is a pair of row numbers. The
+preparation runs the towers' own preprocessing graph in `tf.data`, the join runs in DuckDB. What stays in memory is a
+length for every stored row; the rest is memory-mapped.
+"""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import tensorflow as tf
+
+from q2s_tf.cli import console, track
+from q2s_tf.config import Config
+from q2s_tf.errors import InputError
+from q2s_tf.tables import Table
+from q2s_tf.text import normalise
+from q2s_tf.towers import Tower, Towers
+from q2s_tf.training.store import ChannelReader, ChannelWriter
+
+Batch = dict[str, Any]
+
+
+class TowerStore:
+    """The prepared inputs of one tower's rows, by channel."""
+
+    def __init__(self, folder: Path, config: Config, tower: str):
+        self.channels = {
+            name: ChannelReader(folder / name, np.float32, channel.dimension)
+            if channel.kind == "vectors"
+            else ChannelReader(folder / name, np.int32)
+            for name, channel in config.tower_channels(tower).items()
+        }
+
+    def rows(self, numbers: np.ndarray) -> dict[str, np.ndarray]:
+        """Inputs of the tower's encoder for these rows."""
+        return {name: channel.rows(numbers) for name, channel in self.channels.items()}
+
+
+@dataclass
+class Examples:
+    """Positives as row numbers, and the stores they point into.
+
+    Attributes:
+        pairs: records `[P]` of query row, document row and weight (1 + ln of how often the pair was seen).
+        group: int64 by query row: queries that read the same after normalisation share one.
+        known: sorted int64 keys `group · num_documents + document` of every positive.
+        queries, documents: the prepared inputs by row.
+        num_documents: size of the catalogue.
+    """
+
+    pairs: np.ndarray
+    group: np.ndarray
+    known: np.ndarray
+    queries: TowerStore
+    documents: TowerStore
+    num_documents: int
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def batches(self, batch_size: int, seed: tuple[int, ...]) -> Iterator[Batch]:
+        """One epoch of batches in an order drawn from `seed`; rows that do not fill a batch wait for another epoch.
+
+        Args:
+            batch_size: B; all positives make one batch when there are fewer.
+            seed: the same seed gives the same batches.
+        """
+        size = min(batch_size, len(self))
+        left = np.empty(0, np.int64)
+        for piece in shuffled(len(self), seed):
+            left = np.concatenate([left, piece])
+            for start in range(0, len(left) - size + 1, size):
+                yield self.batch(left[start : start + size])
+            left = left[len(left) - len(left) % size :]
+
+    def batch(self, numbers: np.ndarray) -> Batch:
+        """The inputs of both towers for these positives, `weight` `[B]`, `score_mask` `[B, B]` (see `allowed`)."""
+        pairs = self.pairs[np.sort(numbers)]
+        return {
+            "query": self.queries.rows(pairs["query"]),
+            "document": self.documents.rows(pairs["document"]),
+            "weight": pairs["weight"].copy(),
+            "score_mask": self.allowed(pairs["query"], pairs["document"]),
+        }
+
+    def allowed(self, query: np.ndarray, document: np.ndarray) -> np.ndarray:
+        """Where document j may count as a negative of query i: where it is no known positive of it.
+
+        The diagonal is True. The same document in another row (an accidental hit) is a known positive, so is False.
+
+        Returns:
+            bool `[B, B]`.
+        """
+        keys = self.group["group"][query][:, None] * self.num_documents + document[None, :]
+        places = np.searchsorted(self.known["known"], keys)
+        allowed = self.known["known"][np.minimum(places, len(self.known) - 1)] != keys
+        np.fill_diagonal(allowed, True)
+        return allowed
+
+    def dataset(self, batch_size: int, seed: tuple[int, ...]) -> tf.data.Dataset:
+        """`batches` as a `tf.data.Dataset`, made ahead of the training step."""
+        first = self.batch(np.zeros(1, np.int64))
+        signature = tf.nest.map_structure(
+            lambda array: tf.TensorSpec([None, None, *array.shape[2:]][: array.ndim], array.dtype), first
+        )
+        batches = tf.data.Dataset.from_generator(lambda: self.batches(batch_size, seed), output_signature=signature)
+        return batches.prefetch(4)
+
+
+def shuffled(total: int, seed: tuple[int, ...], shard: int = 1 << 20, together: int = 8) -> Iterator[np.ndarray]:
+    """The numbers 0 … total - 1, each once, in an order drawn from `seed`, piece by piece.
+
+    Shards of consecutive numbers are drawn at random and `together` of them are mixed at a time: up to `shard · together`
+    numbers this is a uniform shuffle, beyond it memory stays bounded.
+    """
+    generator = np.random.default_rng(seed)
+    shards = generator.permutation(-(-total // shard))
+    for start in range(0, len(shards), together):
+        chosen = [np.arange(each * shard, min(total, (each + 1) * shard)) for each in shards[start : start + together]]
+        yield generator.permutation(np.concatenate(chosen))
+
+
+def build_examples(folder: Path, towers: Towers, documents: Table, positives: Table) -> Examples:
+    """Prepares everything that training reads.
+
+    Args:
+        folder: where the stores go; made anew.
+        towers: for their preprocessing.
+        documents: the catalogue.
+        positives: the pairs; those whose document is not in the catalogue are left out, and counted on the console.
+
+    Raises:
+        InputError: an empty catalogue, a document twice, no positive with a document of the catalogue.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    with duckdb.connect(folder / "join.duckdb") as join:
+        num_documents = _store_documents(folder / "documents", towers.document, documents, join)
+        total = _store_queries(folder / "queries", towers.query, positives, join)
+        pairs = _save(folder / "pairs", join, _PAIRS, [("query", "i4"), ("document", "i4"), ("weight", "f4")])
+        group = _save(folder / "groups", join, _GROUPS, [("group", "i8")])
+        known = _save(folder / "known", join, _KNOWN.format(num_documents=num_documents), [("known", "i8")])
+    (folder / "join.duckdb").unlink()
+    if not len(pairs):
+        raise InputError(
+            f"positives {positives.path}: no row has a query and a document of {documents.path}: are they of one catalogue?"
+        )
+    if left_out := total - len(pairs):
+        console.print(f"left out {left_out:,} of {total:,} positives: no such document in the catalogue, or no query")
+    return Examples(
+        pairs=pairs,
+        group=group,
+        known=known,
+        queries=TowerStore(folder / "queries", towers.config, "query"),
+        documents=TowerStore(folder / "documents", towers.config, "document"),
+        num_documents=num_documents,
+    )
+
+
+_PAIRS = """
+    SELECT texts.query, documents.document, (1 + ln(greatest(1, coalesce(weight, 1))))::FLOAT AS weight
+    FROM positives
+    JOIN texts ON positives.query = texts.text AND positives.country IS NOT DISTINCT FROM texts.country
+    JOIN documents USING (document_id)
+    ORDER BY place"""
+_GROUPS = "SELECT dense_rank() OVER (ORDER BY text) - 1 AS text_group FROM normal ORDER BY query"
+_KNOWN = f"""
+    SELECT DISTINCT text_group * {{num_documents}} + document AS known
+    FROM ({_PAIRS}) JOIN (SELECT query, dense_rank() OVER (ORDER BY text) - 1 AS text_group FROM normal) USING (query)
+    ORDER BY known"""
+
+
+def _store_documents(folder: Path, tower: Tower, documents: Table, join: duckdb.DuckDBPyConnection) -> int:
+    """Stores the catalogue; its row numbers and ids become the table `documents`. Returns how many there are."""
+    join.execute("CREATE TABLE documents (document INTEGER, document_id VARCHAR)")
+    rows = 0
+
+    def prepared() -> Iterator[dict[str, list]]:
+        nonlocal rows
+        for batch in track(documents.batches(1_024), "preparing documents", -(-documents.num_rows() // 1_024)):
+            _insert(join, "documents", np.arange(rows, rows + len(batch)), batch.column("document_id"))
+            rows += len(batch)
+            yield {name: batch.column(name).to_pylist() for name in tower.preprocessor.inputs}
+
+    _store(folder, tower, prepared())
+    return rows
+
+
+def _store_queries(folder: Path, tower: Tower, positives: Table, join: duckdb.DuckDBPyConnection) -> int:
+    """Stores the distinct queries, and makes the tables `positives`, `texts` (as typed) and `normal` (normalised).
+
+    Returns:
+        The number of positives.
+    """
+    columns = {"query": pa.string(), "country": pa.string(), "document_id": pa.string(), "weight": pa.float64()}
+    batches = (batch.select(list(columns)) for batch in positives.batches())
+    join.register("read", pa.RecordBatchReader.from_batches(pa.schema(columns), batches))
+    join.execute("CREATE TABLE positives AS SELECT row_number() OVER () AS place, * FROM read")
+    join.execute("""
+        CREATE TABLE texts AS
+        SELECT (row_number() OVER (ORDER BY query, country) - 1)::INTEGER AS query, query AS text, country
+        FROM (SELECT DISTINCT query, country FROM positives WHERE query IS NOT NULL)""")
+    join.execute("CREATE TABLE normal (query INTEGER, text BLOB)")
+
+    def prepared() -> Iterator[dict[str, list]]:
+        for batch in join.cursor().sql("SELECT * FROM texts ORDER BY query").to_arrow_reader(4_096):
+            text = batch.column("text").to_pylist()
+            _insert(join, "normal", batch.column("query"), normalise(tf.constant(text)).numpy())
+            yield {"query": text, "country": batch.column("country").to_pylist()}
+
+    _store(folder, tower, prepared())
+    return join.execute("SELECT count(*) FROM positives").fetchall()[0][0]
+
+
+def _insert(join: duckdb.DuckDBPyConnection, table: str, *columns: Any) -> None:
+    join.register("inserted", pa.table(list(columns), [f"column{place}" for place in range(len(columns))]))
+    join.execute(f"INSERT INTO {table} FROM inserted")
+
+
+def _store(folder: Path, tower: Tower, columns: Iterator[dict[str, list]]) -> None:
+    """Prepares batches of raw columns through the tower's preprocessing, in `tf.data`, and stores them by channel."""
+    folder.mkdir(parents=True)
+    raw = tf.data.Dataset.from_generator(
+        lambda: (tower.tensors(batch) for batch in columns), output_signature=tower.preprocessor.signature()
+    )
+    writers = {name: ChannelWriter(folder / name) for name in tower.channels}
+    for prepared in raw.map(tower.preprocessor).prefetch(2).as_numpy_iterator():
+        for name, writer in writers.items():
+            writer.append(prepared[name])
+    for writer in writers.values():
+        writer.close()
+
+
+def _save(path: Path, join: duckdb.DuckDBPyConnection, sql: str, fields: list[tuple[str, str]]) -> np.ndarray:
+    """Streams a query's rows to a file and maps it: a record array that is paged in as it is read."""
+    kind = np.dtype(fields)
+    with path.open("wb") as file:
+        for batch in join.sql(sql).to_arrow_reader(65_536):
+            rows = np.empty(len(batch), kind)
+            for name, column in zip(kind.names or (), batch.columns, strict=True):
+                rows[name] = column.to_numpy(zero_copy_only=False)
+            file.write(rows.tobytes())
+    return np.memmap(path, kind, mode="r") if path.stat().st_size else np.empty(0, kind)

@@ -1,0 +1,109 @@
+"""One stage of training: epochs until the validation ROC AUC stops rising, and the best weights kept."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from q2s_tf.cli import console, progress_bar
+from q2s_tf.towers import STAGE_WEIGHTS, Towers, load_weights, save_weights
+from q2s_tf.training.examples import Examples
+from q2s_tf.training.metrics_log import MetricsLog
+from q2s_tf.training.optimisation import TowersOptimizer
+from q2s_tf.training.step import Step, build_step, stage_config
+from q2s_tf.training.validation import Validation
+
+
+class Progress(tf.Module):
+    """How far a stage has come; part of its checkpoint."""
+
+    def __init__(self) -> None:
+        super().__init__(name="progress")
+        self.epochs = tf.Variable(0, dtype=tf.int64)
+        self.best = tf.Variable(-1.0, dtype=tf.float64)
+        self.waited = tf.Variable(0, dtype=tf.int64)
+        """Epochs since the best one."""
+
+
+def train_stage(
+    stage: int, run: Path, towers: Towers, examples: Examples, validation: Validation, log: MetricsLog
+) -> float:
+    """Trains one stage and writes `RUN/stageN.weights.h5` with the weights of its best epoch.
+
+    An epoch's order of batches comes from the seed, the stage and the epoch; a checkpoint is written after each, from
+    which a run that was cut short goes on.
+
+    Args:
+        stage: 1 or 2.
+        run: the run directory.
+        towers: trained in place; holds the best weights at the end.
+        examples: what to learn from.
+        validation: what decides which epoch is the best.
+        log: takes the figures.
+
+    Returns:
+        The best validation ROC AUC.
+    """
+    config, settings = towers.config, stage_config(towers.config, stage)
+    batch_size = min(settings.batch_size, len(examples))
+    steps = len(examples) // batch_size
+    optimizer = TowersOptimizer(towers, settings, config.clip_norm, steps * settings.max_epochs)
+    progress = Progress()
+    checkpoints = _restore(run / "checkpoints" / f"stage{stage}", towers, optimizer, progress)
+    best = run / "checkpoints" / STAGE_WEIGHTS[stage]
+    best.parent.mkdir(exist_ok=True)
+    if not best.exists():
+        # Stage 2 may never beat the stage 1 it starts from, and then its best weights are those.
+        progress.best.assign(validation.roc_auc(towers) if stage == 2 else -1.0)
+        save_weights(towers, best)
+    step = build_step(towers, optimizer, stage)
+    while progress.epochs < settings.max_epochs and progress.waited < settings.patience:
+        epoch = int(progress.epochs) + 1
+        figures = _epoch(f"stage {stage} epoch {epoch}", step, examples.dataset(batch_size, (config.seed, stage, epoch)), steps)
+        figures["validation_roc_auc"] = validation.roc_auc(towers)
+        improved = figures["validation_roc_auc"] > float(progress.best)
+        if improved:
+            save_weights(towers, best)
+            progress.best.assign(figures["validation_roc_auc"])
+        progress.waited.assign(0 if improved else progress.waited + 1)
+        progress.epochs.assign(epoch)
+        checkpoints.save(checkpoint_number=epoch)
+        log.write(stage, epoch * steps, {"epoch": epoch, **figures})
+        console.print(
+            f"stage {stage} epoch {epoch}: loss {figures['loss']:.4f}, batch recall@1 {figures['batch_recall@1']:.3f}, "
+            f"validation ROC AUC {figures['validation_roc_auc']:.4f}{' (best)' if improved else ''}, "
+            f"{figures['seconds']:.0f} s, {figures['pairs_per_second']:.0f} pairs/s"
+        )
+    load_weights(towers, best)
+    save_weights(towers, run / STAGE_WEIGHTS[stage])
+    return float(progress.best)
+
+
+def _restore(folder: Path, towers: Towers, optimizer: TowersOptimizer, progress: Progress) -> tf.train.CheckpointManager:
+    adams = {f"adam{place}": adam for place, (adam, _) in enumerate(optimizer.groups)}
+    checkpoint = tf.train.Checkpoint(towers=towers, progress=progress, **adams)
+    manager = tf.train.CheckpointManager(checkpoint, str(folder), max_to_keep=2)
+    if manager.latest_checkpoint:
+        checkpoint.restore(manager.latest_checkpoint).expect_partial()
+        console.print(f"going on after epoch {int(progress.epochs)} of {folder.name}")
+    return manager
+
+
+def _epoch(title: str, step: Step, batches: tf.data.Dataset, steps: int) -> dict[str, float]:
+    """Runs one epoch; returns the means of the step's figures, its seconds and its pairs per second."""
+    sums: dict[str, float] = {}
+    pairs = 0
+    begin = time.perf_counter()
+    with progress_bar() as bar:
+        task = bar.add_task(title, total=steps)
+        for batch in batches:
+            figures = {name: float(value) for name, value in step(batch).items()}
+            if not np.isfinite(figures["loss"]):
+                raise FloatingPointError(f"{title}: the loss is {figures['loss']}: lower the learning rates")
+            sums = {name: sums.get(name, 0.0) + value for name, value in figures.items()}
+            pairs += len(batch["weight"])
+            bar.update(task, advance=1, description=f"{title}: loss {figures['loss']:.4f}")
+    seconds = time.perf_counter() - begin
+    means = {name: value / steps for name, value in sums.items()}
+    return {**means, "seconds": seconds, "pairs_per_second": pairs / seconds}

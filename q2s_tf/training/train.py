@@ -1,0 +1,142 @@
+"""Training as a whole: tokenizer, stage 1, stage 2, into a run directory."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import tensorflow as tf
+
+from q2s_tf.cli import console, track
+from q2s_tf.config import Config, save_config
+from q2s_tf.errors import InputError
+from q2s_tf.tables import Table, open_documents, open_judgements, open_positives
+from q2s_tf.text import Tokenizer, normalise, train_tokenizer
+from q2s_tf.towers import STAGE_WEIGHTS, Towers, build_towers, load_weights, read_ids, read_run_config
+from q2s_tf.training.examples import build_examples
+from q2s_tf.training.metrics_log import MetricsLog
+from q2s_tf.training.stage import train_stage
+from q2s_tf.training.validation import Validation
+
+
+def train(
+    config: Config,
+    documents: Path,
+    positives: Path,
+    validation: Path,
+    run: Path,
+    tokenizer: Path | None = None,
+    resume: bool = False,
+) -> Towers:
+    """Trains the towers and leaves a run directory that `q2s_tf.load` reads.
+
+    Args:
+        config: what to train; the run keeps it with the values of its categorical channels filled in.
+        documents: the catalogue.
+        positives: pairs of a query and the document that answered it.
+        validation: judgements, or later positives; the best epoch is the one with the highest ROC AUC on them.
+        run: the run directory to make.
+        tokenizer: a SentencePiece model made by an earlier run; one is trained when None.
+        resume: go on with a run that was cut short, after its last finished epoch.
+
+    Returns:
+        The trained towers.
+
+    Raises:
+        InputError: a table that breaks its contract, a run directory that is there already (without `resume`) or is not
+            (with it), a config other than that of the run to resume.
+    """
+    catalogue = open_documents(documents, config.tower_inputs("document"))
+    pairs, judgements = open_positives(positives), open_judgements(validation)
+    document_ids = read_ids(catalogue)
+    judged = Validation(config, catalogue, document_ids, judgements)
+    if resume:
+        config = _resumed_config(config, run)
+    else:
+        _refuse_existing(run)
+        config = fill_categories(config, catalogue, pairs)
+    try:
+        towers = build_towers(config, _tokenizer(config, catalogue, pairs, run, tokenizer))
+        examples = build_examples(run / "examples", towers, catalogue, pairs)
+    except InputError:
+        if not resume:
+            shutil.rmtree(run, ignore_errors=True)
+        raise
+    save_config(config, run / "config.toml")
+    console.print(f"{len(examples):,} positives, {len(document_ids):,} documents, {towers.count_params():,} weights")
+    log = MetricsLog(run)
+    for stage in (1, 2) if config.stage2.max_epochs else (1,):
+        if (run / STAGE_WEIGHTS[stage]).is_file():
+            load_weights(towers, run / STAGE_WEIGHTS[stage])
+            continue
+        best = train_stage(stage, run, towers, examples, judged, log)
+        console.print(f"stage {stage} done: validation ROC AUC {best:.4f}, {run / STAGE_WEIGHTS[stage]}")
+    log.close()
+    del examples
+    shutil.rmtree(run / "examples")
+    return towers
+
+
+def fill_categories(config: Config, documents: Table, positives: Table) -> Config:
+    """The config with the values of its categorical channels: the most frequent ones of their column, normalised."""
+    channels = dict(config.channels)
+    for name, channel in config.channels.items():
+        if channel.kind != "categorical" or channel.values:
+            continue
+        table = documents if channel.tower == "document" else positives
+        counts = pa.chunked_array([_normalised(batch.column(channel.input)) for batch in table.batches()]).value_counts()
+        ranked = sorted(((entry["counts"], entry["values"]) for entry in counts.to_pylist() if entry["values"]), reverse=True)
+        values = tuple(sorted(value for _, value in ranked[: channel.max_values]))
+        channels[name] = channel.model_copy(update={"values": values})
+    return config.model_copy(update={"channels": channels})
+
+
+def _normalised(column: pa.Array) -> pa.Array:
+    return pa.array(normalise(tf.constant(pc.fill_null(column, "").to_pylist())).numpy(), pa.binary()).cast(pa.string())
+
+
+def _tokenizer(config: Config, documents: Table, positives: Table, run: Path, given: Path | None) -> Tokenizer:
+    """The run's tokenizer: its own when it has one, else the given one, else a new one; left in the run directory."""
+    path = run / "tokenizer.model"
+    if given is not None:
+        Tokenizer.read(given)
+    run.mkdir(parents=True, exist_ok=True)
+    if not path.is_file():
+        settings = config.tokenizer
+        model = given.read_bytes() if given else train_tokenizer(
+            _texts(config, documents, positives), settings.vocabulary_size, settings.character_coverage, settings.max_sentences
+        )
+        aside = path.with_name("partial.tokenizer.model")
+        aside.write_bytes(model)
+        aside.rename(path)
+    return Tokenizer.read(path)
+
+
+def _texts(config: Config, documents: Table, positives: Table) -> Iterator[str]:
+    """Every text that a text channel will read, normalised."""
+    for tower, table in (("query", positives), ("document", documents)):
+        inputs = {c.input for c in config.tower_channels(tower).values() if c.kind in ("text", "trigrams")}
+        for batch in track(table.batches(), f"reading {tower} texts", None):
+            for name in sorted(inputs):
+                yield from (text for text in _normalised(batch.column(name)).to_pylist() if text)
+
+
+def _refuse_existing(run: Path) -> None:
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise InputError(f"run {run}: is there already and is not empty: give another --out, or --resume to go on with it")
+
+
+def _resumed_config(config: Config, run: Path) -> Config:
+    """The config of the run to go on with, which must be what `config` asks for."""
+    kept = read_run_config(run)
+    asked = config.model_copy(update={"channels": {**config.channels}})
+    for name, channel in kept.channels.items():
+        if channel.kind == "categorical" and name in asked.channels and not getattr(asked.channels[name], "values", True):
+            asked.channels[name] = asked.channels[name].model_copy(update={"values": channel.values})
+    if asked != kept:
+        changed = [key for key in type(kept).model_fields if getattr(asked, key) != getattr(kept, key)]
+        raise InputError(f"run {run}: was trained with another config (differs in {', '.join(changed)}): train into a new --out")
+    return kept
+
+

@@ -1,0 +1,51 @@
+"""ROC AUC on the validation judgements, while training goes on."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from q2s_tf.config import Config
+from q2s_tf.errors import InputError
+from q2s_tf.evaluation.judgements import read_judgements
+from q2s_tf.evaluation.metrics import roc_auc
+from q2s_tf.tables import Table
+from q2s_tf.towers import Towers, embed_documents
+
+
+class Validation:
+    """The judged queries and documents, kept so that they can be embedded again after every epoch.
+
+    Args:
+        config: says from which grade on a document is relevant.
+        documents: the catalogue.
+        document_ids: its ids.
+        judgements: rated pairs, or later positives, which then stand against sampled negatives.
+
+    Raises:
+        InputError: no usable pair, or only relevant or only irrelevant ones.
+    """
+
+    def __init__(self, config: Config, documents: Table, document_ids: pa.Array, judgements: Table):
+        judged = read_judgements(judgements, document_ids, config.seed)
+        self.relevant = judged.relevance >= (config.evaluation.relevant_at if judged.rated else 1)
+        if self.relevant.all() or not self.relevant.any():
+            raise InputError(
+                f"judgements {judgements.path}: need relevant and irrelevant pairs, with relevant from "
+                f"{config.evaluation.relevant_at} on; got {int(self.relevant.sum())} of {len(self.relevant)} relevant: set "
+                "evaluation.relevant_at"
+            )
+        self.queries, self.query = judged.queries, judged.query
+        wanted, self.document = np.unique(judged.document, return_inverse=True)
+        chosen = pa.array(wanted)
+        start, rows = 0, []
+        for batch in documents.batches():
+            inside = chosen.filter(pc.and_(pc.greater_equal(chosen, start), pc.less(chosen, start + len(batch))))
+            rows.append(batch.take(pc.subtract(inside, start)))
+            start += len(batch)
+        self.rows = pa.Table.from_batches(rows)
+
+    def roc_auc(self, towers: Towers) -> float:
+        """ROC AUC of cos(q, d) over the judged pairs."""
+        query = towers.query.predict(self.queries)["embedding"]
+        document = embed_documents(towers.document, self.rows)
+        return roc_auc(np.sum(query[self.query] * document[self.document], axis=1), self.relevant)
