@@ -25,4 +25,4 @@ def normalise(text: tf.Tensor) -> tf.Tensor:
     )
     text = tf.strings.substr(text, 0, MAX_CHARACTERS, unit="UTF8_CHAR")
     text = tf_text.case_fold_utf8(text)
-    return tf.strings.strip(tf.strings.regex_replace(text, r"[\s\pZ]+", " "))
+    return tf.strings.strip(tf.strings.regex_replace(text, r"[\s\pZ\p{Cc}]+", " "))
