@@ -1,0 +1,27 @@
+"""Serving: exported towers and index over TensorFlow Serving's gRPC API, and a client to ask them.
+
+The names are imported when they are first used: `Client` needs TensorFlow's messages, the rest of the package does not
+need `Client`.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from q2s_tf.serving.client import Client
+    from q2s_tf.serving.errors import ServingError
+    from q2s_tf.serving.server import Server
+
+__all__ = ["DEFAULT_EFFORT", "Client", "Server", "ServingError"]
+
+DEFAULT_EFFORT = 20
+"""Partitions of the index that a client asks to search when nobody says how many."""
+
+_MODULES = {"Client": "client", "Server": "server", "ServingError": "errors"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,0 +1,129 @@
+"""One query's answer for a person to read: the ranked documents with their titles, and the query's channel weights."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import grpc
+import pyarrow as pa
+import pyarrow.compute as pc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from q2s_tf import tables
+from q2s_tf.errors import InputError
+from q2s_tf.serving import DEFAULT_EFFORT
+from q2s_tf.serving.errors import ServingError
+from q2s_tf.serving.folders import channel_names
+
+if TYPE_CHECKING:
+    from q2s_tf.serving.client import Client
+
+
+class Question(NamedTuple):
+    """What is asked: see `q2s_tf.serving.Client.retrieve`."""
+
+    query: str
+    country: str = ""
+    k: int = 10
+    effort: int = DEFAULT_EFFORT
+    min_score: float = -1.0
+
+
+class Answer(NamedTuple):
+    """What came back: ``matches`` are (document id, score), best first; ``weights`` are (channel, weight)."""
+
+    matches: list[tuple[str, float]]
+    weights: list[tuple[str, float]]
+
+
+def ask(question: Question, target: str, models: Path | None = None, timeout_seconds: float = 10.0) -> Answer:
+    """Asks the server at ``target``; channels have their names if the export is in ``models``, else numbers.
+
+    Raises:
+        InputError: ``k`` or ``effort`` is out of range, or the server did not answer: the message says why.
+    """
+    _check_reachable(target, timeout_seconds)
+    from q2s_tf.serving.client import Client
+
+    with Client(target, timeout_seconds) as client:
+        try:
+            return _ask(client, question, models)
+        except ServingError as error:
+            raise InputError(f"the server at {target} refused: {error}") from error
+
+
+def _check_reachable(target: str, timeout_seconds: float) -> None:
+    """A server that is not there shows at once, not after the seconds that the client's imports take."""
+    with grpc.insecure_channel(target) as channel:
+        try:
+            health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=timeout_seconds)
+        except grpc.RpcError as error:
+            if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                return  # it answered: TensorFlow Serving has the health service only if told so
+            raise InputError(
+                f"no server answers at {target}; start one with: python tools/serve.py --models saved_models"
+            ) from error
+
+
+def _ask(client: "Client", question: Question, models: Path | None) -> Answer:
+    found = client.retrieve([question.query], [question.country], question.k, question.effort, question.min_score)
+    weights = client.embed_query([question.query], [question.country]).channel_weights[0]
+    names = [f"channel {number}" for number in range(1, len(weights) + 1)]
+    if models is not None:
+        versions = [status.version for status in client.status("query_tower") if status.state == "AVAILABLE"]
+        known = channel_names(models, "query_tower", versions[0]) if versions else None
+        names = known if known is not None and len(known) == len(weights) else names
+    pairs = zip(found.document_ids[0], found.scores[0].tolist(), strict=True)
+    return Answer(
+        [(document_id, score) for document_id, score in pairs if document_id],
+        list(zip(names, weights.tolist(), strict=True)),
+    )
+
+
+def open_catalogue(documents: Path) -> tables.Table:
+    """The columns of a catalogue that `look_up` reads.
+
+    Raises:
+        InputError: There is no such catalogue, or it lacks a column.
+    """
+    return tables.Table(documents, "documents", ["document_id", "title"], ["language"])
+
+
+def look_up(catalogue: tables.Table, ids: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """The title and language of the documents with these ids; those that the catalogue lacks are left out.
+
+    Raises:
+        InputError: The catalogue cannot be read.
+    """
+    wanted = set(ids)
+    found: dict[str, tuple[str, str]] = {}
+    for batch in catalogue.batches():
+        rows = batch.filter(pc.is_in(batch["document_id"], value_set=pa.array(sorted(wanted), pa.string()))).to_pylist()
+        found.update({row["document_id"]: (row["title"] or "", row["language"] or "") for row in rows})
+        if len(found) == len(wanted):
+            break
+    return found
+
+
+def show(answer: Answer, titles: dict[str, tuple[str, str]] | None, console: Console) -> None:
+    """Prints the ranked table and, below it, how much each channel of the query weighed."""
+    table = Table("rank", "score", "document_id", box=None, pad_edge=False)
+    for column in ("language", "title") if titles is not None else ():
+        table.add_column(column, overflow="fold")
+    for rank, (document_id, score) in enumerate(answer.matches, start=1):
+        cells = [str(rank), f"{score:.4f}", document_id]
+        if titles is not None:
+            title, language = titles.get(document_id, ("", ""))
+            cells += [language, title]
+        table.add_row(*(_printable(cell) for cell in cells))
+    console.print(table if answer.matches else "no document scores above the least score")
+    weights = "  ".join(f"{name} {weight:.2f}" for name, weight in answer.weights)
+    console.print(_printable(f"channel weights: {weights}"))
+
+
+def _printable(text: str) -> Text:
+    """Listings are written by strangers: neither rich's markup nor a terminal's control codes may act."""
+    return Text("".join(character if character.isprintable() else " " for character in text))

@@ -1,0 +1,46 @@
+"""The layout that servables have on disk, ``<models>/<model>/<version>/``, read without TensorFlow."""
+
+import json
+from pathlib import Path
+
+from q2s_tf.errors import InputError
+
+MANIFEST_FILE = Path("assets.extra", "manifest.json")
+
+
+def models_in(folder: Path) -> list[Path]:
+    """The folders of the models in a folder: those that hold a version.
+
+    Raises:
+        InputError: There is none, or no such folder.
+    """
+    if not folder.is_dir():
+        raise InputError(f"models folder {folder} does not exist; export a run with tools/export.py")
+    models = [child for child in sorted(folder.iterdir()) if child.is_dir() and versions_in(child)]
+    if not models:
+        raise InputError(f"models folder {folder} holds no <model>/<version>/; export a run with tools/export.py")
+    return models
+
+
+def versions_in(model: Path) -> dict[int, Path]:
+    """The version folders of a model by version; other names, such as those of half-written ones, are none."""
+    return {
+        int(child.name): child
+        for child in model.iterdir()
+        if child.name.isascii() and child.name.isdigit() and child.is_dir()
+    }
+
+
+def channel_names(models: Path, tower: str, version: int) -> list[str] | None:
+    """The names of a tower's channels, in the order of its ``channel_weights``; None if the export is not there.
+
+    Raises:
+        InputError: The export's manifest cannot be read.
+    """
+    path = models / tower / str(version) / MANIFEST_FILE
+    if not path.exists():
+        return None
+    try:
+        return [str(name) for name in json.loads(path.read_text(encoding="utf-8"))["channels"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"manifest {path} holds no list of channels; export again with tools/export.py") from error

@@ -1,0 +1,153 @@
+"""Small saved models with the signatures that the servables have, for the tests of server and client.
+
+They need no training: a query's vector comes from a hash of its text. What a test expects is computed beside it in
+NumPy (`scores`), from the same table.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+
+DIM = 8
+IMAGE_DIM = 4
+IDS = [f"d{number}" for number in range(30)]
+STRINGS = tf.TensorSpec([None], tf.string)
+SCALAR = tf.TensorSpec([], tf.int32)
+
+
+def _unit(values: np.ndarray) -> np.ndarray:
+    return (values / np.linalg.norm(values, axis=-1, keepdims=True)).astype(np.float32)
+
+
+DOCUMENTS = _unit(np.random.default_rng(5).normal(size=(len(IDS), DIM)))
+
+
+class Tower(tf.Module):
+    """A query tower: a row of a table for the hash of query and country, turned by ``turn`` to tell versions apart."""
+
+    def __init__(self, turn: int = 0) -> None:
+        super().__init__()
+        self.rows = tf.Variable(np.roll(_unit(np.random.default_rng(7).normal(size=(64, DIM))), turn, axis=1))
+
+    def embed(self, query: tf.Tensor, country: tf.Tensor) -> tf.Tensor:
+        return tf.gather(self.rows, tf.strings.to_hash_bucket_fast(query + "|" + country, 64))
+
+    @tf.function(input_signature=[STRINGS, STRINGS])
+    def __call__(self, query: tf.Tensor, country: tf.Tensor) -> dict[str, tf.Tensor]:
+        embedding = self.embed(query, country)
+        return {"embedding": embedding, "channel_weights": tf.nn.softmax(embedding[:, :3])}
+
+
+class DocumentTower(tf.Module):
+    """A document tower: three numbers that show what came in, per document."""
+
+    @tf.function(input_signature=[STRINGS] * 4 + [tf.TensorSpec([None, None, IMAGE_DIM], tf.float32)])
+    def __call__(
+        self,
+        title: tf.Tensor,
+        description: tf.Tensor,
+        language: tf.Tensor,
+        country: tf.Tensor,
+        image_embeddings: tf.Tensor,
+    ) -> dict[str, tf.Tensor]:
+        texts = tf.stack([title, description, language, country], axis=1)
+        lengths = tf.cast(tf.strings.length(texts), tf.float32)
+        return {"embedding": lengths, "channel_weights": tf.reduce_sum(image_embeddings, axis=1)}
+
+
+class LeanTower(tf.Module):
+    """A tower of one text: its length."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__()
+        self.embed = tf.function(self._embed, input_signature=[tf.TensorSpec([None], tf.string, key)])
+
+    def _embed(self, text: tf.Tensor) -> dict[str, tf.Tensor]:
+        length = tf.cast(tf.strings.length(text), tf.float32)[:, None]
+        return {"embedding": length, "channel_weights": tf.ones_like(length)}
+
+
+class Retriever(tf.Module):
+    """The tower and an exact index over `DOCUMENTS`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tower = Tower()
+        self.documents = tf.Variable(DOCUMENTS)
+        self.ids = tf.constant(IDS)
+
+    def search(
+        self, embedding: tf.Tensor, k: tf.Tensor, effort: tf.Tensor, min_score: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        found = tf.math.top_k(tf.matmul(embedding, self.documents, transpose_b=True), tf.minimum(k, len(IDS)))
+        enough = (found.values >= min_score) & (effort > 0)
+        return {
+            "document_id": tf.where(enough, tf.gather(self.ids, found.indices), ""),
+            "score": tf.where(enough, found.values, -1.0),
+        }
+
+    @tf.function(input_signature=[STRINGS, STRINGS])
+    def top(self, query: tf.Tensor, country: tf.Tensor) -> dict[str, tf.Tensor]:
+        return self.search(self.tower.embed(query, country), 10, 20, -1.0)
+
+    @tf.function(input_signature=[STRINGS, STRINGS, SCALAR, SCALAR, tf.TensorSpec([], tf.float32)])
+    def retrieve(
+        self, query: tf.Tensor, country: tf.Tensor, k: tf.Tensor, effort: tf.Tensor, min_score: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        return self.search(self.tower.embed(query, country), k, effort, min_score)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, DIM]), SCALAR, SCALAR, tf.TensorSpec([], tf.float32)])
+    def by_embedding(
+        self, embedding: tf.Tensor, k: tf.Tensor, effort: tf.Tensor, min_score: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        return self.search(embedding, k, effort, min_score)
+
+
+def save_query_tower(folder: Path, turn: int = 0) -> None:
+    """A version of the query tower in ``folder``."""
+    tower = Tower(turn)
+    tf.saved_model.save(tower, str(folder), signatures={"serving_default": tower.__call__})
+
+
+def save_lean_towers(models: Path) -> None:
+    """Version 1 of both towers, with a query and a title as their only inputs."""
+    for name, key in (("query_tower", "query"), ("document_tower", "title")):
+        tower = LeanTower(key)
+        tf.saved_model.save(tower, str(models / name / "1"), signatures={"serving_default": tower.embed})
+
+
+def save_all(models: Path) -> None:
+    """Version 1 of the three servables in ``models``, the query tower with a warm-up file."""
+    save_query_tower(models / "query_tower" / "1")
+    write_warmup(models / "query_tower" / "1", {"query": ["warm"], "country": ["US"]})
+    documents = DocumentTower()
+    signatures = {"serving_default": documents.__call__}
+    tf.saved_model.save(documents, str(models / "document_tower" / "1"), signatures=signatures)
+    retriever = Retriever()
+    signatures = {
+        "serving_default": retriever.top,
+        "retrieve": retriever.retrieve,
+        "by_embedding": retriever.by_embedding,
+    }
+    tf.saved_model.save(retriever, str(models / "retriever" / "1"), signatures=signatures)
+
+
+def write_warmup(version: Path, inputs: dict[str, list]) -> None:
+    """A warm-up file with one Predict request."""
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = version.parent.name
+    for key, values in inputs.items():
+        request.inputs[key].CopyFrom(tf.make_tensor_proto(values))
+    log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
+    path = version / "assets.extra" / "tf_serving_warmup_requests"
+    path.parent.mkdir(exist_ok=True)
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        writer.write(log.SerializeToString())
+
+
+def scores(embedding: np.ndarray) -> list[tuple[str, float]]:
+    """Every document with its cosine to one query vector, best first."""
+    cosines = DOCUMENTS @ embedding
+    return [(IDS[index], float(cosines[index])) for index in np.argsort(-cosines)]

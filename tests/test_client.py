@@ -1,0 +1,262 @@
+"""The client and tools/query.py against a real server in this process, and against servers that misbehave."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from contextlib import contextmanager
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import serving_models
+import tensorflow as tf
+from rich.console import Console
+from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+
+from q2s_tf.errors import InputError
+from q2s_tf.serving import Client, Server, ServingError
+from q2s_tf.serving.answers import Question, ask, show
+
+ROOT = Path(__file__).parents[1]
+TITLES = {"d0": "red [bold]sofa[/bold]", "d1": "ghế \x1b[31mđỏ", "d2": "lamp"}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    serving_models.save_all(folder)
+    manifest = folder / "query_tower" / "1" / "assets.extra" / "manifest.json"
+    manifest.write_text('{"channels": ["trigrams", "country", "text"]}')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(models: Path) -> Iterator[Server]:
+    with Server(models, port=0) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> Iterator[Client]:
+    with Client(server.address) as connected:
+        yield connected
+
+
+def test_retrieves_the_best_documents_best_first(client: Client) -> None:
+    queries, countries = ["red sofa", "lamp"], ["US", ""]
+    found = client.retrieve(queries, countries, k=4)
+    vectors = client.embed_query(queries, countries).embedding
+    assert found.document_ids.shape == found.scores.shape == (2, 4)
+    for row, vector in enumerate(vectors):
+        expected = serving_models.scores(vector)[:4]
+        assert found.document_ids[row].tolist() == [name for name, _ in expected]
+        np.testing.assert_allclose(found.scores[row], [score for _, score in expected], atol=1e-5)
+
+
+def test_the_least_score_leaves_empty_rows(client: Client) -> None:
+    found = client.retrieve(["red sofa"], ["US"], k=3, min_score=1.5)
+    assert found.document_ids.tolist() == [["", "", ""]]
+    assert found.scores.tolist() == [[-1, -1, -1]]
+
+
+def test_the_defaults_are_those_of_the_signature_that_takes_no_options(client: Client) -> None:
+    default = client.predict("retriever", {"query": ["lamp"], "country": ["FR"]})
+    found = client.retrieve(["lamp"], ["FR"])
+    assert default["document_id"].tolist() == [[name.encode() for name in found.document_ids[0]]]
+
+
+def test_query_embeddings_come_with_their_channel_weights(client: Client) -> None:
+    embedding, weights = client.embed_query(["red sofa"], ["US"])
+    np.testing.assert_allclose(np.linalg.norm(embedding, axis=1), 1, atol=1e-6)
+    exponentials = np.exp(embedding[:, :3])
+    np.testing.assert_allclose(weights, exponentials / exponentials.sum(), atol=1e-6)
+
+
+def test_missing_parts_of_a_document_are_sent_as_missing(client: Client) -> None:
+    assert client.embed_document(["sofa", "tv"]).embedding.tolist() == [[4, 0, 0, 0], [2, 0, 0, 0]]
+    assert client.embed_document(["sofa"]).channel_weights.tolist() == [[0] * serving_models.IMAGE_DIM]
+
+
+def test_every_part_of_a_document_reaches_the_tower(client: Client) -> None:
+    images = np.arange(2 * 3 * serving_models.IMAGE_DIM, dtype=np.float64).reshape(2, 3, -1)
+    got = client.embed_document(["sofa", "tv"], ["red", ""], ["en", "vi"], ["US", "V"], images)
+    assert got.embedding.tolist() == [[4, 3, 2, 2], [2, 0, 2, 1]]
+    assert got.channel_weights.tolist() == images.sum(axis=1).tolist()
+
+
+def test_a_model_gets_what_it_has_channels_for(tmp_path: Path) -> None:
+    """Towers without country and images; then a version with them takes over."""
+    serving_models.save_lean_towers(tmp_path)
+    with Server(tmp_path, port=0, poll_seconds=0.05) as server, Client(server.address) as client:
+        assert client.embed_query(["red sofa"], ["US"]).embedding.tolist() == [[8]]
+        assert client.embed_document(["sofa"], ["red"]).embedding.tolist() == [[4]]
+        serving_models.save_query_tower(tmp_path / "aside")
+        (tmp_path / "aside").rename(tmp_path / "query_tower" / "2")
+        deadline = time.monotonic() + 30
+        while server.serving()["query_tower"] != 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert client.embed_query(["red sofa"], ["US"]).embedding.shape == (1, serving_models.DIM)
+
+
+def test_plain_python_numbers_are_sent_as_tensorflow_would(client: Client) -> None:
+    inputs: dict[str, Any] = {"embedding": [[1.0] + [0.0] * 7], "k": 2, "effort": 1, "min_score": 0.0}
+    found = client.predict("retriever", inputs, "by_embedding")
+    expected = serving_models.scores(np.eye(1, serving_models.DIM)[0])[:2]
+    assert found["document_id"].tolist() == [[name.encode() for name, _ in expected]]
+
+
+def test_status_and_metadata(client: Client) -> None:
+    assert client.status("retriever") == [(1, "AVAILABLE", "")]
+    signatures = client.metadata("retriever")
+    assert set(signatures) == {"serving_default", "retrieve", "by_embedding"}
+    assert signatures["by_embedding"].inputs["embedding"] == ("float32", (None, serving_models.DIM))
+    assert signatures["retrieve"].inputs["k"] == ("int32", ())
+    assert signatures["retrieve"].outputs["document_id"].dtype == "string"
+
+
+def test_a_refused_request_carries_code_and_message(client: Client) -> None:
+    with pytest.raises(ServingError, match='NOT_FOUND: there is no model "toaster"') as caught:
+        client.predict("toaster", {})
+    assert caught.value.code is grpc.StatusCode.NOT_FOUND
+    with pytest.raises(ServingError, match="no version 3 loaded"):
+        client.predict("query_tower", {}, version=3)
+
+
+def test_what_cannot_be_sent_is_refused_before_it_is_sent(client: Client) -> None:
+    with pytest.raises(InputError, match="wrap it in"):
+        client.embed_query("red sofa", ["US"])
+    for k in (0, -1, 2**31):
+        with pytest.raises(InputError, match=f"k must be at least 1 and below 2\\^31, got {k}"):
+            client.retrieve(["lamp"], ["FR"], k=k)
+    with pytest.raises(InputError, match='input "query" cannot be sent: a tensor of strings takes str or bytes'):
+        client.predict("query_tower", {"query": np.array([None]), "country": ["US"]})
+
+
+@contextmanager
+def scripted(answer: Callable[[int, grpc.ServicerContext], predict_pb2.PredictResponse]) -> Iterator[tuple[str, list]]:
+    """A server whose Predict is ``answer(number of the call, context)``; its address and its calls."""
+    calls: list[predict_pb2.PredictRequest] = []
+
+    class Service(prediction_service_pb2_grpc.PredictionServiceServicer):
+        def Predict(self, request: predict_pb2.PredictRequest, context: grpc.ServicerContext) -> object:
+            calls.append(request)
+            return answer(len(calls), context)
+
+    running = grpc.server(futures.ThreadPoolExecutor(2))
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(Service(), running)
+    port = running.add_insecure_port("127.0.0.1:0")
+    running.start()
+    try:
+        yield f"127.0.0.1:{port}", calls
+    finally:
+        running.stop(None).wait()
+
+
+def test_asks_again_while_the_server_is_unavailable() -> None:
+    def answer(call: int, context: grpc.ServicerContext) -> predict_pb2.PredictResponse:
+        if call < 3:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "starting")
+        return predict_pb2.PredictResponse(outputs={"x": tf.make_tensor_proto([call])})
+
+    with scripted(answer) as (address, calls), Client(address) as client:
+        assert client.predict("m", {})["x"].tolist() == [3]
+        assert len(calls) == 3
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.INTERNAL, grpc.StatusCode.RESOURCE_EXHAUSTED])
+def test_asks_only_once_if_the_answer_is_another(code: grpc.StatusCode) -> None:
+    def answer(call: int, context: grpc.ServicerContext) -> None:
+        context.abort(code, "no")
+
+    with scripted(answer) as (address, calls), Client(address) as client:
+        with pytest.raises(ServingError, match=f"{code.name}: no"):
+            client.predict("m", {})
+        assert len(calls) == 1
+
+
+def test_gives_up_at_the_deadline() -> None:
+    release = threading.Event()
+
+    def answer(call: int, context: grpc.ServicerContext) -> predict_pb2.PredictResponse:
+        release.wait(30)
+        return predict_pb2.PredictResponse()
+
+    with scripted(answer) as (address, _), Client(address, timeout_seconds=0.2) as client:
+        with pytest.raises(ServingError) as caught:
+            client.predict("m", {})
+        release.set()
+    assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def run(*arguments: str) -> tuple[int, str, str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, str(ROOT / "tools" / "query.py"), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=environment, timeout=120)
+    return result.returncode, result.stdout, result.stderr
+
+
+def test_the_query_tool_prints_a_ranked_table(server: Server, client: Client, models: Path, tmp_path: Path) -> None:
+    documents = tmp_path / "documents.tsv"
+    rows = [f"{name}\t{TITLES.get(name, 'other ' + name)}\ten" for name in serving_models.IDS if name != "d9"]
+    documents.write_text("\n".join(["document_id\ttitle\tlanguage", *rows]) + "\n", encoding="utf-8")
+    status, output, errors = run(
+        "red sofa", "--country", "US", "--k", "30", "--target", server.address,
+        "--documents", str(documents), "--models", str(models),
+    )  # fmt: skip
+    assert status == 0, errors
+    header, *lines, weights = output.splitlines()
+    assert header.split() == ["rank", "score", "document_id", "language", "title"]
+    expected = serving_models.scores(client.embed_query(["red sofa"], ["US"]).embedding[0])
+    assert [line.split()[:3] for line in lines] == [
+        [str(rank), f"{score:.4f}", name] for rank, (name, score) in enumerate(expected, start=1)
+    ]
+    titles = {line.split()[2]: line.split()[4:] for line in lines}
+    assert titles["d0"] == ["red", "[bold]sofa[/bold]"] and titles["d9"] == []
+    assert "\x1b" not in output and "đỏ" in output
+    assert weights.split()[:3] == ["channel", "weights:", "trigrams"] and "text" in weights
+
+
+def test_channels_without_known_names_are_numbered(server: Server, tmp_path: Path) -> None:
+    answer = ask(Question("lamp", min_score=1.5), server.address, models=tmp_path)
+    assert [name for name, _ in answer.weights] == ["channel 1", "channel 2", "channel 3"]
+    output = StringIO()
+    show(answer, None, Console(file=output, width=100))
+    assert output.getvalue().startswith("no document scores above the least score\nchannel weights: channel 1 0.")
+
+
+def test_a_question_that_the_server_refuses_is_bad_input(tmp_path: Path) -> None:
+    serving_models.save_lean_towers(tmp_path)
+    with Server(tmp_path, port=0) as server, pytest.raises(InputError) as caught:
+        ask(Question("lamp"), server.address)
+    assert str(caught.value).startswith(
+        f'the server at {server.address} refused: NOT_FOUND: there is no model "retriever"'
+    )
+
+
+def test_the_query_tool_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:
+    cases = {
+        "start one with: python tools/serve.py": ["lamp", "--target", "127.0.0.1:1"],
+        "Invalid value for '--k'": ["lamp", "--k", "0"],
+        "Invalid value for '--effort'": ["lamp", "--effort", "0"],
+        "there is no such file": ["lamp", "--documents", str(tmp_path / "none.tsv")],
+    }
+    for fragment, arguments in cases.items():
+        status, output, errors = run(*arguments)
+        assert (status, output, errors.count("\n")) == (2, "", 1), errors
+        assert errors.startswith("error: ") and fragment in errors
+
+
+def test_tensorflow_is_not_imported_before_it_is_needed() -> None:
+    code = (
+        "import sys, q2s_tf.serving, q2s_tf.serving.server, q2s_tf.serving.folders, q2s_tf.serving.answers\n"
+        "assert 'tensorflow' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=60)
