@@ -33,6 +33,7 @@ setup(
         "ibis-framework[duckdb]~=12.0",  # the funnel: one expression, DuckDB here, Spark or a warehouse there
         "pyarrow>=20",  # Parquet and delimited files
         "pydantic~=2.10",  # typed configs
+        "PyStemmer~=3.0",  # stems for that baseline
         "rich>=14",  # progress and tables
         "scikit-learn~=1.6",  # ROC AUC, nDCG, k-means
         "sentencepiece~=0.2.0",  # trains the tokenizer

@@ -1,0 +1,102 @@
+"""The whole system on the generated marketplace: the command lines a user would type, one after the other."""
+
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+
+from q2s_tf.errors import InputError
+
+QUERIES = (("red sofa", "US"), ("sofá rojo", "ES"), ("赤いソファ", "JP"))
+PARTS = ("data", "run", "saved_models")
+console = Console(soft_wrap=True)
+
+
+def demo(out: Path, tools: Path, config: Path, listings: int, seed: int) -> None:
+    """Generates a marketplace, cleans its log, trains, evaluates, exports, serves and asks over gRPC.
+
+    Args:
+        out: folder for `data`, `run` and `saved_models`, which are made anew.
+        tools: folder of the command lines.
+        config: of the training.
+        listings: size of the catalogue.
+        seed: of the marketplace.
+
+    Raises:
+        InputError: `out` holds something that is not a demo's.
+        subprocess.CalledProcessError: a step failed; what it printed says why.
+    """
+    if out.exists() and any(entry.name not in PARTS for entry in out.iterdir()):
+        raise InputError(f"--out {out}: holds files of something else; give a folder that is new or a demo's")
+    for part in PARTS:
+        shutil.rmtree(out / part, ignore_errors=True)
+    data, run, models = (out / part for part in PARTS)
+    documents = data / "documents.parquet"
+    begin = time.monotonic()
+    _step(tools, "make_marketplace", "--out", data, "--listings", listings, "--seed", seed)
+    _step(
+        tools, "build_positives", "--events", data / "events.parquet", "--documents", documents,
+        "--out", data / "positives.parquet", "--validation-days", 4, "--validation-out", data / "later_positives.parquet",
+    )  # fmt: skip
+    _step(
+        tools, "train", "--config", config, "--documents", documents, "--positives", data / "positives.parquet",
+        "--validation", data / "judgements_validation.parquet", "--out", run,
+    )  # fmt: skip
+    judgements = data / "judgements_test.parquet"
+    _step(tools, "evaluate", "--run", run, "--documents", documents, "--judgements", judgements, "--out", run / "evaluation")
+    _step(tools, "export", "--run", run, "--documents", documents, "--out", models)
+    with _server(tools, models) as target:
+        for query, country in QUERIES:
+            _step(
+                tools, "query", query, "--country", country, "--target", target, "--models", models, "--documents", documents
+            )  # fmt: skip
+    minutes = (time.monotonic() - begin) / 60
+    serve = _shown(tools, "serve", "--models", models)
+    ask = _shown(tools, "query", "blue jacket", "--country", "US", "--models", models, "--documents", documents)
+    console.print(f"""
+[bold]Done in {minutes:.1f} minutes.[/bold] What there is now:
+  {data}/           the catalogue, the search log, the positives and their report, judgements
+  {run}/            the trained towers: config.toml, weights, metrics.jsonl, tensorboard/, evaluation/metrics.json
+  {models}/   the servables, for TF Serving (see serving_config/) or the embedded server
+
+Ask the next query:
+  {serve} &
+  {ask}
+
+In Python:
+  import q2s_tf
+  towers = q2s_tf.load("{run}")
+  towers.query.predict({{"query": ["blue jacket"], "country": ["US"]}})""", highlight=False)
+
+
+def _shown(tools: Path, tool: str, *arguments: object) -> str:
+    python = Path(sys.executable)
+    shown = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python
+    return shlex.join([str(shown), str(tools / f"{tool}.py"), *map(str, arguments)])
+
+
+def _step(tools: Path, tool: str, *arguments: object) -> None:
+    console.print(f"\n[bold]$ {_shown(tools, tool, *arguments)}[/bold]", highlight=False)
+    subprocess.run([sys.executable, tools / f"{tool}.py", *map(str, arguments)], check=True)
+
+
+@contextmanager
+def _server(tools: Path, models: Path) -> Iterator[str]:
+    """An embedded server on a free port; gives its HOST:PORT, and ends it."""
+    command = [sys.executable, str(tools / "serve.py"), "--models", str(models), "--port", "0"]
+    console.print(f"\n[bold]$ {_shown(tools, 'serve', '--models', models, '--port', 0)}[/bold]", highlight=False)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            ready = server.stdout.readline().strip() if server.stdout else ""
+            if not ready:
+                raise subprocess.CalledProcessError(server.wait(), command)
+            console.print(ready, highlight=False)
+            yield ready.rsplit(" ", 1)[-1]
+        finally:
+            server.terminate()
