@@ -105,20 +105,37 @@ class Tokenizer(Table):
     max_sentences: Positive = 2_000_000
 
 
-class Stage1(Table):
-    """In-batch softmax (eq. 2)."""
+class PseudoQueries(Table):
+    """Extra pairs of a document and a query made from its title (`q2s_tf.training.pseudo_queries`); off by default."""
 
-    max_epochs: Positive = 30
+    per_document: Annotated[int, Field(ge=0)] = 0
+    batch_share: Probability = 0.5
+    """Share of every batch that they make up."""
+
+
+class Stage(Table):
+    """What both stages have: how long, in what batches, at what rates."""
+
+    max_epochs: Annotated[int, Field(ge=0)]
     batch_size: Annotated[int, Field(ge=2)] = 768
-    scale: Annotated[float, Field(ge=1, le=100)] = 20.0
     learning_rate: Rate = 7e-4
     text_learning_rate: Rate = 2e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     patience: Positive = 3
+    """Epochs without a better validation ROC AUC after which the stage ends."""
 
 
-class Stage2(Stage1):
-    """Curriculum on the hardest in-batch document (eq. 5), from the converged stage 1. No epochs skips it."""
+class Stage1(Stage):
+    """In-batch softmax (eq. 2)."""
+
+    max_epochs: Positive = 30
+    scale: Annotated[float, Field(ge=1, le=100)] = 20.0
+    popularity_correction: bool = False
+    """Subtract ln(how often a document is drawn) from its scores: popular ones are negatives too often (logQ)."""
+
+
+class Stage2(Stage):
+    """Curriculum on the hardest in-batch document (eq. 5), from the converged stage 1; 0 epochs skip it."""
 
     max_epochs: Annotated[int, Field(ge=0)] = 10
     margin: Annotated[float, Field(gt=0, le=2)] = 0.1
@@ -143,6 +160,7 @@ class Config(Table):
     encoders: dict[str, Encoder] = {}
     tokenizer: Tokenizer = Tokenizer()
     clip_norm: Rate = 1.0
+    pseudo_queries: PseudoQueries = PseudoQueries()
     stage1: Stage1 = Stage1()
     stage2: Stage2 = Stage2()
     evaluation: Evaluation = Evaluation()
@@ -150,16 +168,22 @@ class Config(Table):
     @model_validator(mode="after")
     def _check(self) -> "Config":
         if self.format != FORMAT:
-            raise ValueError(f"format {self.format} is of another version of q2s_tf, which reads {FORMAT}: train it again")
+            raise ValueError(
+                f"format {self.format} is of another version of q2s_tf, which reads {FORMAT}: train it again"
+            )
         for tower in ("query", "document"):
             if not self.tower_channels(tower):
                 raise ValueError(f"the {tower} tower has no channel: declare at least one")
         for name, channel in self.channels.items():
             if channel.kind == "text" and channel.encoder not in self.encoders:
                 known = ", ".join(self.encoders) or "none"
-                raise ValueError(f"channels.{name}.encoder is '{channel.encoder}', which is not declared (declared: {known})")
+                raise ValueError(
+                    f"channels.{name}.encoder is '{channel.encoder}', which is not declared (declared: {known})"
+                )
         for encoder in self.encoders:
-            towers = {channel.tower for channel in self.channels.values() if getattr(channel, "encoder", None) == encoder}
+            towers = {
+                channel.tower for channel in self.channels.values() if getattr(channel, "encoder", None) == encoder
+            }
             if len(towers) > 1:
                 raise ValueError(f"encoders.{encoder} is used by both towers; the towers share no weights")
         return self
@@ -170,7 +194,9 @@ class Config(Table):
 
     def tower_inputs(self, tower: str) -> list[str]:
         """The raw inputs of one tower: those fixed by the signatures first, then any other a channel reads."""
-        fixed = {"query": ["query", "country"], "document": ["title", "description", "language", "country", IMAGES]}[tower]
+        fixed = {"query": ["query", "country"], "document": ["title", "description", "language", "country", IMAGES]}[
+            tower
+        ]
         return list(dict.fromkeys([*fixed, *(channel.input for channel in self.tower_channels(tower).values())]))
 
 

@@ -5,8 +5,8 @@ import shutil
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -39,27 +39,30 @@ def demo(out: Path, tools: Path, config: Path, listings: int, seed: int) -> None
     data, run, models = (out / part for part in PARTS)
     documents = data / "documents.parquet"
     begin = time.monotonic()
-    _step(tools, "make_marketplace", "--out", data, "--listings", listings, "--seed", seed)
+    _step(tools, "make_marketplace", out=data, listings=listings, seed=seed)
+    positives, later = data / "positives.parquet", data / "later_positives.parquet"
+    events = data / "events.parquet"
     _step(
-        tools, "build_positives", "--events", data / "events.parquet", "--documents", documents,
-        "--out", data / "positives.parquet", "--validation-days", 4, "--validation-out", data / "later_positives.parquet",
-    )  # fmt: skip
-    _step(
-        tools, "train", "--config", config, "--documents", documents, "--positives", data / "positives.parquet",
-        "--validation", data / "judgements_validation.parquet", "--out", run,
-    )  # fmt: skip
-    judgements = data / "judgements_test.parquet"
-    _step(tools, "evaluate", "--run", run, "--documents", documents, "--judgements", judgements, "--out", run / "evaluation")
-    _step(tools, "export", "--run", run, "--documents", documents, "--out", models)
+        tools,
+        "build_positives",
+        events=events,
+        documents=documents,
+        out=positives,
+        validation_days=4,
+        validation_out=later,
+    )
+    validation, test = data / "judgements_validation.parquet", data / "judgements_test.parquet"
+    _step(tools, "train", config=config, documents=documents, positives=positives, validation=validation, out=run)
+    _step(tools, "evaluate", run=run, documents=documents, judgements=test, out=run / "evaluation")
+    _step(tools, "export", run=run, documents=documents, out=models)
     with _server(tools, models) as target:
         for query, country in QUERIES:
-            _step(
-                tools, "query", query, "--country", country, "--target", target, "--models", models, "--documents", documents
-            )  # fmt: skip
+            _step(tools, "query", query, country=country, target=target, models=models, documents=documents)
     minutes = (time.monotonic() - begin) / 60
-    serve = _shown(tools, "serve", "--models", models)
-    ask = _shown(tools, "query", "blue jacket", "--country", "US", "--models", models, "--documents", documents)
-    console.print(f"""
+    serve = _shown(tools, "serve", models=models)
+    ask = _shown(tools, "query", "blue jacket", country="US", models=models, documents=documents)
+    console.print(
+        f"""
 [bold]Done in {minutes:.1f} minutes.[/bold] What there is now:
   {data}/           the catalogue, the search log, the positives and their report, judgements
   {run}/            the trained towers: config.toml, weights, metrics.jsonl, tensorboard/, evaluation/metrics.json
@@ -72,25 +75,33 @@ Ask the next query:
 In Python:
   import q2s_tf
   towers = q2s_tf.load("{run}")
-  towers.query.predict({{"query": ["blue jacket"], "country": ["US"]}})""", highlight=False)
+  towers.query.predict({{"query": ["blue jacket"], "country": ["US"]}})""",
+        highlight=False,
+    )
 
 
-def _shown(tools: Path, tool: str, *arguments: object) -> str:
+def _arguments(values: tuple[str, ...], options: dict[str, object]) -> list[str]:
+    named = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    return [*values, *named]
+
+
+def _shown(tools: Path, tool: str, *values: str, **options: object) -> str:
+    """A step as a user would type it."""
     python = Path(sys.executable)
     shown = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python
-    return shlex.join([str(shown), str(tools / f"{tool}.py"), *map(str, arguments)])
+    return shlex.join([str(shown), str(tools / f"{tool}.py"), *_arguments(values, options)])
 
 
-def _step(tools: Path, tool: str, *arguments: object) -> None:
-    console.print(f"\n[bold]$ {_shown(tools, tool, *arguments)}[/bold]", highlight=False)
-    subprocess.run([sys.executable, tools / f"{tool}.py", *map(str, arguments)], check=True)
+def _step(tools: Path, tool: str, *values: str, **options: object) -> None:
+    console.print(f"\n[bold]$ {_shown(tools, tool, *values, **options)}[/bold]", highlight=False)
+    subprocess.run([sys.executable, tools / f"{tool}.py", *_arguments(values, options)], check=True)
 
 
 @contextmanager
 def _server(tools: Path, models: Path) -> Iterator[str]:
     """An embedded server on a free port; gives its HOST:PORT, and ends it."""
-    command = [sys.executable, str(tools / "serve.py"), "--models", str(models), "--port", "0"]
-    console.print(f"\n[bold]$ {_shown(tools, 'serve', '--models', models, '--port', 0)}[/bold]", highlight=False)
+    console.print(f"\n[bold]$ {_shown(tools, 'serve', models=models, port=0)} &[/bold]", highlight=False)
+    command = [sys.executable, tools / "serve.py", *_arguments((), {"models": models, "port": 0})]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             ready = server.stdout.readline().strip() if server.stdout else ""

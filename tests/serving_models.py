@@ -82,7 +82,7 @@ class Retriever(tf.Module):
         self, embedding: tf.Tensor, k: tf.Tensor, effort: tf.Tensor, min_score: tf.Tensor
     ) -> dict[str, tf.Tensor]:
         found = tf.math.top_k(tf.matmul(embedding, self.documents, transpose_b=True), tf.minimum(k, len(IDS)))
-        enough = (found.values >= min_score) & (effort > 0)
+        enough = (found.values >= min_score) & (effort >= 0)
         return {
             "document_id": tf.where(enough, tf.gather(self.ids, found.indices), ""),
             "score": tf.where(enough, found.values, -1.0),

@@ -245,7 +245,7 @@ def test_the_query_tool_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:
     cases = {
         "start one with: python tools/serve.py": ["lamp", "--target", "127.0.0.1:1"],
         "Invalid value for '--k'": ["lamp", "--k", "0"],
-        "Invalid value for '--effort'": ["lamp", "--effort", "0"],
+        "Invalid value for '--effort'": ["lamp", "--effort", "-1"],
         "there is no such file": ["lamp", "--documents", str(tmp_path / "none.tsv")],
     }
     for fragment, arguments in cases.items():

@@ -14,7 +14,7 @@ def main(
     documents: Path = typer.Option(..., help="The catalogue, Parquet or TSV."),
     judgements: Path = typer.Option(..., help="Rated pairs, or later positives."),
     out: Path = typer.Option(..., help="Folder for metrics.json."),
-    relevant_at: float | None = typer.Option(None, help="Grade from which a pair is relevant; the run's config says else."),
+    relevant_at: float | None = typer.Option(None, help="Grade from which a pair is relevant, else the run's."),
     recall_relevant_at: float | None = typer.Option(None, help="The same for recall over the catalogue."),
     stage: int | None = typer.Option(None, min=1, max=2, help="Weights of this stage; the last one when not given."),
 ) -> None:

@@ -21,7 +21,9 @@ def main(
     run: Path = typer.Option(..., help="A run directory of tools/train.py."),
     documents: Path = typer.Option(..., help="The catalogue to be searched, Parquet or TSV."),
     out: Path = typer.Option(Path("saved_models"), help="Folder of the servables."),
-    index: IndexKind | None = typer.Option(None, help="exact up to 20,000 documents, else partitioned, when not given."),
+    index: IndexKind | None = typer.Option(
+        None, help="When not given: exact up to 20,000 documents, else partitioned."
+    ),
 ) -> None:
     """Export a run and a catalogue as one new version of query_tower, document_tower and retriever.
 

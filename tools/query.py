@@ -18,7 +18,7 @@ def main(
     k: Annotated[int, typer.Option(min=1, help="How many documents.")] = 10,
     target: Annotated[str, typer.Option(help="HOST:PORT of the server.")] = "127.0.0.1:8500",
     documents: Annotated[Path | None, typer.Option(help="Catalogue (Parquet or TSV) to take titles from.")] = None,
-    effort: Annotated[int, typer.Option(min=1, help="Partitions of the index to search.")] = DEFAULT_EFFORT,
+    effort: Annotated[int, typer.Option(min=0, help="Partitions to search; 0: the index decides.")] = DEFAULT_EFFORT,
     min_score: Annotated[float, typer.Option(help="Least cosine that counts.")] = -1.0,
     models: Annotated[Path, typer.Option(help="Exports to take the channels' names from.")] = Path("saved_models"),
     timeout_seconds: Annotated[float, typer.Option(help="How long to wait for each answer.")] = 10.0,

@@ -59,10 +59,10 @@ def evaluate(
     table = open_documents(documents, towers.document.preprocessor.inputs)
     ids, embeddings = embed_catalogue(towers.document, table)
     judged = read_judgements(rated_pairs, ids, towers.config.seed)
-    pair_at = (settings.relevant_at if relevant_at is None else relevant_at) if judged.rated else 1.0
-    default = relevant_at if relevant_at is not None else settings.recall_relevant_at or settings.relevant_at
-    recall_at = (default if recall_relevant_at is None else recall_relevant_at) if judged.rated else 1.0
-    relevant = judged.relevance >= pair_at
+    pair_at = settings.relevant_at if relevant_at is None else relevant_at
+    configured = (settings.recall_relevant_at or settings.relevant_at) if relevant_at is None else relevant_at
+    recall_at = configured if recall_relevant_at is None else recall_relevant_at
+    relevant = judged.relevant(pair_at)
     queries = towers.query.predict(judged.queries)["embedding"]
     bm25 = Bm25(table)
     systems = {
@@ -80,8 +80,8 @@ def evaluate(
         "relevant_pairs": int(relevant.sum()),
         "left_out_pairs": judged.left_out,
         "documents": len(ids),
-        "relevant_at": pair_at,
-        "recall_relevant_at": recall_at,
+        "relevant_at": pair_at if judged.rated else None,
+        "recall_relevant_at": recall_at if judged.rated else None,
         "negatives": "rated" if judged.rated else "sampled",
         "systems": systems,
     }
@@ -94,12 +94,11 @@ def evaluate(
 
 def metrics_table(results: dict[str, Any]) -> RichTable:
     """The results of `evaluate` as a table for the console."""
-    title = (
-        f"{results['pairs']:,} judged pairs of {results['queries']:,} queries, {results['documents']:,} documents\n"
-        f"(relevant from {results['relevant_at']:g}, in recall from {results['recall_relevant_at']:g}; "
-        f"negatives {results['negatives']})"
-    )
-    table = RichTable(title=title)
+    kind = "later positives against sampled negatives"
+    if results["negatives"] == "rated":
+        kind = f"relevant from {results['relevant_at']:g}, for recall from {results['recall_relevant_at']:g}"
+    title = f"{results['pairs']:,} pairs of {results['queries']:,} queries, {results['documents']:,} documents\n{kind}"
+    table = RichTable(title=title, min_width=60)
     table.add_column("metric")
     for system in results["systems"]:
         table.add_column(system, justify="right")
@@ -115,13 +114,14 @@ def _measure(
     """Every metric of one system, from its scores `[C, N]` a chunk of queries at a time."""
     by_query = judged.by_query()
     pair_scores = np.empty(len(judged.query))
-    retrieved: list[np.ndarray] = []
+    retrieved: list[list[int]] = []
     for chunk in track(scores, f"scoring with {name}", None):
         for row in chunk:
             pairs = by_query[len(retrieved)]
             pair_scores[pairs] = row[judged.document[pairs]]
-            retrieved.append(_best(row, max(DEPTHS)))
-    wanted = [set(judged.document[pairs[judged.relevance[pairs] >= recall_at]]) for pairs in by_query]
+            retrieved.append(_best(row, max(DEPTHS)).tolist())
+    found = judged.relevant(recall_at)
+    wanted = [set(judged.document[pairs[found[pairs]]]) for pairs in by_query]
     metrics: dict[str, float | None] = {"roc_auc": _defined(roc_auc(pair_scores, relevant))}
     graded = [judged.relevance[pairs] for pairs in by_query] if judged.rated else []
     metrics["ndcg@10"] = _defined(ndcg([pair_scores[pairs] for pairs in by_query[: len(graded)]], graded))

@@ -31,6 +31,10 @@ class Judgements:
     rated: bool
     left_out: int
 
+    def relevant(self, grade: float) -> np.ndarray:
+        """Which pairs are relevant from a grade on, bool `[J]`; compared as float32, which tables may hold."""
+        return self.relevance.astype(np.float32) >= np.float32(grade if self.rated else 1)
+
     def by_query(self) -> list[np.ndarray]:
         """For each query the numbers of its pairs."""
         order = np.argsort(self.query, kind="stable")
@@ -70,7 +74,9 @@ def read_judgements(table: Table, document_ids: pa.Array, seed: int) -> Judgemen
     document = best["document"].to_numpy().astype(np.int64)
     relevance = best["relevance_max"].to_numpy().astype(np.float64) if rated else np.ones(len(best))
     if left_out := total - len(rows):
-        console.print(f"left out {left_out:,} of {total:,} judgements: no such document in the catalogue, or an empty cell")
+        console.print(
+            f"left out {left_out:,} of {total:,} judgements: no such document in the catalogue, or an empty cell"
+        )
     if not rated:
         negative_query, negative = _sample_negatives(query, document, len(document_ids), seed)
         query, document = np.concatenate([query, negative_query]), np.concatenate([document, negative])
@@ -79,7 +85,9 @@ def read_judgements(table: Table, document_ids: pa.Array, seed: int) -> Judgemen
     return Judgements(columns, query, document, relevance, rated, left_out)
 
 
-def _sample_negatives(query: np.ndarray, document: np.ndarray, catalogue: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _sample_negatives(
+    query: np.ndarray, document: np.ndarray, catalogue: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """One document a positive, drawn evenly; a draw that is a positive of the query is dropped."""
     drawn = np.random.default_rng(seed).integers(catalogue, size=len(query))
     wrong = np.isin(query * catalogue + drawn, query * catalogue + document)

@@ -52,7 +52,9 @@ def recall_at_k(retrieved: Sequence[Sequence[int]], relevant: Sequence[set[int]]
         0 to 1; NaN if no query has a relevant document.
     """
     shares = [
-        len(wanted.intersection(found[:k])) / len(wanted) for found, wanted in zip(retrieved, relevant, strict=True) if wanted
+        len(wanted.intersection(found[:k])) / len(wanted)
+        for found, wanted in zip(retrieved, relevant, strict=True)
+        if wanted
     ]
     return float(np.mean(shares)) if shares else float("nan")
 

@@ -43,7 +43,7 @@ def build_index(kind: str, embeddings: np.ndarray, seed: int) -> Index:
 
         if len(embeddings) < ScannIndex.MIN_DOCUMENTS:
             raise InputError(
-                f"index scann: needs at least {ScannIndex.MIN_DOCUMENTS} documents; got {len(embeddings)}: use --index exact"
+                f"index scann: needs {ScannIndex.MIN_DOCUMENTS} documents; got {len(embeddings)}: use --index exact"
             )
         return ScannIndex(embeddings)
     raise InputError(f"index {kind!r}: must be one of {', '.join(KINDS)}")

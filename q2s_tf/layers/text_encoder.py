@@ -66,7 +66,7 @@ class TextEncoder(keras.layers.Layer):
 
 
 def _transform(layer: Any, tokens: Any, context: Any, bias: Any, training: bool | None) -> Any:
-    """One transformer layer for `tokens` `[B, T, H]`, which attend to `context` `[B, L, H]` (layer norm after each part)."""
+    """One transformer layer for `tokens` `[B, T, H]`, which attend to `context` `[B, L, H]`."""
     attended = _attend(layer._self_attention_layer, tokens, context, bias, training)
     attended = layer._self_attention_dropout(attended, training=training)
     tokens = layer._self_attention_layer_norm(tokens + attended)

@@ -5,7 +5,6 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-
 ALIGNED_SEED = 3
 """Seed of every table's first rows, whatever the seed of the run."""
 

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULT_EFFORT", "Client", "Server", "ServingError"]
 
-DEFAULT_EFFORT = 20
-"""Partitions of the index that a client asks to search when nobody says how many."""
+DEFAULT_EFFORT = 0
+"""The `effort` that leaves it to the index how many partitions to search."""
 
 _MODULES = {"Client": "client", "Server": "server", "ServingError": "errors"}
 

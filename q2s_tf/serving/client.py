@@ -150,14 +150,15 @@ class Client:
             countries: B countries of the searchers, ``""`` where unknown.
             k: How many documents each.
             effort: How many partitions of the index are searched: more finds more of the true best, and takes longer.
+                0 leaves it to the index: what its export found to be enough.
             min_score: The least cosine that counts, the paper's radius; -1 lets all through.
 
         Raises:
-            InputError: ``k`` or ``effort`` is under 1 or no int32.
+            InputError: ``k`` is under 1, ``effort`` under 0, or one of them no int32.
         """
-        for name, value in (("k", k), ("effort", effort)):
-            if not 1 <= value < 2**31:
-                raise InputError(f"{name} must be at least 1 and below 2^31, got {value}")
+        for name, value, least in (("k", k, 1), ("effort", effort, 0)):
+            if not least <= value < 2**31:
+                raise InputError(f"{name} must be at least {least} and below 2^31, got {value}")
         values: dict[str, ArrayLike] = {
             "query": _strings(queries),
             "country": _strings(countries),

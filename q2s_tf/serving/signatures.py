@@ -15,6 +15,8 @@ from q2s_tf.towers import Tower
 
 Endpoints = dict[str, Callable[..., dict[str, tf.Tensor]]]
 
+DEFAULT_K = 10
+"""What `serving_default`, which takes no `k`, returns."""
 MAX_K = 10_000
 """`k` beyond both this and the catalogue's size is cut: what one request may allocate is bounded."""
 
@@ -65,7 +67,7 @@ class RetrieverServable(tf.Module):
             return self._search(tf.math.l2_normalize(embedding, axis=1), *values)
 
         def serving_default(*values: tf.Tensor) -> dict[str, tf.Tensor]:
-            return retrieve(*values, tf.constant(10), tf.constant(index.default_effort), tf.constant(-1.0))
+            return retrieve(*values, tf.constant(DEFAULT_K), tf.constant(0), tf.constant(-1.0))
 
         embedding = tf.TensorSpec([None, tower.dimension], tf.float32, "embedding")
         self.endpoints: Endpoints = {
@@ -77,9 +79,14 @@ class RetrieverServable(tf.Module):
     def _search(
         self, queries: tf.Tensor, k: tf.Tensor, effort: tf.Tensor, min_score: tf.Tensor
     ) -> dict[str, tf.Tensor]:
-        """Ids and scores `[B, k]`; places without a document, or under `min_score`, hold "" and −1."""
+        """Ids and scores `[B, k]`; places without a document, or under `min_score`, hold "" and −1.
+
+        An `effort` under 1 is the index's own default. A `k` under 1 is an invalid argument.
+        """
         count = self.document_ids.shape[0] - 1
-        k = tf.minimum(k, max(count, MAX_K))
+        with tf.control_dependencies([tf.debugging.assert_positive(k, message="k must be at least 1")]):
+            k = tf.minimum(k, max(count, MAX_K))
+        effort = tf.where(effort < 1, self.index.default_effort, effort)
         scores, rows = self.index.search(queries, k, effort)
         # An all-zero query, one without a single channel, is near to nothing: it finds no document.
         found = (rows >= 0) & (scores >= min_score) & tf.reduce_any(queries != 0, axis=1, keepdims=True)

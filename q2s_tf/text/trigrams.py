@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-# Odd 64-bit multipliers for the three code points (the fractional parts of the golden ratio, √2 and √3); as signed ints.
+# Odd 64-bit multipliers for the three code points, as signed integers.
 _MULTIPLIERS = (-7046029254386353131, 7640891576956012809, -4942790177534073029)
 
 

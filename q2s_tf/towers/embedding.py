@@ -33,7 +33,7 @@ def embed_catalogue(tower: Tower, documents: Table) -> tuple[pa.Array, np.ndarra
 
 
 def embed_documents(tower: Tower, rows: pa.RecordBatch | pa.Table, batch_size: int = 256) -> np.ndarray:
-    """Embeds rows of a documents table: float32 `[N, D]`. Rows of like length go together, so little padding is paid for."""
+    """Embeds rows of a documents table, `[N, D]`. Rows of like length go together, so little padding is paid for."""
     columns = {name: rows.column(name).to_pylist() for name in tower.preprocessor.inputs}
     texts = [columns[name] for name, spec in tower.preprocessor.signature().items() if spec.dtype.name == "string"]
     order = np.argsort([sum(len(text or "") for text in row) for row in zip(*texts, strict=True)], kind="stable")

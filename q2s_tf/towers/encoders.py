@@ -9,7 +9,6 @@ from keras import ops
 from q2s_tf.config import Channel, Config
 from q2s_tf.layers import AttentionFusion, DeepSets, TextEncoder, TrigramEmbedding
 
-
 SILENT = "zeros"
 """First weights of what starts with nothing to say. An untrained transformer gives every text nearly the same [CLS]; a
 tower whose sum such a vector dominates starts with all its embeddings alike, and was seen to stay there."""
@@ -27,7 +26,8 @@ def build_encoder(config: Config, tower: str, vocabulary_size: int) -> keras.Mod
         vocabulary_size: of the tokenizer.
 
     Returns:
-        A model from `{channel: ids or vectors}` (see `Preprocessor`) to `{"embedding": [B, D], "channel_weights": [B, N]}`.
+        A model from `{channel: ids or vectors}` (see `Preprocessor`) to `embedding` `[B, D]` and `channel_weights`
+        `[B, N]`.
     """
     channels = config.tower_channels(tower)
     text_encoders = _build_text_encoders(config, channels, vocabulary_size)

@@ -30,7 +30,7 @@ class Preprocessor(tf.Module):
         """Prepares a batch.
 
         Args:
-            inputs: strings `[B]` by input name; `image_embeddings` float `[B, M, I]`. Inputs no channel reads may be left out.
+            inputs: strings `[B]` by input name; `image_embeddings` float `[B, M, I]`. Others may be left out.
 
         Returns:
             By channel: int32 ids `[B, L]` (text, trigrams), `[B, 1]` (categorical), or float `[B, M, I]` (vectors).

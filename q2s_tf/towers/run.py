@@ -44,7 +44,7 @@ def load(run: Path | str, stage: int | None = None) -> Towers:
         The towers: `load(run).query.predict({"query": ["red sofa"], "country": ["US"]})`.
 
     Raises:
-        InputError: not a run directory, of another version, without trained weights, or with weights that do not fit it.
+        InputError: not a run directory, of another version, without trained weights, or with weights that do not fit.
     """
     run = Path(run)
     config = read_run_config(run)

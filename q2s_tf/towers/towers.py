@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from q2s_tf.config import IMAGES, Config
+from q2s_tf.config import Config
 from q2s_tf.errors import InputError
 from q2s_tf.text import Tokenizer
 from q2s_tf.towers.encoders import build_encoder
@@ -37,7 +37,9 @@ class Tower(keras.Model):
         self.channels = list(config.tower_channels(name))
         self.required = {channel.input for channel in config.tower_channels(name).values()}
         self.built = True
-        self._forward = tf.function(lambda inputs: self.encoder(self.preprocessor(inputs), training=False), autograph=False)
+        self._forward = tf.function(
+            lambda inputs: self.encoder(self.preprocessor(inputs), training=False), autograph=False
+        )
 
     def call(self, inputs: dict[str, tf.Tensor], training: bool | None = None) -> dict[str, tf.Tensor]:
         """Embeds a batch of tensors; see `Preprocessor` for their shapes."""
@@ -84,7 +86,9 @@ class Tower(keras.Model):
         if unknown:
             raise InputError(f"{self.name}: unknown input {', '.join(unknown)}; it takes {', '.join(known)}")
         if not self.required & set(inputs):
-            raise InputError(f"{self.name}: no input for any of its channels; it reads {', '.join(sorted(self.required))}")
+            raise InputError(
+                f"{self.name}: no input for any of its channels; it reads {', '.join(sorted(self.required))}"
+            )
         for name, column in inputs.items():
             if isinstance(column, str | bytes):
                 raise InputError(f"{self.name}: '{name}' must be a list of values, one a row; got one text: {column!r}")
@@ -95,7 +99,7 @@ class Tower(keras.Model):
 
 
 class Towers(keras.Model):
-    """Both towers of one run: `towers.query` and `towers.document` (each a `Tower`), and the `config` they come from."""
+    """Both towers of one run, `query` and `document` (each a `Tower`), and the `config` they come from."""
 
     def __init__(self, config: Config, tokenizer: Tokenizer):
         super().__init__(name="towers")
@@ -125,6 +129,8 @@ def _pad_vectors(name: str, sets: Sequence[Any], dimension: int | None) -> np.nd
         if not array.size:
             continue
         if array.ndim != 2 or array.shape[1] != width:
-            raise InputError(f"{name}: row {row} must be a list of vectors of {width} numbers; got shape {list(array.shape)}")
+            raise InputError(
+                f"{name}: row {row} must be a list of vectors of {width} numbers; got shape {list(array.shape)}"
+            )
         padded[row, : len(array)] = array
     return padded

@@ -8,6 +8,6 @@ import os
 
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
-from q2s_tf.training.train import train  # noqa: E402
+from q2s_tf.training.train import train
 
 __all__ = ["train"]

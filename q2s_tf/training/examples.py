@@ -5,6 +5,7 @@ preparation runs the towers' own preprocessing graph in `tf.data`, the join runs
 length for every stored row; the rest is memory-mapped.
 """
 
+import random
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from q2s_tf.errors import InputError
 from q2s_tf.tables import Table
 from q2s_tf.text import normalise
 from q2s_tf.towers import Tower, Towers
+from q2s_tf.training.pseudo_queries import pseudo_query
 from q2s_tf.training.store import ChannelReader, ChannelWriter
 
 Batch = dict[str, Any]
@@ -48,45 +50,60 @@ class Examples:
     """Positives as row numbers, and the stores they point into.
 
     Attributes:
-        pairs: records `[P]` of query row, document row and weight (1 + ln of how often the pair was seen).
+        pairs: records `[P]` of query row, document row and weight (1 + ln of how often the pair was seen); first the
+            positives, then the pseudo-queries.
+        num_positives: how many of them are positives.
         group: int64 by query row: queries that read the same after normalisation share one.
         known: sorted int64 keys `group · num_documents + document` of every positive.
         queries, documents: the prepared inputs by row.
         num_documents: size of the catalogue.
+        pseudo_share: share of pseudo-queries in a batch.
+        document_probability: float32 `[num_documents]`, how likely a row of a batch is to hold each document.
     """
 
     pairs: np.ndarray
+    num_positives: int
     group: np.ndarray
     known: np.ndarray
     queries: TowerStore
     documents: TowerStore
     num_documents: int
+    pseudo_share: float
+    document_probability: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return self.num_positives
 
     def batches(self, batch_size: int, seed: tuple[int, ...]) -> Iterator[Batch]:
-        """One epoch of batches in an order drawn from `seed`; rows that do not fill a batch wait for another epoch.
+        """One epoch of batches in an order drawn from `seed`; positives that fill no batch wait for another epoch.
 
         Args:
-            batch_size: B; all positives make one batch when there are fewer.
+            batch_size: B, positives and pseudo-queries together; fewer when there are fewer positives.
             seed: the same seed gives the same batches.
         """
-        size = min(batch_size, len(self))
+        size = self.positives_per_batch(batch_size)
+        pseudo = np.random.default_rng((*seed, 1))
         left = np.empty(0, np.int64)
-        for piece in shuffled(len(self), seed):
+        for piece in shuffled(self.num_positives, seed):
             left = np.concatenate([left, piece])
             for start in range(0, len(left) - size + 1, size):
-                yield self.batch(left[start : start + size])
+                drawn = pseudo.integers(self.num_positives, max(len(self.pairs), self.num_positives + 1), batch_size)
+                extra = drawn[: batch_size - size] if self.pseudo_share else drawn[:0]
+                yield self.batch(np.concatenate([left[start : start + size], extra]))
             left = left[len(left) - len(left) % size :]
 
+    def positives_per_batch(self, batch_size: int) -> int:
+        """How many rows of a batch are positives; an epoch has `len(self) // positives_per_batch` batches."""
+        return min(max(1, round(batch_size * (1 - self.pseudo_share))), self.num_positives)
+
     def batch(self, numbers: np.ndarray) -> Batch:
-        """The inputs of both towers for these positives, `weight` `[B]`, `score_mask` `[B, B]` (see `allowed`)."""
+        """The inputs of both towers, `weight` and `document_probability` `[B]`, `score_mask` `[B, B]`."""
         pairs = self.pairs[np.sort(numbers)]
         return {
             "query": self.queries.rows(pairs["query"]),
             "document": self.documents.rows(pairs["document"]),
             "weight": pairs["weight"].copy(),
+            "document_probability": self.document_probability[pairs["document"]],
             "score_mask": self.allowed(pairs["query"], pairs["document"]),
         }
 
@@ -117,8 +134,8 @@ class Examples:
 def shuffled(total: int, seed: tuple[int, ...], shard: int = 1 << 20, together: int = 8) -> Iterator[np.ndarray]:
     """The numbers 0 … total - 1, each once, in an order drawn from `seed`, piece by piece.
 
-    Shards of consecutive numbers are drawn at random and `together` of them are mixed at a time: up to `shard · together`
-    numbers this is a uniform shuffle, beyond it memory stays bounded.
+    Shards of consecutive numbers are drawn at random and mixed `together` at a time: up to `shard · together` numbers
+    this is a uniform shuffle, beyond it memory stays bounded.
     """
     generator = np.random.default_rng(seed)
     shards = generator.permutation(-(-total // shard))
@@ -142,25 +159,36 @@ def build_examples(folder: Path, towers: Towers, documents: Table, positives: Ta
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     with duckdb.connect(folder / "join.duckdb") as join:
-        num_documents = _store_documents(folder / "documents", towers.document, documents, join)
+        num_documents = _store_documents(folder / "documents", towers, documents, join)
         total = _store_queries(folder / "queries", towers.query, positives, join)
-        pairs = _save(folder / "pairs", join, _PAIRS, [("query", "i4"), ("document", "i4"), ("weight", "f4")])
+        pairs = _save(
+            folder / "pairs",
+            join,
+            f"{_PAIRS} ORDER BY pseudo, place",
+            [("query", "i4"), ("document", "i4"), ("weight", "f4")],
+        )
         group = _save(folder / "groups", join, _GROUPS, [("group", "i8")])
         known = _save(folder / "known", join, _KNOWN.format(num_documents=num_documents), [("known", "i8")])
+        num_positives = join.execute(f"SELECT count(*) FROM ({_PAIRS} WHERE NOT pseudo)").fetchall()[0][0]
     (folder / "join.duckdb").unlink()
-    if not len(pairs):
+    if not num_positives:
         raise InputError(
-            f"positives {positives.path}: no row has a query and a document of {documents.path}: are they of one catalogue?"
+            f"positives {positives.path}: no row has a query and a document of {documents.path}: is it their catalogue?"
         )
-    if left_out := total - len(pairs):
+    if left_out := total - num_positives:
         console.print(f"left out {left_out:,} of {total:,} positives: no such document in the catalogue, or no query")
+    share = towers.config.pseudo_queries.batch_share if len(pairs) > num_positives else 0.0
+    drawn = np.bincount(pairs["document"][:num_positives], minlength=num_documents) / num_positives
     return Examples(
         pairs=pairs,
+        num_positives=num_positives,
         group=group,
         known=known,
         queries=TowerStore(folder / "queries", towers.config, "query"),
         documents=TowerStore(folder / "documents", towers.config, "document"),
         num_documents=num_documents,
+        pseudo_share=share,
+        document_probability=((1 - share) * drawn + share / num_documents).astype(np.float32),
     )
 
 
@@ -168,8 +196,7 @@ _PAIRS = """
     SELECT texts.query, documents.document, (1 + ln(greatest(1, coalesce(weight, 1))))::FLOAT AS weight
     FROM positives
     JOIN texts ON positives.query = texts.text AND positives.country IS NOT DISTINCT FROM texts.country
-    JOIN documents USING (document_id)
-    ORDER BY place"""
+    JOIN documents USING (document_id)"""
 _GROUPS = "SELECT dense_rank() OVER (ORDER BY text) - 1 AS text_group FROM normal ORDER BY query"
 _KNOWN = f"""
     SELECT DISTINCT text_group * {{num_documents}} + document AS known
@@ -177,9 +204,12 @@ _KNOWN = f"""
     ORDER BY known"""
 
 
-def _store_documents(folder: Path, tower: Tower, documents: Table, join: duckdb.DuckDBPyConnection) -> int:
-    """Stores the catalogue; its row numbers and ids become the table `documents`. Returns how many there are."""
+def _store_documents(folder: Path, towers: Towers, documents: Table, join: duckdb.DuckDBPyConnection) -> int:
+    """Stores the catalogue and makes the tables `documents` (row numbers, ids) and `pseudo`; returns the row count."""
+    tower, per_document = towers.document, towers.config.pseudo_queries.per_document
+    generator = random.Random(towers.config.seed)
     join.execute("CREATE TABLE documents (document INTEGER, document_id VARCHAR)")
+    join.execute("CREATE TABLE pseudo (query VARCHAR, country VARCHAR, document_id VARCHAR)")
     rows = 0
 
     def prepared() -> Iterator[dict[str, list]]:
@@ -187,10 +217,22 @@ def _store_documents(folder: Path, tower: Tower, documents: Table, join: duckdb.
         for batch in track(documents.batches(1_024), "preparing documents", -(-documents.num_rows() // 1_024)):
             _insert(join, "documents", np.arange(rows, rows + len(batch)), batch.column("document_id"))
             rows += len(batch)
-            yield {name: batch.column(name).to_pylist() for name in tower.preprocessor.inputs}
+            columns = {name: batch.column(name).to_pylist() for name in tower.preprocessor.inputs}
+            typed = [pseudo_query(title or "", generator) for title in columns["title"] for _ in range(per_document)]
+            places = np.repeat(np.arange(len(batch)), per_document)
+            _insert(
+                join,
+                "pseudo",
+                pa.array(typed, pa.string()),
+                *(batch.column(name).take(places) for name in _PSEUDO_KEYS),
+            )
+            yield columns
 
     _store(folder, tower, prepared())
     return rows
+
+
+_PSEUDO_KEYS = ("country", "document_id")
 
 
 def _store_queries(folder: Path, tower: Tower, positives: Table, join: duckdb.DuckDBPyConnection) -> int:
@@ -202,7 +244,10 @@ def _store_queries(folder: Path, tower: Tower, positives: Table, join: duckdb.Du
     columns = {"query": pa.string(), "country": pa.string(), "document_id": pa.string(), "weight": pa.float64()}
     batches = (batch.select(list(columns)) for batch in positives.batches())
     join.register("read", pa.RecordBatchReader.from_batches(pa.schema(columns), batches))
-    join.execute("CREATE TABLE positives AS SELECT row_number() OVER () AS place, * FROM read")
+    join.execute("""
+        CREATE TABLE positives AS SELECT row_number() OVER () AS place, * FROM (
+            SELECT *, false AS pseudo FROM read
+            UNION ALL SELECT query, country, document_id, 1, true FROM pseudo WHERE query <> '')""")
     join.execute("""
         CREATE TABLE texts AS
         SELECT (row_number() OVER (ORDER BY query, country) - 1)::INTEGER AS query, query AS text, country
@@ -216,7 +261,7 @@ def _store_queries(folder: Path, tower: Tower, positives: Table, join: duckdb.Du
             yield {"query": text, "country": batch.column("country").to_pylist()}
 
     _store(folder, tower, prepared())
-    return join.execute("SELECT count(*) FROM positives").fetchall()[0][0]
+    return join.execute("SELECT count(*) FROM positives WHERE NOT pseudo").fetchall()[0][0]
 
 
 def _insert(join: duckdb.DuckDBPyConnection, table: str, *columns: Any) -> None:

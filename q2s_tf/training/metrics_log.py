@@ -8,7 +8,7 @@ import tensorflow as tf
 
 
 class MetricsLog:
-    """Appends one JSON object a line to `RUN/metrics.jsonl`, and the same numbers to TensorBoard in `RUN/tensorboard`."""
+    """Appends a JSON object a line to `RUN/metrics.jsonl`, and the same numbers to TensorBoard, `RUN/tensorboard`."""
 
     def __init__(self, run: Path):
         self._file = (run / "metrics.jsonl").open("a", encoding="utf-8")

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from q2s_tf.config import Stage1
+from q2s_tf.config import Stage
 from q2s_tf.towers import Towers
 
 
@@ -23,7 +23,7 @@ class TowersOptimizer(tf.Module):
     Source: Que2Search (Adam, 7e-4, and 2e-4 inside XLM and XLM-R, clipping at 1.0); the schedule is ours.
     """
 
-    def __init__(self, towers: Towers, stage: Stage1, clip_norm: float, decay_steps: int):
+    def __init__(self, towers: Towers, stage: Stage, clip_norm: float, decay_steps: int):
         super().__init__(name="optimizer")
         self.clip_norm = clip_norm
         self.variables_all = towers.trainable_variables
@@ -36,7 +36,7 @@ class TowersOptimizer(tf.Module):
             adam.build(variables)
 
     def apply(self, gradients: list[Any]) -> tf.Tensor:
-        """Moves the weights by gradients in the order of `towers.trainable_variables`; returns their norm before clipping."""
+        """Moves the weights by gradients in the order of `trainable_variables`; returns their norm before clipping."""
         clipped, norm = tf.clip_by_global_norm(gradients, self.clip_norm)
         gradient_of = {id(v): gradient for v, gradient in zip(self.variables_all, clipped, strict=True)}
         for adam, variables in self.groups:

@@ -46,21 +46,24 @@ def train_stage(
         The best validation ROC AUC.
     """
     config, settings = towers.config, stage_config(towers.config, stage)
-    batch_size = min(settings.batch_size, len(examples))
-    steps = len(examples) // batch_size
+    batch_size = settings.batch_size
+    steps = len(examples) // examples.positives_per_batch(batch_size)
     optimizer = TowersOptimizer(towers, settings, config.clip_norm, steps * settings.max_epochs)
     progress = Progress()
     checkpoints = _restore(run / "checkpoints" / f"stage{stage}", towers, optimizer, progress)
     best = run / "checkpoints" / STAGE_WEIGHTS[stage]
-    best.parent.mkdir(exist_ok=True)
-    if not best.exists():
+    if not checkpoints.latest_checkpoint:
         # Stage 2 may never beat the stage 1 it starts from, and then its best weights are those.
         progress.best.assign(validation.roc_auc(towers) if stage == 2 else -1.0)
+        best.parent.mkdir(exist_ok=True)
         save_weights(towers, best)
+        checkpoints.save(checkpoint_number=0)
     step = build_step(towers, optimizer, stage)
     while progress.epochs < settings.max_epochs and progress.waited < settings.patience:
         epoch = int(progress.epochs) + 1
-        figures = _epoch(f"stage {stage} epoch {epoch}", step, examples.dataset(batch_size, (config.seed, stage, epoch)), steps)
+        figures = _epoch(
+            f"stage {stage} epoch {epoch}", step, examples.dataset(batch_size, (config.seed, stage, epoch)), steps
+        )
         figures["validation_roc_auc"] = validation.roc_auc(towers)
         improved = figures["validation_roc_auc"] > float(progress.best)
         if improved:
@@ -80,12 +83,18 @@ def train_stage(
     return float(progress.best)
 
 
-def _restore(folder: Path, towers: Towers, optimizer: TowersOptimizer, progress: Progress) -> tf.train.CheckpointManager:
-    adams = {f"adam{place}": adam for place, (adam, _) in enumerate(optimizer.groups)}
-    checkpoint = tf.train.Checkpoint(towers=towers, progress=progress, **adams)
+def _restore(
+    folder: Path, towers: Towers, optimizer: TowersOptimizer, progress: Progress
+) -> tf.train.CheckpointManager:
+    """A manager of checkpoints of all state, also the dropout's random streams; the last one, if any, is restored."""
+    checkpoint = tf.train.Checkpoint(
+        towers=[variable.value for variable in towers.variables],
+        optimizer=[variable.value for adam, _ in optimizer.groups for variable in adam.variables],
+        progress=progress,
+    )
     manager = tf.train.CheckpointManager(checkpoint, str(folder), max_to_keep=2)
     if manager.latest_checkpoint:
-        checkpoint.restore(manager.latest_checkpoint).expect_partial()
+        checkpoint.restore(manager.latest_checkpoint).assert_existing_objects_matched()
         console.print(f"going on after epoch {int(progress.epochs)} of {folder.name}")
     return manager
 

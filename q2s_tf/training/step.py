@@ -7,7 +7,7 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
-from q2s_tf.config import Config
+from q2s_tf.config import Config, Stage
 from q2s_tf.towers import Towers
 from q2s_tf.training.losses import in_batch_softmax, margin_rank
 from q2s_tf.training.optimisation import TowersOptimizer
@@ -29,6 +29,7 @@ def build_step(towers: Towers, optimizer: TowersOptimizer, stage: int) -> Step:
         A function from a batch of `Examples` to scalars: `loss`, `batch_recall@1`, `gradient_norm`.
     """
     task = retrieval_task(towers.config, stage)
+    corrected = stage == 1 and towers.config.stage1.popularity_correction
 
     # The task is Keras 2 code that asks for the length of a shape: it needs AutoGraph, which a plain tf.function has.
     @tf.function(reduce_retracing=True)
@@ -40,6 +41,7 @@ def build_step(towers: Towers, optimizer: TowersOptimizer, stage: int) -> Step:
                 query,
                 document,
                 sample_weight=batch["weight"],
+                candidate_sampling_probability=batch["document_probability"] if corrected else None,
                 score_mask=batch["score_mask"],
                 compute_metrics=False,
                 compute_batch_metrics=False,
@@ -53,8 +55,6 @@ def build_step(towers: Towers, optimizer: TowersOptimizer, stage: int) -> Step:
     return step
 
 
-def stage_config(config: Config, stage: int) -> Any:
+def stage_config(config: Config, stage: int) -> Stage:
     """The table of a stage."""
     return config.stage1 if stage == 1 else config.stage2
-
-

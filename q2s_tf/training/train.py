@@ -85,8 +85,12 @@ def fill_categories(config: Config, documents: Table, positives: Table) -> Confi
         if channel.kind != "categorical" or channel.values:
             continue
         table = documents if channel.tower == "document" else positives
-        counts = pa.chunked_array([_normalised(batch.column(channel.input)) for batch in table.batches()]).value_counts()
-        ranked = sorted(((entry["counts"], entry["values"]) for entry in counts.to_pylist() if entry["values"]), reverse=True)
+        counts = pa.chunked_array(
+            [_normalised(batch.column(channel.input)) for batch in table.batches()]
+        ).value_counts()
+        ranked = sorted(
+            ((entry["counts"], entry["values"]) for entry in counts.to_pylist() if entry["values"]), reverse=True
+        )
         values = tuple(sorted(value for _, value in ranked[: channel.max_values]))
         channels[name] = channel.model_copy(update={"values": values})
     return config.model_copy(update={"channels": channels})
@@ -104,8 +108,15 @@ def _tokenizer(config: Config, documents: Table, positives: Table, run: Path, gi
     run.mkdir(parents=True, exist_ok=True)
     if not path.is_file():
         settings = config.tokenizer
-        model = given.read_bytes() if given else train_tokenizer(
-            _texts(config, documents, positives), settings.vocabulary_size, settings.character_coverage, settings.max_sentences
+        model = (
+            given.read_bytes()
+            if given
+            else train_tokenizer(
+                _texts(config, documents, positives),
+                settings.vocabulary_size,
+                settings.character_coverage,
+                settings.max_sentences,
+            )
         )
         aside = path.with_name("partial.tokenizer.model")
         aside.write_bytes(model)
@@ -124,7 +135,9 @@ def _texts(config: Config, documents: Table, positives: Table) -> Iterator[str]:
 
 def _refuse_existing(run: Path) -> None:
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise InputError(f"run {run}: is there already and is not empty: give another --out, or --resume to go on with it")
+        raise InputError(
+            f"run {run}: is there already and is not empty: give another --out, or --resume to go on with it"
+        )
 
 
 def _resumed_config(config: Config, run: Path) -> Config:
@@ -132,11 +145,15 @@ def _resumed_config(config: Config, run: Path) -> Config:
     kept = read_run_config(run)
     asked = config.model_copy(update={"channels": {**config.channels}})
     for name, channel in kept.channels.items():
-        if channel.kind == "categorical" and name in asked.channels and not getattr(asked.channels[name], "values", True):
+        if (
+            channel.kind == "categorical"
+            and name in asked.channels
+            and not getattr(asked.channels[name], "values", True)
+        ):
             asked.channels[name] = asked.channels[name].model_copy(update={"values": channel.values})
     if asked != kept:
         changed = [key for key in type(kept).model_fields if getattr(asked, key) != getattr(kept, key)]
-        raise InputError(f"run {run}: was trained with another config (differs in {', '.join(changed)}): train into a new --out")
+        raise InputError(
+            f"run {run}: was trained with another config (differs in {', '.join(changed)}): train into a new --out"
+        )
     return kept
-
-

@@ -27,12 +27,12 @@ class Validation:
 
     def __init__(self, config: Config, documents: Table, document_ids: pa.Array, judgements: Table):
         judged = read_judgements(judgements, document_ids, config.seed)
-        self.relevant = judged.relevance >= (config.evaluation.relevant_at if judged.rated else 1)
+        self.relevant = judged.relevant(config.evaluation.relevant_at)
         if self.relevant.all() or not self.relevant.any():
             raise InputError(
                 f"judgements {judgements.path}: need relevant and irrelevant pairs, with relevant from "
-                f"{config.evaluation.relevant_at} on; got {int(self.relevant.sum())} of {len(self.relevant)} relevant: set "
-                "evaluation.relevant_at"
+                f"{config.evaluation.relevant_at} on; got {int(self.relevant.sum())} of {len(self.relevant)} relevant: "
+                "set evaluation.relevant_at"
             )
         self.queries, self.query = judged.queries, judged.query
         wanted, self.document = np.unique(judged.document, return_inverse=True)

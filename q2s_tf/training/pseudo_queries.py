@@ -1,0 +1,70 @@
+"""Queries that somebody might have typed for a document, made from its title: self-supervision for small search logs.
+
+The paper has none of this: its log has hundreds of millions of positives. With tens of thousands most of a catalogue
+is never seen in training; a share of such pairs in each batch shows the towers every document. See docs/results.md.
+"""
+
+import random
+
+WORDS = (1, 2, 3, 4, 5)
+WORD_WEIGHTS = (8, 30, 32, 20, 10)
+SPACELESS = 7
+"""A title of one word at least this long is taken for a script without spaces and cut by characters."""
+
+
+def pseudo_query(title: str, generator: random.Random) -> str:
+    """A few words of a title as a hurried person types them.
+
+    One to five words, either neighbours or a subset (mostly in order), without the punctuation around them; hyphens are
+    sometimes dropped, letters lost, doubled or swapped, spaces forgotten. Of a title in a script without spaces, two to
+    six neighbouring characters.
+
+    Args:
+        title: raw text of a document.
+        generator: the only source of chance.
+
+    Returns:
+        The query; "" of a title without a letter or digit.
+    """
+    words = [stripped for word in title.split() if (stripped := _strip(word))]
+    if not words:
+        return ""
+    if len(words) == 1 and len(words[0]) >= SPACELESS:
+        return "".join(_span(list(words[0]), generator.randint(2, 6), generator))
+    count = min(len(words), generator.choices(WORDS, WORD_WEIGHTS)[0])
+    draw = generator.random()
+    if draw < 0.35:
+        chosen = _span(words, count, generator)
+    else:
+        places = generator.sample(range(len(words)), count)
+        chosen = [words[place] for place in (sorted(places) if draw < 0.8 else places)]
+    typed = [_mistype(word, generator) for word in chosen]
+    query = typed[0]
+    for word in typed[1:]:
+        query += ("" if generator.random() < 0.04 else " ") + word
+    return query
+
+
+def _strip(word: str) -> str:
+    """The word without what is neither letter nor digit at its ends."""
+    start, end = 0, len(word)
+    while start < end and not word[start].isalnum():
+        start += 1
+    while end > start and not word[end - 1].isalnum():
+        end -= 1
+    return word[start:end]
+
+
+def _span(sequence: list[str], count: int, generator: random.Random) -> list[str]:
+    start = generator.randrange(max(1, len(sequence) - count + 1))
+    return sequence[start : start + count]
+
+
+def _mistype(word: str, generator: random.Random) -> str:
+    if "-" in word and generator.random() < 0.4:
+        word = word.replace("-", generator.choice([" ", ""]))
+    if len(word) < 4 or not word.isalpha() or generator.random() >= 0.1:
+        return word
+    place = generator.randrange(1, len(word) - 1)
+    before, letter, after = word[:place], word[place], word[place + 1 :]
+    return generator.choice([before + after, before + 2 * letter + after, before + after[:1] + letter + after[1:]])
