@@ -101,7 +101,7 @@ def _step(tools: Path, tool: str, *values: str, **options: object) -> None:
 def _server(tools: Path, models: Path) -> Iterator[str]:
     """An embedded server on a free port; gives its HOST:PORT, and ends it."""
     console.print(f"\n[bold]$ {_shown(tools, 'serve', models=models, port=0)} &[/bold]", highlight=False)
-    command = [sys.executable, tools / "serve.py", *_arguments((), {"models": models, "port": 0})]
+    command = [sys.executable, str(tools / "serve.py"), *_arguments((), {"models": models, "port": 0})]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             ready = server.stdout.readline().strip() if server.stdout else ""

@@ -58,7 +58,9 @@ class Table:
             return self._guard(lambda: ds.dataset(self.path, format="parquet"))
         if {".tsv", ".txt", ".tab"} & set(self.path.suffixes[-2:]):
             return self._guard(lambda: ds.dataset(self.path, format=self._tsv_format()))
-        raise InputError(f"{self.kind} {self.path}: expected a .parquet, .tsv or .tsv.gz file, or a folder of .parquet files")
+        raise InputError(
+            f"{self.kind} {self.path}: expected a .parquet, .tsv or .tsv.gz file, or a folder of .parquet files"
+        )
 
     def _tsv_format(self) -> ds.CsvFileFormat:
         text = {name: pa.string() for name in self._header()}
@@ -103,14 +105,22 @@ class Table:
         if column == IMAGES and pa.types.is_string(values.type):
             values = self._guard(lambda: pa.array([json.loads(text) if text else None for text in values.to_pylist()]))
         if pa.types.is_string(kind) and pa.types.is_floating(values.type):
-            raise InputError(f"{self.kind} {self.path}: column {column} must be text or whole numbers; it is {values.type}")
+            raise InputError(
+                f"{self.kind} {self.path}: column {column} must be text or whole numbers; it is {values.type}"
+            )
         cast = self._guard(lambda: _to_timestamp(values) if column == "timestamp" else pc.cast(values, kind), column)
         return pc.if_else(pc.equal(cast, ""), None, cast) if pa.types.is_string(kind) else cast
 
     def _guard(self, read: Any, column: str | None = None) -> Any:
         try:
             return read()
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError, OSError, json.JSONDecodeError) as error:
+        except (
+            pa.ArrowInvalid,
+            pa.ArrowNotImplementedError,
+            UnicodeDecodeError,
+            OSError,
+            json.JSONDecodeError,
+        ) as error:
             reason = _first_line(error)
             if isinstance(error, UnicodeDecodeError) or "UTF8" in reason:
                 raise InputError(f"{self.kind} {self.path}: must be UTF-8 and is not: save it as UTF-8") from None
@@ -144,7 +154,9 @@ def check_judgements(table: Table) -> bool:
         return True
     if "timestamp" in table.columns:
         return False
-    raise InputError(f"judgements {table.path}: needs the column relevance (or timestamp, if these are later positives)")
+    raise InputError(
+        f"judgements {table.path}: needs the column relevance (or timestamp, if these are later positives)"
+    )
 
 
 def _to_timestamp(values: pa.Array) -> pa.Array:

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from q2s_tf.cli import console
 from q2s_tf.config import FORMAT
+from q2s_tf.errors import InputError
 from q2s_tf.index import build_index, default_kind
 from q2s_tf.serving.folders import MANIFEST_FILE
 from q2s_tf.serving.signatures import RetrieverServable, TowerServable
@@ -35,6 +36,8 @@ def export(run: Path, documents: Path, models: Path, index: str | None = None) -
         InputError: not a trained run, a catalogue that breaks its contract, an index that cannot be built. Nothing is
             published then.
     """
+    if models.exists() and not models.is_dir():
+        raise InputError(f"--out {models}: must be a folder; it is a file")
     table = open_documents(documents)
     towers = load(run)
     table = open_documents(documents, towers.document.preprocessor.inputs)

@@ -39,6 +39,7 @@ def new_version(models: Path) -> Iterator[tuple[int, dict[str, Path]]]:
         for name, folder in folders.items():
             _flush(folder)
             (models / name).mkdir(exist_ok=True)
+        for name, folder in folders.items():
             os.rename(folder, models / name / str(version))
     finally:
         shutil.rmtree(aside, ignore_errors=True)

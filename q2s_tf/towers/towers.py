@@ -77,7 +77,8 @@ class Tower(keras.Model):
                 texts = [""] * rows if column is None else ["" if value is None else value for value in column]
                 tensors[name] = tf.constant(texts, tf.string, shape=[rows])
             else:
-                tensors[name] = tf.constant(_pad_vectors(name, column or [()] * rows, spec.shape[2]))
+                sets = [()] * rows if column is None else column
+                tensors[name] = tf.constant(_pad_vectors(name, sets, spec.shape[2]))
         return tensors
 
     def _check(self, inputs: Mapping[str, Sequence[Any]]) -> Mapping[str, Sequence[Any]]:
