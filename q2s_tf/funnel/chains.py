@@ -1,0 +1,172 @@
+"""The funnel: which searches led to an answered message, as one Ibis expression for every backend."""
+
+from datetime import timedelta
+from typing import Literal
+
+import ibis
+import ibis.expr.types as ir
+
+from q2s_tf.errors import InputError
+
+Stage = Literal["click", "message", "reply"]
+
+STAGES: tuple[Stage, ...] = ("click", "message", "reply")
+"""What follows a search, in the funnel's own order; it also decides between equal timestamps."""
+
+DAY = timedelta(hours=24)
+
+
+def positives(events: ir.Table, window: timedelta = DAY, require: Stage = "reply") -> ir.Table:
+    """The (query, country, document) triples that users confirmed, one row each.
+
+    A search of a user *leads to* a document when the user then clicks the document, then messages its seller, then
+    gets a reply, each at or after the step before it, and the reply comes at most ``window`` after the search (both
+    ends belong to the window). A click belongs to the searches of its user that carry its ``search_id``; a click
+    without a ``search_id`` belongs to the user's latest search at or before it, to every one of them when several
+    share that instant. A click that names a search which the user did not make, or made later, belongs to none.
+
+    Replayed rows change nothing: every step below is a minimum, a maximum or a set.
+
+    Args:
+        events: Columns ``user_id, event, timestamp, query, country, document_id`` and, if there is one, ``search_id``;
+            a reply carries the user who searched and the document they wrote about. A search without a query still
+            owns its clicks (they must not fall to the search before it) and leads to no positive.
+        window: Longest time from the search to the last required step, a whole number of seconds.
+        require: The last step that must have happened: ``reply`` (the paper's definition), ``message`` or ``click``.
+
+    Returns:
+        ``query, country, document_id``, distinct; ``timestamp``, the first search that led there; ``weight``, the
+        number of distinct searches (user, time, query, country, search_id) that did.
+
+    Raises:
+        InputError: ``require`` or ``window`` is not one of the above.
+
+    Source: Que2Search (KDD 2021), section on training data; the window counts from the search.
+    """
+    if require not in STAGES:
+        raise InputError(f"require must be one of {', '.join(STAGES)}; got {require!r}")
+    span = _interval(window)
+    events = events if "search_id" in events.columns else events.mutate(search_id=ibis.null("string"))
+    searches = searches_of(events)
+    clicks = _completed_clicks(events, require)
+    clicks = clicks.filter(clicks.completed <= clicks.clicked + span)
+    owned = ibis.union(_by_search_id(clicks, searches), _by_time(clicks, searches))
+    led = owned.filter(owned.completed <= owned.searched + span, owned.query.notnull())
+    led = led.select("user_id", "searched", "search_id", "query", "country", "document_id").distinct()
+    return led.group_by("query", "country", "document_id").agg(timestamp=led.searched.min(), weight=led.count())
+
+
+def orphans(events: ir.Table, window: timedelta = DAY) -> ir.Table:
+    """The clicks that belong to no search within ``window``, one row for each row of ``events``.
+
+    Columns: ``user_id, document_id, search_id, clicked``. Ownership is that of `positives`; timestamps without zone.
+    """
+    span = _interval(window)
+    width = int(window.total_seconds())
+    clicks = events.filter(events.event == "click")
+    clicks = clicks.select("user_id", "document_id", "search_id", clicked=clicks.timestamp)
+    clicks = clicks.mutate(slot=clicks.clicked.epoch_seconds() // width)
+    # A search reaches into its own slot of time and the next: clicks and searches that are far apart never meet.
+    searches = searches_of(events)
+    searches = searches.mutate(slot=searches.searched.epoch_seconds() // width)
+    reached = ibis.union(searches, searches.mutate(slot=searches.slot + 1))
+    lost = clicks.anti_join(
+        reached,
+        [
+            clicks.user_id == reached.user_id,
+            clicks.slot == reached.slot,
+            clicks.search_id.isnull() | (clicks.search_id == reached.search_id),
+            reached.searched <= clicks.clicked,
+            clicks.clicked <= reached.searched + span,
+        ],
+    )
+    return lost.drop("slot")
+
+
+def searches_of(events: ir.Table) -> ir.Table:
+    """The searches of a log: ``user_id, search_id, query, country, searched``."""
+    searches = events.filter(events.event == "search")
+    return searches.select("user_id", "search_id", "query", "country", searched=searches.timestamp)
+
+
+def _completed_clicks(events: ir.Table, require: Stage) -> ir.Table:
+    """Clicks and the time ``completed`` at which the earliest chain of the required steps after them was complete."""
+    stages = STAGES[: STAGES.index(require) + 1]
+    steps = events.filter(events.event.isin(stages))
+    steps = steps.select(
+        "user_id",
+        "document_id",
+        "search_id",
+        clicked=steps.timestamp,
+        stage=steps.event.cases(*((stage, order) for order, stage in enumerate(stages)), else_=-1),
+    )
+    last = len(stages) - 1
+    if last:  # most clicks come to nothing: leave them out before anything is sorted
+        done = steps.filter(steps.stage == last).select("user_id", "document_id")
+        steps = steps.semi_join(done, ["user_id", "document_id"])
+    # From the last step back: a step is complete when the earliest next step at or after it is.
+    steps = steps.mutate(completed=ibis.ifelse(steps.stage == last, steps.clicked, None))
+    for stage in reversed(range(last)):
+        following = ibis.window(
+            group_by=["user_id", "document_id"], order_by=["clicked", "stage"], preceding=0, following=None
+        )
+        next_step = ibis.ifelse(steps.stage == stage + 1, steps.completed, None)
+        completed = ibis.ifelse(steps.stage == stage, next_step.min().over(following), steps.completed)
+        steps = steps.mutate(completed=completed)
+    clicks = steps.filter(steps.stage == 0, steps.completed.notnull())
+    return clicks.select("user_id", "document_id", "search_id", "clicked", "completed")
+
+
+def _by_search_id(clicks: ir.Table, searches: ir.Table) -> ir.Table:
+    """The searches that own the clicks which name one."""
+    named = clicks.filter(clicks.search_id.notnull())
+    owned = named.join(searches, ["user_id", "search_id"])
+    owned = owned.filter(owned.searched <= owned.clicked)
+    return owned.select(*_OWNED)
+
+
+def _by_time(clicks: ir.Table, searches: ir.Table) -> ir.Table:
+    """The searches that own the clicks which name none: the user's latest.
+
+    One sort of the users' time lines, so that a user with very many searches costs no more than they should.
+    """
+    timed = clicks.filter(clicks.search_id.isnull()).drop("search_id")
+    near = searches.semi_join(timed, "user_id")
+    time = near.searched.type()
+    marks = near.select(
+        "user_id",
+        document_id=ibis.null(timed.document_id.type()),
+        clicked=near.searched,
+        completed=ibis.null(time),
+        latest=near.searched,
+        is_click=0,
+    )
+    line = ibis.union(timed.mutate(latest=ibis.null(time), is_click=1), marks)
+    so_far = ibis.window(group_by="user_id", order_by=["clicked", "is_click"], preceding=None, following=0)
+    line = line.mutate(latest=line.latest.max().over(so_far))
+    timed = line.filter(line.is_click == 1)
+    owned = timed.join(searches, [timed.user_id == searches.user_id, timed.latest == searches.searched])
+    return owned.select(*_OWNED)
+
+
+_OWNED = ("user_id", "document_id", "completed", "searched", "search_id", "query", "country")
+
+
+def duration(text: str) -> timedelta:
+    """The time span that ``text`` names: ``30s``, ``90m``, ``24h``, ``7d``.
+
+    Raises:
+        InputError: It names none.
+    """
+    units = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+    number, unit = text[:-1], text[-1:]
+    if unit not in units or not (number.isascii() and number.isdecimal()):
+        raise InputError(f"a time span is a whole number and one of s, m, h, d, such as 24h; got {text!r}")
+    return timedelta(**{units[unit]: int(number)})
+
+
+def _interval(window: timedelta) -> ir.IntervalScalar:
+    seconds = window.total_seconds()
+    if seconds <= 0 or seconds != int(seconds):
+        raise InputError(f"window must be a positive whole number of seconds; got {window}")
+    return ibis.interval(seconds=int(seconds))  # in seconds: 24 hours stay 24 hours whatever the session's time zone

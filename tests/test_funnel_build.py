@@ -1,0 +1,197 @@
+"""The whole way from a log on disk to positives on disk, through the command line where it matters."""
+
+import gzip
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from funnel_logs import LOG, MESSY, NOW, TOOL, WANTED, at, big_log, catalogue, chain, found_in, row, tool, write
+from rich.console import Console
+
+from q2s_tf.errors import InputError
+from q2s_tf.funnel import Report, build_positives
+from q2s_tf.funnel.report import table
+
+NO_JAVA = pytest.mark.skipif(shutil.which("java") is None, reason="Spark needs Java, and there is no java on the PATH")
+
+FAULTS = {
+    "unknown event": 2,
+    "null key": 5,
+    "unparsable timestamp": 4,
+    "future timestamp": 1,
+    "query too long": 2,
+    "bot": 59,
+    "unlisted document": 3,
+    "click without a search": 3,
+}
+
+
+def check_messy(out: Path, report: Report) -> None:
+    assert report.faults == FAULTS
+    assert (report.rows, report.replays) == (len(MESSY), 3)
+    assert found_in(out) == {**WANTED, ("spaces around", "0002"): (at(70), 1)}
+
+
+@pytest.mark.parametrize("name", ["log.parquet", "log.csv"])
+def test_what_is_left_out_is_counted_under_one_rule_each(tmp_path: Path, name: str) -> None:
+    report = build_positives(
+        write(tmp_path / name, MESSY), tmp_path / "out.parquet", documents=catalogue(tmp_path), now=NOW,
+        max_searches_per_hour=50,
+    )  # fmt: skip
+    check_messy(tmp_path / "out.parquet", report)
+    written = json.loads((tmp_path / "out.report.json").read_text())
+    assert written["faults"] == FAULTS
+    assert written["positives"] == 4
+    kept = report.rows - sum(report.faults.values())
+    assert sum(report.events.values()) == kept
+
+
+@NO_JAVA
+@pytest.mark.slow
+def test_spark_writes_what_duckdb_writes(tmp_path: Path) -> None:
+    log = write(tmp_path / "log.csv", MESSY)
+    options: dict[str, Any] = {"documents": catalogue(tmp_path), "now": NOW, "max_searches_per_hour": 50}
+    report = build_positives(log, tmp_path / "spark.parquet", backend="pyspark", memory="1GB", **options)
+    check_messy(tmp_path / "spark.parquet", report)
+    build_positives(log, tmp_path / "duckdb.parquet", **options)
+    assert pq.read_table(tmp_path / "spark.parquet").equals(pq.read_table(tmp_path / "duckdb.parquet"))
+    for number, r in enumerate(LOG):
+        write(tmp_path / f"tree/event={r['event']}/{number}.jsonl", [{k: v for k, v in r.items() if k != "event"}])
+    build_positives(tmp_path / "tree", tmp_path / "spark.parquet", backend="pyspark", memory="1GB", now=NOW)
+    assert found_in(tmp_path / "spark.parquet") == WANTED
+
+
+def test_table_shows_every_count(tmp_path: Path) -> None:
+    report = build_positives(write(tmp_path / "log.csv", MESSY), tmp_path / "out.parquet", now=NOW)
+    console = Console(width=120, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console.print(table(report))
+    shown = console.export_text()
+    assert "unlisted document" not in shown, "there was no catalogue to compare with"
+    for name in ("unknown event", "unparsable timestamp", "click without a search", "replays", "searches"):
+        assert name in shown
+    assert f"{len(MESSY):,}" in shown
+
+
+def test_bots_are_judged_by_any_sixty_minutes(tmp_path: Path) -> None:
+    minutes = range(0, 60, 6)  # 10 searches in 54 minutes, over two hours of the clock
+    spread = [row("u", "search", 0.25 + minute / 60, query=str(minute)) for minute in minutes]
+    log = write(tmp_path / "log.csv", [*spread, *spread, *chain("u", "q", "d", start=0.25 + 1)])
+    for most, bots in ((9, 14), (10, 0)):
+        report = build_positives(log, tmp_path / "out.parquet", now=NOW, max_searches_per_hour=most)
+        assert bool(report.faults["bot"]) == bool(bots), most
+
+
+def test_last_days_are_kept_for_validation(tmp_path: Path) -> None:
+    rows = [r for day in range(10) for r in chain(f"u{day}", f"q{day}", "d", start=24 * day)]
+    rows += chain("again", "q0", "d", start=24 * 9)
+    log = write(tmp_path / "log.parquet", rows)
+    out, held_out = tmp_path / "train.parquet", tmp_path / "elsewhere" / "validation.parquet"
+    report = build_positives(log, out, now=NOW, validation_days=3, validation_out=held_out)
+    assert {query for query, _ in found_in(held_out)} == {"q7", "q8", "q9"}
+    assert {query for query, _ in found_in(out)} == {f"q{day}" for day in range(7)}
+    assert found_in(out)["q0", "d"] == (at(0), 2), "seen again later, but first seen, and so trained on, early"
+    assert (report.positives, report.validation) == (10, 3)
+
+
+def test_strict_refuses_what_would_be_left_out(tmp_path: Path) -> None:
+    out = tmp_path / "out" / "positives.parquet"
+    done = tool("--events", write(tmp_path / "messy.csv", MESSY), "--out", out, "--strict", "--now", "2026-06-01")
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error:")
+    assert "unknown event: 2, null key: 5, unparsable timestamp: 4" in last
+    assert list(out.parent.iterdir()) == []
+    done = tool("--events", write(tmp_path / "clean.csv", LOG), "--out", out, "--strict", "--now", "2026-06-01")
+    assert done.returncode == 0, done.stderr
+    assert "positives" in done.stdout
+    assert found_in(out) == WANTED
+
+
+def test_tsv_has_no_quotes_and_one_line_a_positive(tmp_path: Path) -> None:
+    log = write(tmp_path / "log.csv", [*LOG, *chain("u8", "two\nlines", "d")])
+    build_positives(log, tmp_path / "out.tsv.gz", now=NOW)
+    with gzip.open(tmp_path / "out.tsv.gz", "rt", encoding="utf-8") as file:
+        lines = [line.rstrip("\n").split("\t") for line in file]
+    assert lines[0] == ["query", "country", "document_id", "timestamp", "weight"]
+    assert lines[1] == ["red sofa", "US", "0001", "2026-05-01T07:00:00.000000Z", "2"]
+    assert sorted(line[0] for line in lines[2:]) == sorted(["two lines", "赤い ソファ", 'a "quoted", query'])
+
+
+def test_empty_log_gives_an_empty_table(tmp_path: Path) -> None:
+    report = build_positives(write(tmp_path / "log.csv", []), tmp_path / "out.parquet", now=NOW)
+    assert found_in(tmp_path / "out.parquet") == {}
+    assert report.rows == 0
+
+
+def test_killed_run_leaves_no_partial_output_and_the_next_one_works(tmp_path: Path) -> None:
+    """SIGKILL at several points of a run, found by watching what it writes; then the same command once more."""
+    log = big_log(tmp_path / "log", copies=4000)
+    out = tmp_path / "out" / "p.parquet"
+    command = [sys.executable, TOOL, "--events", log, "--out", out, "--now", "2026-06-01"]
+    scratch = out.parent / ".p.parquet.partial"
+    for moment in (scratch / "lock", scratch / "positives.parquet", out.parent / ".p.parquet.part"):
+        process = subprocess.Popen([str(part) for part in command], stderr=subprocess.DEVNULL)
+        while process.poll() is None and not moment.exists():
+            time.sleep(0.0005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        # The last moment is so short that the output may just have been put in place: then all of it is there.
+        assert not out.exists() or (moment.name == ".p.parquet.part" and pq.read_table(out).num_rows == 3 * 4000)
+        out.unlink(missing_ok=True)
+    done = tool(*command[2:])
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in out.parent.iterdir()) == ["p.parquet", "p.report.json"]
+    assert pq.read_table(out).num_rows == 3 * 4000
+
+
+def test_two_runs_do_not_write_one_output(tmp_path: Path) -> None:
+    from q2s_tf.funnel.build import workspace
+
+    log = write(tmp_path / "log.csv", LOG)
+    with workspace(tmp_path / "p.parquet"), pytest.raises(InputError, match="another process is writing it"):
+        build_positives(log, tmp_path / "p.parquet")
+    build_positives(log, tmp_path / "p.parquet", now=NOW)
+    assert found_in(tmp_path / "p.parquet") == WANTED
+
+
+def test_little_memory_is_enough(tmp_path: Path) -> None:
+    log = big_log(tmp_path / "log", copies=8000)
+    report = build_positives(log, tmp_path / "p.parquet", memory="100MB", now=NOW)
+    assert report.weight == 8000 * 4
+
+
+def test_tool_on_a_glob_with_every_option(tmp_path: Path) -> None:
+    for number, r in enumerate(LOG):
+        write(tmp_path / f"log/{number}.jsonl", [r])
+    done = tool(
+        "--events", tmp_path / "log/*.jsonl", "--out", tmp_path / "p.tsv", "--window", "3h", "--require", "message",
+        "--documents", catalogue(tmp_path), "--validation-days", 1, "--validation-out", tmp_path / "v.parquet",
+        "--memory", "500MB", "--max-searches-per-hour", 5, "--max-query-length", 100, "--now", "2026-06-01T00:00:00",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    settings = json.loads((tmp_path / "p.report.json").read_text())["settings"]
+    assert settings["window_seconds"] == 3 * 3600
+    assert settings["require"] == "message"
+    assert len(found_in(tmp_path / "v.parquet")) + len((tmp_path / "p.tsv").read_text().splitlines()) - 1 == 3
+
+
+def test_benchmark_finds_what_pandas_finds(tmp_path: Path) -> None:
+    """The benchmark, small: its pandas job is a second opinion on a log of another kind."""
+    tool_path = TOOL.parent.parent / "benchmarks" / "funnel.py"
+    options = ["--sizes", "2000,20000", "--pandas-size", "20000", "--repeats", "1", "--out", tmp_path / "result.json"]
+    done = subprocess.run(
+        [str(part) for part in (sys.executable, tool_path, *options)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "result.json").read_text())
+    found = {(run["job"], run["events"]): run["positives"] for run in result["runs"]}
+    assert found["funnel", 20000] == found["pandas, merges", 20000] == found["pandas, as-of", 20000] > 100
+    assert {"cost_per_event_ratio", "times_faster_than_pandas"} <= set(result)
