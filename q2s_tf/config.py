@@ -111,6 +111,8 @@ class PseudoQueries(Table):
     per_document: Annotated[int, Field(ge=0)] = 0
     batch_share: Probability = 0.5
     """Share of every batch that they make up."""
+    variants: dict[str, tuple[str, ...]] = {}
+    """Other spellings of a word of the titles, one of which is typed in its place: `ft = ["ft", "foot", "feet"]`."""
 
 
 class Stage(Table):

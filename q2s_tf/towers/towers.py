@@ -38,7 +38,9 @@ class Tower(keras.Model):
         self.required = {channel.input for channel in config.tower_channels(name).values()}
         self.built = True
         self._forward = tf.function(
-            lambda inputs: self.encoder(self.preprocessor(inputs), training=False), autograph=False
+            lambda inputs: self.encoder(self.preprocessor(inputs), training=False),
+            input_signature=[self.preprocessor.signature()],
+            autograph=False,
         )
 
     def call(self, inputs: dict[str, tf.Tensor], training: bool | None = None) -> dict[str, tf.Tensor]:

@@ -23,7 +23,7 @@ from q2s_tf.errors import InputError
 from q2s_tf.tables import Table
 from q2s_tf.text import normalise
 from q2s_tf.towers import Tower, Towers
-from q2s_tf.training.pseudo_queries import pseudo_query
+from q2s_tf.training.pseudo_queries import common_words, pseudo_query
 from q2s_tf.training.store import ChannelReader, ChannelWriter
 
 Batch = dict[str, Any]
@@ -206,8 +206,9 @@ _KNOWN = f"""
 
 def _store_documents(folder: Path, towers: Towers, documents: Table, join: duckdb.DuckDBPyConnection) -> int:
     """Stores the catalogue and makes the tables `documents` (row numbers, ids) and `pseudo`; returns the row count."""
-    tower, per_document = towers.document, towers.config.pseudo_queries.per_document
+    tower, settings = towers.document, towers.config.pseudo_queries
     generator = random.Random(towers.config.seed)
+    common = common_words(_titles(documents)) if settings.per_document else frozenset()
     join.execute("CREATE TABLE documents (document INTEGER, document_id VARCHAR)")
     join.execute("CREATE TABLE pseudo (query VARCHAR, country VARCHAR, document_id VARCHAR)")
     rows = 0
@@ -218,8 +219,12 @@ def _store_documents(folder: Path, towers: Towers, documents: Table, join: duckd
             _insert(join, "documents", np.arange(rows, rows + len(batch)), batch.column("document_id"))
             rows += len(batch)
             columns = {name: batch.column(name).to_pylist() for name in tower.preprocessor.inputs}
-            typed = [pseudo_query(title or "", generator) for title in columns["title"] for _ in range(per_document)]
-            places = np.repeat(np.arange(len(batch)), per_document)
+            typed = [
+                pseudo_query(title or "", generator, common, settings.variants)
+                for title in columns["title"]
+                for _ in range(settings.per_document)
+            ]
+            places = np.repeat(np.arange(len(batch)), settings.per_document)
             _insert(
                 join,
                 "pseudo",
@@ -230,6 +235,11 @@ def _store_documents(folder: Path, towers: Towers, documents: Table, join: duckd
 
     _store(folder, tower, prepared())
     return rows
+
+
+def _titles(documents: Table) -> Iterator[str]:
+    for batch in documents.batches():
+        yield from (title for title in batch.column("title").to_pylist() if title)
 
 
 _PSEUDO_KEYS = ("country", "document_id")

@@ -5,28 +5,51 @@ is never seen in training; a share of such pairs in each batch shows the towers 
 """
 
 import random
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 WORDS = (1, 2, 3, 4, 5)
 WORD_WEIGHTS = (8, 30, 32, 20, 10)
 SPACELESS = 7
 """A title of one word at least this long is taken for a script without spaces and cut by characters."""
+COMMON = 0.08
+"""Share of the titles from which on a word (with, in, x) is too common to be worth typing."""
 
 
-def pseudo_query(title: str, generator: random.Random) -> str:
+def common_words(titles: Iterable[str]) -> frozenset[str]:
+    """The words, as `pseudo_query` sees them, that stand in at least a share `COMMON` of the titles."""
+    counts: Counter[str] = Counter()
+    total = 0
+    for title in titles:
+        total += 1
+        counts.update(set(_words(title)))
+    return frozenset(word for word, count in counts.items() if count >= max(2, COMMON * total))
+
+
+def pseudo_query(
+    title: str,
+    generator: random.Random,
+    common: frozenset[str] = frozenset(),
+    variants: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> str:
     """A few words of a title as a hurried person types them.
 
-    One to five words, either neighbours or a subset (mostly in order), without the punctuation around them; hyphens are
-    sometimes dropped, letters lost, doubled or swapped, spaces forgotten. Of a title in a script without spaces, two to
-    six neighbouring characters.
+    One to five words, either neighbours or a subset (mostly in order, words with a digit half as likely), without
+    common words and the punctuation around them; hyphens are sometimes dropped, letters lost, doubled or swapped,
+    spaces forgotten. Of a title in a script without spaces, two to six neighbouring characters.
 
     Args:
         title: raw text of a document.
         generator: the only source of chance.
+        common: words to leave out where others are left (`common_words`), but for those that have variants.
+        variants: other spellings of a word; one of them is taken in its place.
 
     Returns:
         The query; "" of a title without a letter or digit.
     """
-    words = [stripped for word in title.split() if (stripped := _strip(word))]
+    every = _words(title)
+    words = [word for word in every if word not in common or word in variants] or every
     if not words:
         return ""
     if len(words) == 1 and len(words[0]) >= SPACELESS:
@@ -36,13 +59,22 @@ def pseudo_query(title: str, generator: random.Random) -> str:
     if draw < 0.35:
         chosen = _span(words, count, generator)
     else:
-        places = generator.sample(range(len(words)), count)
+        ranks = [generator.random() * (0.5 if any(map(str.isdigit, word)) else 1.0) for word in words]
+        places = sorted(range(len(words)), key=ranks.__getitem__, reverse=True)[:count]
         chosen = [words[place] for place in (sorted(places) if draw < 0.8 else places)]
-    typed = [_mistype(word, generator) for word in chosen]
+    typed = [_mistype(_vary(word, variants, generator), generator) for word in chosen]
     query = typed[0]
     for word in typed[1:]:
         query += ("" if generator.random() < 0.04 else " ") + word
     return query
+
+
+def _words(title: str) -> list[str]:
+    return [stripped for word in title.split() if (stripped := _strip(word))]
+
+
+def _vary(word: str, variants: Mapping[str, Sequence[str]], generator: random.Random) -> str:
+    return generator.choice(variants[word]) if word in variants else word
 
 
 def _strip(word: str) -> str:
