@@ -60,8 +60,8 @@ def evaluate(
     ids, embeddings = embed_catalogue(towers.document, table)
     judged = read_judgements(rated_pairs, ids, towers.config.seed)
     pair_at = settings.relevant_at if relevant_at is None else relevant_at
-    configured = (settings.recall_relevant_at or settings.relevant_at) if relevant_at is None else relevant_at
-    recall_at = configured if recall_relevant_at is None else recall_relevant_at
+    recall_grades = (recall_relevant_at, relevant_at, settings.recall_relevant_at, settings.relevant_at)
+    recall_at = next(grade for grade in recall_grades if grade is not None)
     relevant = judged.relevant(pair_at)
     queries = towers.query.predict(judged.queries)["embedding"]
     bm25 = Bm25(table)

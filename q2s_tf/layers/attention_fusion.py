@@ -40,5 +40,6 @@ class AttentionFusion(keras.layers.Layer):
         there = ops.cast(present, channels.dtype)
         channels = channels * there[..., None]
         logits = ops.matmul(ops.reshape(channels, (-1, number * dimension)), self.kernel)
-        weights = ops.softmax(ops.where(present, logits, -1e9), axis=-1) * there
+        # Keras warns of a softmax over one number; a tower of one channel needs none.
+        weights = there if number == 1 else ops.softmax(ops.where(present, logits, -1e9), axis=-1) * there
         return ops.sum(weights[..., None] * channels, axis=1), weights

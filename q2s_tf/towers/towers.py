@@ -13,6 +13,9 @@ from q2s_tf.text import Tokenizer
 from q2s_tf.towers.encoders import build_encoder
 from q2s_tf.towers.preprocessing import Preprocessor
 
+Column = Sequence[Any] | np.ndarray
+"""One value a row."""
+
 
 class Tower(keras.Model):
     """One tower, from raw inputs to `{"embedding": [B, D], "channel_weights": [B, N]}`.
@@ -47,7 +50,7 @@ class Tower(keras.Model):
         """Embeds a batch of tensors; see `Preprocessor` for their shapes."""
         return self.encoder(self.preprocessor(inputs), training=training)
 
-    def predict(self, inputs: Mapping[str, Sequence[Any]], batch_size: int = 256) -> dict[str, np.ndarray]:
+    def predict(self, inputs: Mapping[str, Column], batch_size: int = 256) -> dict[str, np.ndarray]:
         """Embeds rows given as plain Python lists or arrays.
 
         Args:
@@ -69,7 +72,7 @@ class Tower(keras.Model):
         ]
         return {key: np.concatenate([batch[key].numpy() for batch in batches]) for key in batches[0]}
 
-    def tensors(self, columns: Mapping[str, Sequence[Any]]) -> dict[str, tf.Tensor]:
+    def tensors(self, columns: Mapping[str, Column]) -> dict[str, tf.Tensor]:
         """Plain columns as the tensors the tower takes: missing columns and None become "" or no vectors."""
         rows = len(next(iter(columns.values())))
         tensors = {}
@@ -83,7 +86,7 @@ class Tower(keras.Model):
                 tensors[name] = tf.constant(_pad_vectors(name, sets, spec.shape[2]))
         return tensors
 
-    def _check(self, inputs: Mapping[str, Sequence[Any]]) -> Mapping[str, Sequence[Any]]:
+    def _check(self, inputs: Mapping[str, Column]) -> Mapping[str, Column]:
         known = list(self.preprocessor.inputs)
         unknown = [name for name in inputs if name not in known]
         if unknown:
@@ -122,7 +125,7 @@ def build_towers(config: Config, tokenizer: Tokenizer) -> Towers:
     return Towers(config, tokenizer)
 
 
-def _pad_vectors(name: str, sets: Sequence[Any], dimension: int | None) -> np.ndarray:
+def _pad_vectors(name: str, sets: Column, dimension: int | None) -> np.ndarray:
     """Sets of vectors as one float32 array `[B, M, I]`, padded with zero rows."""
     arrays = [np.asarray(() if vectors is None else vectors, np.float32) for vectors in sets]
     width = dimension or max((array.shape[-1] for array in arrays if array.size), default=0)

@@ -51,6 +51,7 @@ def train(
     pairs, judgements = open_positives(positives), open_judgements(validation)
     document_ids = read_ids(catalogue)
     judged = Validation(config, catalogue, document_ids, judgements)
+    existed = run.exists()
     if resume:
         config = _resumed_config(config, run)
     else:
@@ -62,6 +63,8 @@ def train(
     except InputError:
         if not resume:
             shutil.rmtree(run, ignore_errors=True)
+            if existed:  # and was empty
+                run.mkdir()
         raise
     save_config(config, run / "config.toml")
     console.print(f"{len(examples):,} positives, {len(document_ids):,} documents, {towers.count_params():,} weights")

@@ -1,0 +1,58 @@
+"""Fixtures that several test modules share: a tiny market, a run trained on it, its export.
+
+Nothing heavy is imported here: tests that need no TensorFlow stay quick.
+"""
+
+import os
+
+# TensorFlow Recommenders wants it set before `tf.keras` is first touched, whichever test module comes first.
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from tiny_market import TinyMarket, make_market
+
+if TYPE_CHECKING:
+    from q2s_tf.towers import Towers
+
+
+@pytest.fixture(scope="session")
+def market(tmp_path_factory: pytest.TempPathFactory) -> TinyMarket:
+    """60 documents in 4 scripts, their positives and judgements, and two configs, as files."""
+    return make_market(tmp_path_factory.mktemp("market"))
+
+
+@pytest.fixture(scope="session")
+def trained(market: TinyMarket, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, "Towers"]:
+    """A run directory of both stages with every kind of channel, and the towers that training returned."""
+    from q2s_tf.config import read_config
+    from q2s_tf.training import train
+
+    run = tmp_path_factory.mktemp("runs") / "tiny"
+    towers = train(read_config(market.config), market.documents, market.positives, market.judgements, run)
+    return run, towers
+
+
+@pytest.fixture(scope="session")
+def run(trained: tuple[Path, "Towers"]) -> Path:
+    """The run directory of `trained`."""
+    return trained[0]
+
+
+@pytest.fixture(scope="session")
+def towers(trained: tuple[Path, "Towers"]) -> "Towers":
+    """The towers of `trained`."""
+    return trained[1]
+
+
+@pytest.fixture(scope="session")
+def models(run: Path, market: TinyMarket, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run exported with the exact index, as version 1; tests do not write into it."""
+    from q2s_tf.serving.export import export
+
+    folder = tmp_path_factory.mktemp("models")
+    export(run, market.documents, folder, "exact")
+    return folder

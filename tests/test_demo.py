@@ -1,0 +1,90 @@
+"""The command lines one after the other, as `make demo` runs them, on a small marketplace: real processes, a port."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOLS = Path(__file__).parent.parent / "tools"
+SMALL = """
+dimension = 32
+[evaluation]
+relevant_at = 3
+[tokenizer]
+vocabulary_size = 1500
+[encoders.query]
+num_layers = 1
+hidden_dim = 32
+intermediate_dim = 64
+[channels.query_trigrams]
+tower = "query"
+kind = "trigrams"
+input = "query"
+buckets = 5000
+[channels.query_text]
+tower = "query"
+kind = "text"
+input = "query"
+encoder = "query"
+[channels.title_trigrams]
+tower = "document"
+kind = "trigrams"
+input = "title"
+buckets = 5000
+[channels.images]
+tower = "document"
+kind = "vectors"
+input = "image_embeddings"
+dimension = 64
+[stage1]
+max_epochs = 4
+batch_size = 128
+learning_rate = 2e-3
+[stage2]
+max_epochs = 1
+batch_size = 128
+"""
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The demo's folder, and what it printed."""
+    folder = tmp_path_factory.mktemp("demo")
+    (folder / "small.toml").write_text(SMALL, encoding="utf-8")
+    out = folder / "demo"
+    command = [sys.executable, TOOLS / "demo.py", "--out", out, "--config", folder / "small.toml", "--listings", "400"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out, done.stdout
+
+
+def test_ten_results_with_titles_and_scores_for_three_queries(shown: tuple[Path, str]) -> None:
+    _, printed = shown
+    answers = printed[printed.index("serving ") :]
+    for query in ("red sofa", "sofá rojo", "赤いソファ"):
+        assert query in answers
+    ranked = re.findall(r"^\W*(\d+)\W+(-?\d\.\d+)", answers, flags=re.MULTILINE)
+    assert [int(rank) for rank, _ in ranked] == list(range(1, 11)) * 3
+    scores = [float(score) for _, score in ranked]
+    assert all(scores[at] >= scores[at + 1] for at in range(len(scores) - 1) if at % 10 != 9)
+    for channel in ("query_trigrams", "query_text"):
+        assert answers.count(channel) >= 3
+
+
+def test_everything_is_where_it_says(shown: tuple[Path, str]) -> None:
+    out, printed = shown
+    for name in ("data/documents.parquet", "data/positives.parquet", "data/positives.report.json", "run/config.toml",
+                 "run/tokenizer.model", "run/stage1.weights.h5", "run/stage2.weights.h5", "run/metrics.jsonl",
+                 "run/evaluation/metrics.json", "saved_models/retriever/1/saved_model.pb"):  # fmt: skip
+        assert (out / name).is_file(), name
+    assert str(out) in printed and "query.py" in printed.rsplit("Ask the next query", 1)[1]
+
+
+def test_it_learned(shown: tuple[Path, str]) -> None:
+    out, _ = shown
+    systems = json.loads((out / "run/evaluation/metrics.json").read_text(encoding="utf-8"))["systems"]
+    assert systems["q2s_tf"]["roc_auc"] > 0.7
+    assert 0 < systems["BM25"]["recall@100"] <= 1

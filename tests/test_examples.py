@@ -1,0 +1,295 @@
+"""Training examples: what is in a batch equals what the raw rows say."""
+
+import dataclasses
+import datetime
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from tiny_market import TinyMarket
+
+from q2s_tf.config import read_config
+from q2s_tf.errors import InputError
+from q2s_tf.tables import open_documents, open_positives
+from q2s_tf.text import normalise
+from q2s_tf.towers import Tower, Towers, build_towers
+from q2s_tf.training import examples as examples_module
+from q2s_tf.training.examples import Examples, build_examples, shuffled
+from q2s_tf.training.pseudo_queries import pseudo_query
+from q2s_tf.training.store import ChannelReader, ChannelWriter
+
+MOMENT = datetime.datetime(2024, 3, 1, tzinfo=datetime.UTC)
+
+
+def positives_of(market: TinyMarket) -> list[dict[str, Any]]:
+    """47 positives, with one query in several spellings, a pair that comes twice, and rows that cannot be used."""
+    spelled = ["red sofa", "RED SOFA", "ＲＥＤ　ｓｏｆａ", " red  sofa "]
+    pairs: list[tuple[str | None, str | None, str]] = [
+        (query, "US", f"d{number:02}") for number, query in enumerate(spelled * 2)
+    ]
+    pairs += [("red sofa", "JP", "d09"), ("red sofa", "US", "d00"), (None, "US", "d01"), ("", "US", "d01")]
+    pairs += [("red sofa", "US", "gone"), ("lamp", None, "gone too")]
+    pairs += [(row["title"], row["country"], row["document_id"]) for row in market.document_rows[10:43]]
+    pairs += [(row["title"].upper(), "US", row["document_id"]) for row in market.document_rows[10:14]]
+    return [
+        # Every weight is another, so that a row of a batch tells which positive it is.
+        {"query": query, "country": country, "document_id": document, "timestamp": MOMENT, "weight": float(number + 1)}
+        for number, (query, country, document) in enumerate(pairs)
+    ]
+
+
+@pytest.fixture(scope="module")
+def rows(market: TinyMarket) -> list[dict[str, Any]]:
+    """The positives that can be used, in the order of the file."""
+    return [row for row in positives_of(market) if row["query"] and not row["document_id"].startswith("gone")]
+
+
+@pytest.fixture(scope="module")
+def examples(towers: Towers, market: TinyMarket, tmp_path_factory: pytest.TempPathFactory) -> Examples:
+    folder = tmp_path_factory.mktemp("examples")
+    pq.write_table(pa.Table.from_pylist(positives_of(market)), folder / "positives.parquet")
+    documents, positives = open_documents(market.documents), open_positives(folder / "positives.parquet")
+    return build_examples(folder / "store", towers, documents, positives)
+
+
+def positive_numbers(batch: dict[str, Any], rows: list[dict[str, Any]]) -> list[int]:
+    """Which positives the rows of a batch are, told by their weights."""
+    expected = np.array([1 + np.log(row["weight"]) for row in rows])
+    gaps = np.abs(expected[None, :] - np.asarray(batch["weight"])[:, None])
+    assert (gaps.min(axis=1) < 1e-4).all()
+    return gaps.argmin(axis=1).tolist()
+
+
+# --- the order
+
+
+@given(st.integers(0, 500), st.integers(0, 2**32 - 1), st.integers(1, 60), st.integers(1, 9))
+@settings(deadline=None)
+def test_shuffled_gives_every_number_once(total: int, seed: int, shard: int, together: int) -> None:
+    pieces = list(shuffled(total, (seed, 1, 2), shard, together))
+    assert sorted(number for piece in pieces for number in piece.tolist()) == list(range(total))
+    assert all(len(piece) <= shard * together for piece in pieces)
+
+
+def test_shuffled_order_follows_the_seed() -> None:
+    orders = [np.concatenate(list(shuffled(200, seed, 16, 3))).tolist() for seed in ((1, 1, 1), (1, 1, 1), (1, 1, 2))]
+    assert orders[0] == orders[1]
+    assert orders[0] != orders[2]
+    assert orders[0] != sorted(orders[0])
+
+
+def test_an_epoch_has_every_positive_at_most_once_and_all_that_fill_batches(
+    examples: Examples, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(examples) == len(rows) == 47
+
+    def in_small_pieces(total: int, seed: tuple[int, ...]) -> Any:
+        return shuffled(total, seed, shard=5, together=2)
+
+    for shuffle in (shuffled, in_small_pieces):
+        monkeypatch.setattr(examples_module, "shuffled", shuffle)
+        for batch_size, batches in ((47, 1), (10, 4), (1, 47), (1_000, 1)):
+            epoch = [positive_numbers(batch, rows) for batch in examples.batches(batch_size, (1, 1, 1))]
+            size = min(batch_size, 47)
+            assert [len(batch) for batch in epoch] == [size] * batches
+            seen = [number for batch in epoch for number in batch]
+            assert len(set(seen)) == len(seen) == size * batches
+
+
+def test_the_same_seed_gives_the_same_batches(examples: Examples) -> None:
+    first, again, other = (
+        [batch["weight"].tolist() for batch in examples.batches(10, seed)] for seed in ((1, 1, 1), (1, 1, 1), (1, 1, 2))
+    )
+    assert first == again
+    assert first != other
+
+
+# --- what is in a batch
+
+
+def test_the_mask_is_what_the_raw_strings_say(examples: Examples, rows: list[dict[str, Any]]) -> None:
+    def spelled_alike(row: dict[str, Any]) -> bytes:
+        return normalise(row["query"]).numpy()
+
+    known = {(spelled_alike(row), row["document_id"]) for row in rows}
+    masked = 0
+    for epoch in range(3):
+        for batch in examples.batches(15, (2, 1, epoch)):
+            chosen = [rows[number] for number in positive_numbers(batch, rows)]
+            for i, row in enumerate(chosen):
+                for j, other in enumerate(chosen):
+                    allowed = i == j or (spelled_alike(row), other["document_id"]) not in known
+                    assert batch["score_mask"][i, j] == allowed, (row, other)
+                    masked += not allowed
+    assert masked > 50, "the rows hold enough known positives and duplicates to tell"
+
+
+def test_inputs_equal_the_towers_own_preprocessing_of_the_raw_rows(
+    examples: Examples, towers: Towers, rows: list[dict[str, Any]], market: TinyMarket
+) -> None:
+    documents = {row["document_id"]: row for row in market.document_rows}
+    numbers = np.arange(47)
+    batch = examples.batch(numbers)
+    chosen = [documents[row["document_id"]] for row in rows]
+    check_inputs(towers.query, batch["query"], rows)
+    check_inputs(towers.document, batch["document"], chosen)
+    check_inputs(towers.query, examples.batch(numbers[:1])["query"], rows[:1])
+
+
+def check_inputs(tower: Tower, stored: dict[str, np.ndarray], rows: list[dict[str, Any]]) -> None:
+    raw = tower.tensors({name: [row.get(name) for row in rows] for name in tower.preprocessor.inputs})
+    assert set(stored) == set(tower.channels)
+    for name, tensor in tower.preprocessor(raw).items():
+        expected, width = tensor.numpy(), stored[name].shape[1]
+        assert width >= 1
+        np.testing.assert_array_equal(stored[name][:, : expected.shape[1]], expected[:, :width], err_msg=name)
+        assert not expected[:, width:].any(), f"{name}: only padding may be cut"
+        assert not stored[name][:, expected.shape[1] :].any(), f"{name}: only padding may be added"
+
+
+def test_the_dataset_is_the_batches(examples: Examples) -> None:
+    batches = list(examples.batches(10, (3, 1, 1)))
+    from_dataset = list(examples.dataset(10, (3, 1, 1)).as_numpy_iterator())
+    assert len(from_dataset) == len(batches) == 4
+    for batch, other in zip(batches, from_dataset, strict=True):
+        for part in ("query", "document"):
+            assert set(batch[part]) == set(other[part])
+            for name, inputs in batch[part].items():
+                np.testing.assert_array_equal(other[part][name], inputs)
+                assert other[part][name].dtype == inputs.dtype
+        np.testing.assert_array_equal(other["weight"], batch["weight"])
+        np.testing.assert_array_equal(other["score_mask"], batch["score_mask"])
+
+
+def test_a_positive_without_weight_weighs_one(towers: Towers, market: TinyMarket, tmp_path: Path) -> None:
+    rows = [{**row, "weight": weight} for row, weight in zip(market.positive_rows, (None, 1.0, 0.5, 9.0), strict=False)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "positives.parquet")
+    positives = open_positives(tmp_path / "positives.parquet")
+    examples = build_examples(tmp_path / "store", towers, open_documents(market.documents), positives)
+    np.testing.assert_allclose(examples.batch(np.arange(4))["weight"], [1, 1, 1, 1 + np.log(9)], rtol=1e-6)
+
+
+# --- pseudo-queries
+
+
+TITLES = st.lists(st.text("abcäöé дж赤-!.,", min_size=1, max_size=9), max_size=6).map(" ".join)
+
+
+@given(TITLES, st.integers(0, 2**32 - 1))
+@settings(deadline=None)
+def test_a_pseudo_query_is_made_of_its_title(title: str, seed: int) -> None:
+    query = pseudo_query(title, random.Random(seed))
+    assert query == pseudo_query(title, random.Random(seed)), "the generator is the only source of chance"
+    assert (query == "") == (not any(character.isalnum() for character in title))
+    assert set(query) <= set(title) | {" "}
+    assert len(query) <= len(title) + len(title.split()), "a letter of a word is doubled at most"
+
+
+@pytest.fixture(scope="module")
+def with_pseudo(market: TinyMarket, towers: Towers, tmp_path_factory: pytest.TempPathFactory) -> Examples:
+    folder = tmp_path_factory.mktemp("pseudo")
+    overrides = ["pseudo_queries.per_document=3", "pseudo_queries.batch_share=0.25"]
+    tokenizer = towers.query.preprocessor.tokenizer
+    lean = build_towers(read_config(market.lean_config, overrides), tokenizer)
+    pq.write_table(pa.Table.from_pylist(market.positive_rows[:90]), folder / "positives.parquet")
+    positives = open_positives(folder / "positives.parquet")
+    return build_examples(folder / "store", lean, open_documents(market.documents), positives)
+
+
+def test_pseudo_queries_fill_their_share_of_every_batch(with_pseudo: Examples) -> None:
+    assert len(with_pseudo) == 90
+    assert len(with_pseudo.pairs) == 90 + 60 * 3
+    seen: list[int] = []
+    drawn = set()
+    number_of = {(int(pair["query"]), int(pair["document"])): at for at, pair in enumerate(with_pseudo.pairs)}
+    for batch in recorded_batches(with_pseudo, 20):
+        positives = [number for number in batch if number < 90]
+        assert len(batch) == 20
+        assert len(positives) == 15
+        seen += positives
+        drawn |= set(batch) - set(positives)
+    assert sorted(seen) == list(range(90)), "every positive once an epoch"
+    assert len(drawn) > 20, "and many different pseudo-queries"
+    assert len(number_of) > 150, "made anew each time: two words of a title make several queries"
+
+
+def recorded_batches(examples: Examples, batch_size: int) -> list[list[int]]:
+    """The numbers of the pairs in each batch of an epoch."""
+    numbers: list[list[int]] = []
+
+    class Recorder(Examples):
+        def batch(self, chosen: np.ndarray) -> dict[str, Any]:
+            numbers.append(chosen.tolist())
+            return {}
+
+    fields = {field.name: getattr(examples, field.name) for field in dataclasses.fields(examples)}
+    list(Recorder(**fields).batches(batch_size, (1, 1, 1)))
+    return numbers
+
+
+def test_the_probability_of_a_document_is_how_often_batches_hold_it(with_pseudo: Examples, market: TinyMarket) -> None:
+    positives = [row["document_id"] for row in market.positive_rows[:90]]
+    for place, row in enumerate(market.document_rows):
+        expected = 0.75 * positives.count(row["document_id"]) / 90 + 0.25 / 60
+        assert with_pseudo.document_probability[place] == pytest.approx(expected, rel=1e-5)
+    batch = with_pseudo.batch(np.arange(5))
+    documents = with_pseudo.pairs["document"][:5]
+    np.testing.assert_array_equal(batch["document_probability"], with_pseudo.document_probability[documents])
+
+
+def test_a_pseudo_querys_own_document_is_no_negative_of_it(with_pseudo: Examples) -> None:
+    numbers = np.arange(90, 120)
+    mask = with_pseudo.batch(numbers)["score_mask"]
+    documents = with_pseudo.pairs["document"][numbers]
+    same = documents[:, None] == documents[None, :]
+    assert same.sum() > len(numbers)
+    assert (mask[same] == np.eye(len(numbers), dtype=bool)[same]).all()
+
+
+def test_positives_of_another_catalogue_are_refused(towers: Towers, market: TinyMarket, tmp_path: Path) -> None:
+    rows = [{**market.positive_rows[0], "document_id": "gone"}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "positives.parquet")
+    with pytest.raises(InputError, match="no row has a query and a document of"):
+        build_examples(
+            tmp_path / "store", towers, open_documents(market.documents), open_positives(tmp_path / "positives.parquet")
+        )
+
+
+# --- the store
+
+
+IDS = hnp.arrays(np.int32, st.tuples(st.integers(1, 5), st.integers(1, 6)), elements=st.integers(0, 3))
+VECTORS = hnp.arrays(
+    np.float32, st.tuples(st.integers(1, 4), st.integers(0, 4), st.just(2)), elements=st.sampled_from([0.0, 1.5, -2.0])
+)
+
+
+@given(st.one_of(st.lists(IDS, min_size=1, max_size=4), st.lists(VECTORS, min_size=1, max_size=4)), st.data())
+@settings(deadline=None)
+def test_rows_come_back_in_any_order_padded_with_zeros(
+    tmp_path_factory: pytest.TempPathFactory, batches: list[np.ndarray], data: st.DataObject
+) -> None:
+    path = tmp_path_factory.mktemp("store") / "channel"
+    writer = ChannelWriter(path)
+    for batch in batches:
+        writer.append(batch)
+    writer.close()
+    reader = ChannelReader(path, batches[0].dtype.type, 2 if batches[0].ndim == 3 else None)
+    written = [row for batch in batches for row in batch]
+    assert len(reader) == len(written)
+    numbers = data.draw(st.lists(st.integers(0, len(written) - 1), min_size=1, max_size=8))
+    read = reader.rows(np.array(numbers))
+    assert read.shape[1] >= 1
+    for row, number in zip(read, numbers, strict=True):
+        expected = written[number]
+        shared = min(len(row), len(expected))
+        np.testing.assert_array_equal(row[:shared], expected[:shared])
+        assert not row[shared:].any()
+        assert not expected[shared:].any()

@@ -1,0 +1,406 @@
+"""Exports: the same answers on every path, the fixed signatures, and all or nothing on disk."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import fresh_process
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow_serving.apis import prediction_log_pb2
+from tiny_market import IMAGE_DIM, TinyMarket
+
+from q2s_tf.config import IMAGES
+from q2s_tf.errors import InputError
+from q2s_tf.serving.export import export
+from q2s_tf.serving.versions import SERVABLES, new_version, next_version
+from q2s_tf.towers import Towers
+
+DIMENSION = 16
+QUERIES = ["red sofa", "ランプ", "", "أزرق دراجة", "👩‍👩‍👧 PHONE", "x\0y"]
+COUNTRIES = ["US", "JP", "", "AE", "ZZ", ""]
+
+
+def strings(values: list[str]) -> np.ndarray:
+    return np.array([value.encode() for value in values], object)
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    """Every file below a folder with the hash of what is in it, and every folder."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def saved_model(folder: Path) -> saved_model_pb2.SavedModel:
+    return saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+
+
+@pytest.fixture(scope="module")
+def partitioned_models(
+    run: Path, market: TinyMarket, models: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, int, dict[str, str]]:
+    """A second version with the partitioned index beside a copy of the first; and the first one's files before."""
+    folder = tmp_path_factory.mktemp("partitioned") / "models"
+    shutil.copytree(models, folder)
+    before = files_of(folder)
+    return folder, export(run, market.documents, folder, "partitioned"), before
+
+
+# --- one answer on every path
+
+
+@pytest.fixture(scope="module")
+def asked(market: TinyMarket) -> dict[tuple[str, str], dict[str, Any]]:
+    """Inputs by servable and signature."""
+    rows = market.document_rows[:9]
+    texts = {
+        name: strings([row[name] or "" for row in rows]) for name in ("title", "description", "language", "country")
+    }
+    images = np.zeros((9, 3, IMAGE_DIM), np.float32)
+    for row, vectors in zip(images, (row[IMAGES] or [] for row in rows), strict=True):
+        row[: len(vectors)] = np.reshape(vectors, (-1, IMAGE_DIM))
+    query = {"query": strings(QUERIES), "country": strings(COUNTRIES)}
+    knobs = {"k": np.int32(7), "effort": np.int32(0), "min_score": np.float32(-1)}
+    turned = np.random.default_rng(1).normal(size=(4, DIMENSION)).astype(np.float32)
+    return {
+        ("query_tower", "serving_default"): query,
+        ("document_tower", "serving_default"): {**texts, IMAGES: images},
+        ("retriever", "serving_default"): query,
+        ("retriever", "retrieve"): {**query, **knobs},
+        ("retriever", "by_embedding"): {"embedding": turned, **knobs},
+    }
+
+
+@pytest.fixture(scope="module")
+def fresh_answers(
+    models: Path,
+    partitioned_models: tuple[Path, int, dict[str, str]],
+    asked: dict[tuple[str, str], dict[str, Any]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[Any, dict[str, np.ndarray]]:
+    """Everything that is asked of a fresh process, at once: the import of TensorFlow is what it costs."""
+    jobs: dict[Any, fresh_process.Job] = {"ops": ("ops", partitioned_models[0], "", {})}
+    for (servable, signature), inputs in asked.items():
+        for loader in ("tf2", "session"):
+            jobs[loader, servable, signature] = (loader, models / servable / "1", signature, inputs)
+    no_images = {**asked["document_tower", "serving_default"], IMAGES: np.zeros((9, 0, IMAGE_DIM), np.float32)}
+    jobs["session", "document_tower", "no images"] = (
+        "session",
+        models / "document_tower/1",
+        "serving_default",
+        no_images,
+    )
+    everywhere = {**asked["retriever", "retrieve"], "effort": np.int32(10**6)}
+    version_2 = partitioned_models[0] / "retriever/2"
+    jobs["session", "retriever", "all partitions"] = ("session", version_2, "retrieve", everywhere)
+    answers = fresh_process.answers(list(jobs.values()), tmp_path_factory.mktemp("fresh"))
+    return dict(zip(jobs, answers, strict=True))
+
+
+@pytest.fixture(scope="module")
+def vectors(towers: Towers, market: TinyMarket) -> dict[str, np.ndarray]:
+    """What Keras says: the queries' and the catalogue's embeddings."""
+    columns = ("title", "description", "language", "country", IMAGES)
+    return {
+        "query": towers.query.predict({"query": QUERIES, "country": COUNTRIES})["embedding"],
+        "document": towers.document.predict({name: [row[name] for row in market.document_rows] for name in columns})[
+            "embedding"
+        ],
+    }
+
+
+def check_retrieved(answer: dict[str, np.ndarray], queries: np.ndarray, documents: np.ndarray, k: int) -> None:
+    """The k best cosines, and ids that really have them; a query without channels finds nothing."""
+    assert set(answer) == {"document_id", "score"}
+    assert answer["document_id"].shape == answer["score"].shape == (len(queries), k)
+    for query, ids, scores in zip(queries, answer["document_id"], answer["score"], strict=True):
+        if not query.any():
+            assert ids.tolist() == [b""] * k
+            assert scores.tolist() == [-1] * k
+            continue
+        cosines = documents @ query / np.linalg.norm(query)
+        np.testing.assert_allclose(scores, np.sort(cosines)[::-1][:k], atol=1e-5)
+        np.testing.assert_allclose([cosines[int(each.decode()[1:])] for each in ids], scores, atol=1e-5)
+        assert len(set(ids)) == k
+
+
+@pytest.mark.parametrize("loader", ["tf2", "session"])
+def test_towers_answer_as_keras_does(
+    loader: str, fresh_answers: dict[Any, Any], towers: Towers, market: TinyMarket
+) -> None:
+    expected = towers.query.predict({"query": QUERIES, "country": COUNTRIES})
+    answer = fresh_answers[loader, "query_tower", "serving_default"]
+    assert set(answer) == {"embedding", "channel_weights"}
+    for name, values in answer.items():
+        np.testing.assert_allclose(values, expected[name], atol=1e-5)
+    columns = {name: [row[name] for row in market.document_rows[:9]] for name in ("title", "description", "language")}
+    columns |= {name: [row[name] for row in market.document_rows[:9]] for name in ("country", IMAGES)}
+    expected = towers.document.predict(columns)
+    for name, values in fresh_answers[loader, "document_tower", "serving_default"].items():
+        np.testing.assert_allclose(values, expected[name], atol=1e-5)
+
+
+def test_a_document_may_have_no_image_vectors(
+    fresh_answers: dict[Any, Any], towers: Towers, market: TinyMarket
+) -> None:
+    names = ("title", "description", "language", "country")
+    expected = towers.document.predict({name: [row[name] for row in market.document_rows[:9]] for name in names})
+    for name, values in fresh_answers["session", "document_tower", "no images"].items():
+        np.testing.assert_allclose(values, expected[name], atol=1e-5)
+
+
+@pytest.mark.parametrize("loader", ["tf2", "session"])
+def test_the_retriever_answers_as_a_sort_of_keras_cosines(
+    loader: str, fresh_answers: dict[Any, Any], asked: dict[Any, Any], vectors: dict[str, np.ndarray]
+) -> None:
+    check_retrieved(fresh_answers[loader, "retriever", "serving_default"], vectors["query"], vectors["document"], 10)
+    check_retrieved(fresh_answers[loader, "retriever", "retrieve"], vectors["query"], vectors["document"], 7)
+    turned = asked["retriever", "by_embedding"]["embedding"]
+    check_retrieved(fresh_answers[loader, "retriever", "by_embedding"], turned, vectors["document"], 7)
+
+
+def test_all_partitions_answer_as_the_exact_index(
+    fresh_answers: dict[Any, Any], vectors: dict[str, np.ndarray]
+) -> None:
+    check_retrieved(fresh_answers["session", "retriever", "all partitions"], vectors["query"], vectors["document"], 7)
+
+
+# --- knobs at query time
+
+
+def test_k_is_a_number_of_the_request(models: Path, vectors: dict[str, np.ndarray]) -> None:
+    retrieve = tf.saved_model.load(str(models / "retriever/1")).signatures["retrieve"]
+
+    def ask(k: int, min_score: float = -1.0) -> dict[str, np.ndarray]:
+        knobs = {"k": tf.constant(k), "effort": tf.constant(1), "min_score": tf.constant(min_score)}
+        answer = retrieve(query=tf.constant(QUERIES), country=tf.constant(COUNTRIES), **knobs)
+        return {name: tensor.numpy() for name, tensor in answer.items()}
+
+    for k in (1, 3, 60):
+        check_retrieved(ask(k), vectors["query"], vectors["document"], k)
+    for nothing in (0, -1):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="k must be at least 1"):
+            ask(nothing)
+    beyond = ask(100)
+    assert beyond["document_id"].shape == (len(QUERIES), 100), "the shape is what was asked for"
+    assert (beyond["document_id"][:, 60:] == b"").all()
+    assert (beyond["score"][:, 60:] == -1).all()
+    check_retrieved(
+        {name: values[:, :60] for name, values in beyond.items()}, vectors["query"], vectors["document"], 60
+    )
+
+
+def test_min_score_blanks_what_is_under_it(models: Path) -> None:
+    by_embedding = tf.saved_model.load(str(models / "retriever/1")).signatures["by_embedding"]
+    embedding = tf.constant(np.random.default_rng(4).normal(size=(3, DIMENSION)).astype(np.float32))
+
+    def ask(min_score: float) -> tuple[np.ndarray, np.ndarray]:
+        knobs = {"k": tf.constant(20), "effort": tf.constant(1), "min_score": tf.constant(min_score)}
+        answer = by_embedding(embedding=embedding, **knobs)
+        return answer["document_id"].numpy(), answer["score"].numpy()
+
+    ids, scores = ask(-1.0)
+    assert (ids != b"").all()
+    radius = float(np.median(scores))
+    assert scores.min() < radius < scores.max()
+    near_ids, near_scores = ask(radius)
+    np.testing.assert_array_equal(near_ids, np.where(scores >= radius, ids, b""))
+    np.testing.assert_array_equal(near_scores, np.where(scores >= radius, scores, np.float32(-1)))
+    none_ids, none_scores = ask(2.0)
+    assert (none_ids == b"").all()
+    assert (none_scores == -1).all()
+
+
+# --- signatures
+
+
+def test_signatures_are_those_of_the_design(partitioned_models: tuple[Path, int, dict[str, str]]) -> None:
+    texts = {"query": ("DT_STRING", [-1]), "country": ("DT_STRING", [-1])}
+    vectors = {"embedding": ("DT_FLOAT", [-1, DIMENSION]), "channel_weights": ("DT_FLOAT", [-1, 3])}
+    document = {name: ("DT_STRING", [-1]) for name in ("title", "description", "language", "country")}
+    document[IMAGES] = ("DT_FLOAT", [-1, -1, IMAGE_DIM])
+    knobs: dict[str, tuple[str, list[int]]] = {
+        "k": ("DT_INT32", []),
+        "effort": ("DT_INT32", []),
+        "min_score": ("DT_FLOAT", []),
+    }
+    found = {"document_id": ("DT_STRING", [-1, -1]), "score": ("DT_FLOAT", [-1, -1])}
+    expected = {
+        "query_tower": {"serving_default": (texts, vectors)},
+        "document_tower": {"serving_default": (document, {**vectors, "channel_weights": ("DT_FLOAT", [-1, 5])})},
+        "retriever": {
+            "serving_default": (texts, {"document_id": ("DT_STRING", [-1, 10]), "score": ("DT_FLOAT", [-1, 10])}),
+            "retrieve": ({**texts, **knobs}, found),
+            "by_embedding": ({"embedding": ("DT_FLOAT", [-1, DIMENSION]), **knobs}, found),
+        },
+    }
+    for servable, signatures in expected.items():
+        for version in ("1", "2"):
+            (graph,) = saved_model(partitioned_models[0] / servable / version).meta_graphs
+            assert set(graph.signature_def) - {"__saved_model_init_op"} == set(signatures)
+            for name, (inputs, outputs) in signatures.items():
+                signature = graph.signature_def[name]
+                assert described(signature.inputs, inputs) == inputs
+                assert described(signature.outputs, outputs) == outputs
+
+
+def described(tensors: Any, like: dict[str, Any]) -> dict[str, Any]:
+    """Data type and shape by name; where a width is known to us but not to the graph, -1 may stand for it."""
+    described = {}
+    for name, tensor in tensors.items():
+        shape = [each.size for each in tensor.tensor_shape.dim]
+        expected = like.get(name, ("", []))[1]
+        if len(shape) == len(expected):
+            shape = [theirs if mine == -1 else mine for mine, theirs in zip(shape, expected, strict=True)]
+        described[name] = (tf.dtypes.DType(tensor.dtype).as_datatype_enum, shape)
+    names = {tf.string.as_datatype_enum: "DT_STRING", tf.float32.as_datatype_enum: "DT_FLOAT"}
+    names[tf.int32.as_datatype_enum] = "DT_INT32"
+    return {name: (names[kind], shape) for name, (kind, shape) in described.items()}
+
+
+# --- what a stock server needs
+
+
+def test_default_exports_use_only_ops_of_tensorflow_and_tf_text(fresh_answers: dict[Any, Any]) -> None:
+    answer = fresh_answers["ops"]
+    libraries = dict(zip(answer["op"].tolist(), answer["library"].tolist(), strict=True))
+    assert len(libraries) > 30
+    assert {op for op, library in libraries.items() if library == "unknown"} == set()
+    assert not [op for op in libraries if "scann" in op.lower()]
+    assert "text" in libraries.values(), "normalisation is TF Text's"
+
+
+def test_no_function_must_be_compiled_by_xla(models: Path) -> None:
+    for servable in SERVABLES:
+        (graph,) = saved_model(models / servable / "1").meta_graphs
+        nodes = list(graph.graph_def.node)
+        for function in graph.graph_def.library.function:
+            assert not function.attr["_XlaMustCompile"].b
+            nodes += function.node_def
+        assert not [node.name for node in nodes if node.attr["_XlaMustCompile"].b]
+
+
+def test_warm_up_requests_cover_every_signature_and_run(models: Path) -> None:
+    for servable in SERVABLES:
+        folder = models / servable / "1"
+        loaded = tf.saved_model.load(str(folder))
+        covered = set()
+        records = tf.data.TFRecordDataset(str(folder / "assets.extra/tf_serving_warmup_requests"))
+        for record in records.as_numpy_iterator():
+            request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
+            assert request.model_spec.name == servable
+            inputs = {name: tf.make_ndarray(tensor) for name, tensor in request.inputs.items()}
+            batched = [values for values in inputs.values() if values.ndim]
+            signature = loaded.signatures[request.model_spec.signature_name]
+            answer = signature(**{name: tf.constant(values) for name, values in inputs.items()})
+            assert all(len(tensor) == len(batched[0]) for tensor in answer.values())
+            covered.add((request.model_spec.signature_name, len(batched[0])))
+        assert {name for name, _ in covered} == set(loaded.signatures)
+        assert {rows for _, rows in covered} >= {1}
+        assert len({rows for _, rows in covered}) > 1, "more than one batch size"
+
+
+def test_manifests_say_what_was_exported(
+    partitioned_models: tuple[Path, int, dict[str, str]], run: Path, towers: Towers
+) -> None:
+    tokenizer = hashlib.sha256((run / "tokenizer.model").read_bytes()).hexdigest()
+    for version, kind in ((1, "exact"), (2, "partitioned")):
+        for servable in SERVABLES:
+            path = partitioned_models[0] / servable / str(version) / "assets.extra/manifest.json"
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            tower = towers.document if servable == "document_tower" else towers.query
+            common = {
+                name: manifest[name] for name in ("servable", "version", "format", "run", "channels", "dimension")
+            }
+            assert common == {
+                "servable": servable,
+                "version": version,
+                "format": 1,
+                "run": run.name,
+                "channels": tower.channels,
+                "dimension": DIMENSION,
+            }
+            assert manifest["tokenizer_sha256"] == tokenizer
+            if servable == "retriever":
+                assert manifest["documents"] == 60
+                assert manifest["index"]["kind"] == kind
+
+
+# --- versions
+
+
+def test_versions_grow_and_the_old_ones_stay(partitioned_models: tuple[Path, int, dict[str, str]]) -> None:
+    folder, version, before = partitioned_models
+    assert version == 2
+    after = files_of(folder)
+    assert {name: after.get(name) for name in before} == before
+    assert sorted(path.name for path in folder.iterdir()) == sorted(SERVABLES)
+    for servable in SERVABLES:
+        assert sorted(path.name for path in (folder / servable).iterdir()) == ["1", "2"]
+
+
+def test_the_next_version_is_beyond_the_highest_of_any_servable(tmp_path: Path) -> None:
+    assert next_version(tmp_path) == 1
+    for folder in ("query_tower/3", "retriever/12", "document_tower/7.tmp", "other/99", "document_tower/notes"):
+        (tmp_path / folder).mkdir(parents=True)
+    assert next_version(tmp_path) == 13
+
+
+def test_an_interrupted_publication_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="stop"), new_version(tmp_path) as (_, folders):
+        (folders["query_tower"] / "half").write_text("half")
+        raise RuntimeError("stop")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_one_servable_cannot_be_put_none_is_published(tmp_path: Path) -> None:
+    (tmp_path / "retriever").write_text("a file where a folder has to be")
+    with pytest.raises(OSError), new_version(tmp_path) as (_, folders):
+        for folder in folders.values():
+            (folder / "saved_model.pb").write_text("model")
+    assert not [path for path in tmp_path.rglob("*") if path.name == "saved_model.pb"]
+
+
+def test_a_save_that_fails_leaves_the_old_version_alone(
+    run: Path, market: TinyMarket, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(models, tmp_path / "models")
+    before = files_of(tmp_path / "models")
+    save, calls = tf.saved_model.save, []
+
+    def save_and_fail(*arguments: Any, **options: Any) -> None:
+        save(*arguments, **options)
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise OSError("no space left on device")
+
+    monkeypatch.setattr(tf.saved_model, "save", save_and_fail)
+    with pytest.raises(OSError, match="no space left"):
+        export(run, market.documents, tmp_path / "models", "exact")
+    assert len(calls) == 2
+    assert files_of(tmp_path / "models") == before
+
+
+def test_a_bad_catalogue_publishes_nothing(run: Path, market: TinyMarket, tmp_path: Path) -> None:
+    empty = pa.Table.from_pylist(market.document_rows).slice(0, 0)
+    twice = pa.Table.from_pylist([*market.document_rows, market.document_rows[0]])
+    nameless = pa.Table.from_pylist([{**row, "document_id": None} for row in market.document_rows])
+    for table, message in (
+        (empty, "catalogue is empty"),
+        (twice, "may occur once"),
+        (nameless, "needs a document_id|null"),
+    ):
+        pq.write_table(table.cast(pa.Table.from_pylist(market.document_rows).schema), tmp_path / "documents.parquet")
+        with pytest.raises(InputError, match=message):
+            export(run, tmp_path / "documents.parquet", tmp_path / "models", "exact")
+    with pytest.raises(InputError, match="index scann: needs .*1000 documents; got 60"):
+        export(run, market.documents, tmp_path / "models", "scann")
+    assert not (tmp_path / "models").exists()

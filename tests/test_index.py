@@ -1,0 +1,227 @@
+"""The kinds of index behind one interface: the exact one against NumPy, the others against the exact one."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from q2s_tf.errors import InputError
+from q2s_tf.index import ExactIndex, Index, PartitionedIndex, build_index, default_kind
+
+DIMENSION = 16
+
+
+def unit(values: np.ndarray) -> np.ndarray:
+    return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
+
+
+def clustered(count: int, seed: int = 0, clusters: int = 40) -> np.ndarray:
+    """Vectors around centres, as embeddings of a catalogue are."""
+    generator = np.random.default_rng(seed)
+    centres = generator.normal(size=(clusters, DIMENSION))
+    return unit(
+        centres[generator.integers(clusters, size=count)] + generator.normal(scale=0.3, size=(count, DIMENSION))
+    )
+
+
+def queries_near(embeddings: np.ndarray, count: int = 20) -> np.ndarray:
+    generator = np.random.default_rng(9)
+    chosen = embeddings[generator.integers(len(embeddings), size=count)]
+    return unit(chosen + generator.normal(scale=0.1, size=chosen.shape))
+
+
+def one_trace(index: Index) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+    """`search` as the servables call it: every knob a tensor, a second trace impossible."""
+    specs = [
+        tf.TensorSpec([None, DIMENSION], tf.float32),
+        tf.TensorSpec([], tf.int32),
+        tf.TensorSpec([], tf.int32),
+    ]
+    function = tf.function(lambda *arguments: tuple(index.search(*arguments)), input_signature=specs, autograph=False)
+
+    def search(queries: np.ndarray, k: int, effort: int) -> tuple[np.ndarray, np.ndarray]:
+        scores, rows = function(tf.constant(queries), tf.constant(k), tf.constant(effort))
+        assert function.experimental_get_tracing_count() == 1
+        return scores.numpy(), rows.numpy()
+
+    return search
+
+
+def check_answer(embeddings: np.ndarray, queries: np.ndarray, scores: np.ndarray, rows: np.ndarray) -> None:
+    """What holds for any answer: falling scores, each the cosine of its row, no row twice, blanks last."""
+    assert scores.dtype == np.float32
+    assert rows.dtype == np.int32
+    assert (np.diff(scores, axis=1) <= 1e-6).all()
+    for query, row_scores, found in zip(queries, scores, rows, strict=True):
+        there = found >= 0
+        assert (found[~there] == -1).all()
+        assert (row_scores[~there] == -1).all()
+        assert there[: there.sum()].all()
+        assert len(set(found[there].tolist())) == there.sum()
+        np.testing.assert_allclose(row_scores[there], embeddings[found[there]] @ query, atol=1e-5)
+
+
+def recall(embeddings: np.ndarray, queries: np.ndarray, rows: np.ndarray, k: int) -> float:
+    best = np.argsort(-(queries @ embeddings.T), axis=1)[:, :k]
+    return float(
+        np.mean([len(set(mine) & set(found)) / k for mine, found in zip(best.tolist(), rows.tolist(), strict=True)])
+    )
+
+
+@pytest.fixture(scope="module")
+def embeddings() -> np.ndarray:
+    return clustered(2_000)
+
+
+@pytest.fixture(scope="module")
+def queries(embeddings: np.ndarray) -> np.ndarray:
+    return queries_near(embeddings)
+
+
+@pytest.fixture(scope="module")
+def partitioned(embeddings: np.ndarray) -> PartitionedIndex:
+    return PartitionedIndex(embeddings, seed=1)
+
+
+# --- exact
+
+
+@pytest.mark.parametrize("k", [1, 7, 2_000, 5_000])
+def test_exact_is_a_sort_of_all_cosines(embeddings: np.ndarray, queries: np.ndarray, k: int) -> None:
+    scores, rows = one_trace(ExactIndex(embeddings))(queries, k, 1)
+    check_answer(embeddings, queries, scores, rows)
+    expected = -np.sort(-(queries @ embeddings.T), axis=1)[:, :k]
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+
+
+def test_effort_changes_nothing_in_the_exact_index(embeddings: np.ndarray, queries: np.ndarray) -> None:
+    search = one_trace(ExactIndex(embeddings))
+    for effort in (-3, 0, 2**31 - 1):
+        np.testing.assert_array_equal(search(queries, 9, effort)[1], search(queries, 9, 1)[1])
+
+
+# --- partitioned
+
+
+def test_all_partitions_give_the_exact_answer(
+    embeddings: np.ndarray, queries: np.ndarray, partitioned: PartitionedIndex
+) -> None:
+    search, exact = one_trace(partitioned), one_trace(ExactIndex(embeddings))
+    for k, effort in ((1, 10**6), (50, 2**31 - 1), (2_000, int(partitioned.parameters["partitions"])), (5_000, 10**6)):
+        scores, rows = search(queries, k, effort)
+        check_answer(embeddings, queries, scores, rows)
+        np.testing.assert_allclose(scores, exact(queries, k, 1)[0], atol=1e-5)
+
+
+def test_recall_grows_with_effort(embeddings: np.ndarray, queries: np.ndarray, partitioned: PartitionedIndex) -> None:
+    search = one_trace(partitioned)
+    recalls = []
+    for effort in (1, 2, 4, 8, 16, 45):
+        scores, rows = search(queries, 50, effort)
+        check_answer(embeddings, queries, scores, rows)
+        recalls.append(recall(embeddings, queries, rows, 50))
+    assert recalls == sorted(recalls)
+    assert recalls[0] < 0.95, "one partition cannot hold everything near"
+    assert recalls[-1] == 1
+
+
+def test_an_effort_under_one_searches_one_partition(queries: np.ndarray, partitioned: PartitionedIndex) -> None:
+    search = one_trace(partitioned)
+    for effort in (0, -5):
+        np.testing.assert_array_equal(search(queries, 9, effort)[1], search(queries, 9, 1)[1])
+
+
+def test_k_beyond_the_partitions_searched_ends_in_blanks(
+    embeddings: np.ndarray, queries: np.ndarray, partitioned: PartitionedIndex
+) -> None:
+    scores, rows = one_trace(partitioned)(queries, 1_500, 2)
+    check_answer(embeddings, queries, scores, rows)
+    assert (rows == -1).any(), "partitions differ in size, so a batch has rows to fill"
+
+
+def test_the_default_effort_reaches_the_recall_it_promises(
+    embeddings: np.ndarray, partitioned: PartitionedIndex
+) -> None:
+    queries = queries_near(embeddings, 200)
+    rows = one_trace(partitioned)(queries, 100, partitioned.default_effort)[1]
+    assert recall(embeddings, queries, rows, 100) > 0.9
+    assert float(partitioned.parameters["sample_recall_at_100"]) >= 0.95
+    assert partitioned.default_effort < int(partitioned.parameters["partitions"])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 10])
+def test_a_catalogue_of_a_few_documents(count: int) -> None:
+    few = clustered(count, seed=3)
+    scores, rows = one_trace(PartitionedIndex(few, seed=1))(few, 20, 10**6)
+    check_answer(few, few, scores, rows)
+    assert recall(few, few, rows, count) == 1
+
+
+def test_documents_that_are_all_alike_are_all_found() -> None:
+    same = np.repeat(clustered(1), 30, axis=0)
+    scores, rows = one_trace(PartitionedIndex(same, seed=1))(same[:2], 30, 10**6)
+    check_answer(same, same[:2], scores, rows)
+    assert sorted(rows[0].tolist()) == list(range(30))
+
+
+# --- ScaNN
+
+
+@pytest.fixture(scope="module")
+def scann(embeddings: np.ndarray) -> Any:
+    return build_index("scann", embeddings, seed=1)
+
+
+@pytest.mark.parametrize("effort", [10**6, 2**31 - 1])
+def test_scann_finds_nearly_everything_in_all_leaves(
+    embeddings: np.ndarray, queries: np.ndarray, scann: Any, effort: int
+) -> None:
+    search = one_trace(scann)
+    for k in (1, 10, 100):
+        scores, rows = search(queries, k, effort)
+        assert rows.shape == (len(queries), k)
+        check_answer(embeddings, queries, scores, rows)
+        assert recall(embeddings, queries, rows, k) >= 0.9
+
+
+def test_scann_searches_more_with_more_effort(embeddings: np.ndarray, queries: np.ndarray, scann: Any) -> None:
+    search = one_trace(scann)
+    recalls = [recall(embeddings, queries, search(queries, 50, effort)[1], 50) for effort in (0, 1, 4, 16, 45)]
+    assert recalls[0] == recalls[1] < recalls[2] <= recalls[3] <= recalls[4] + 0.02
+
+
+def test_scann_cuts_k_at_the_catalogue(embeddings: np.ndarray, queries: np.ndarray, scann: Any) -> None:
+    scores, rows = one_trace(scann)(queries, 5_000, 10**6)
+    assert rows.shape == (len(queries), 2_000)
+    check_answer(embeddings, queries, scores, rows)
+
+
+def test_two_scann_indexes_of_one_process_stay_apart(embeddings: np.ndarray, scann: Any) -> None:
+    other = clustered(1_200, seed=77)
+    another = build_index("scann", other, seed=1)
+    for index, vectors in ((scann, embeddings), (another, other), (scann, embeddings)):
+        queries = queries_near(vectors, 5)
+        scores, rows = one_trace(index)(queries, 5, 10**6)
+        check_answer(vectors, queries, scores, rows)
+        assert recall(vectors, queries, rows, 5) >= 0.9
+
+
+# --- which kind
+
+
+def test_kinds_by_name_and_by_size(embeddings: np.ndarray) -> None:
+    assert isinstance(build_index("exact", embeddings, 1), ExactIndex)
+    assert isinstance(build_index("partitioned", embeddings, 1), PartitionedIndex)
+    assert [default_kind(count) for count in (1, 20_000, 20_001)] == ["exact", "exact", "partitioned"]
+    with pytest.raises(InputError, match="index 'hnsw': must be one of exact, partitioned, scann"):
+        build_index("hnsw", embeddings, 1)
+    with pytest.raises(InputError, match="index scann: needs .*1000 documents; got 999"):
+        build_index("scann", embeddings[:999], 1)
+
+
+def test_no_query_gives_no_answer(embeddings: np.ndarray, partitioned: PartitionedIndex) -> None:
+    for index in (ExactIndex(embeddings), partitioned):
+        scores, _ = one_trace(index)(np.empty((0, DIMENSION), np.float32), 5, 3)
+        assert len(scores) == 0

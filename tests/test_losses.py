@@ -1,0 +1,155 @@
+"""The losses against eq. 2 and eq. 5 in NumPy, with every mask, and through the TFRS task as training builds it."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_market import TinyMarket
+
+from q2s_tf.config import Config, read_config
+from q2s_tf.training.losses import in_batch_softmax, margin_rank
+from q2s_tf.training.step import retrieval_task
+
+MASKED = float(np.finfo(np.float32).min) / 100
+"""What TFRS puts in the place of a masked score."""
+
+
+def softmax_oracle(scores: np.ndarray, allowed: np.ndarray, weights: np.ndarray) -> float:
+    """Eq. 2, written as it reads: each row's documents that are not masked compete."""
+    losses = []
+    for row in range(len(scores)):
+        competing = [np.exp(scores[row, other]) for other in range(len(scores)) if allowed[row, other]]
+        losses.append(-np.log(np.exp(scores[row, row]) / sum(competing)))
+    return float(np.dot(weights, losses) / weights.sum())
+
+
+def margin_oracle(cosines: np.ndarray, allowed: np.ndarray, weights: np.ndarray, margin: float) -> float:
+    """Eq. 5, written as it reads; a row without any negative has no loss."""
+    total = 0.0
+    for row in range(len(cosines)):
+        negatives = [cosines[row, other] for other in range(len(cosines)) if other != row and allowed[row, other]]
+        if negatives:
+            total += weights[row] * max(0.0, -(cosines[row, row] - max(negatives)) + margin)
+    return total
+
+
+def batch(seed: int, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cosines, a mask whose diagonal is True, weights."""
+    generator = np.random.default_rng(seed)
+    allowed = generator.random((rows, rows)) < 0.7
+    np.fill_diagonal(allowed, True)
+    return generator.uniform(-1, 1, (rows, rows)), allowed, generator.uniform(0.5, 3, rows)
+
+
+SEEDS, SIZES = st.integers(0, 2**32 - 1), st.integers(1, 9)
+
+
+@given(SEEDS, SIZES, st.sampled_from([1.0, 15.0, 20.0]))
+@settings(deadline=None, max_examples=40)
+def test_in_batch_softmax_is_equation_2(seed: int, rows: int, scale: float) -> None:
+    cosines, allowed, weights = batch(seed, rows)
+    scores = tf.constant(np.where(allowed, scale * cosines, MASKED), tf.float32)
+    labels, float_weights = tf.eye(rows), tf.constant(weights, tf.float32)
+    expected = softmax_oracle(scale * cosines, allowed, weights)
+    assert float(in_batch_softmax(labels, scores, float_weights)) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    evenly = softmax_oracle(scale * cosines, allowed, np.ones(rows))
+    assert float(in_batch_softmax(labels, scores)) == pytest.approx(evenly, rel=1e-4, abs=1e-5)
+
+
+@given(SEEDS, SIZES, st.sampled_from([0.1, 0.2]))
+@settings(deadline=None, max_examples=40)
+def test_margin_rank_is_equation_5_summed(seed: int, rows: int, margin: float) -> None:
+    cosines, allowed, weights = batch(seed, rows)
+    scores = tf.constant(np.where(allowed, cosines, MASKED), tf.float32)
+    labels, float_weights = tf.eye(rows), tf.constant(weights, tf.float32)
+    weighted = float(margin_rank(labels, scores, float_weights, margin=margin))
+    assert weighted == pytest.approx(margin_oracle(cosines, allowed, weights, margin), rel=1e-4, abs=1e-5)
+    evenly = float(margin_rank(labels, scores, margin=margin))
+    assert evenly == pytest.approx(margin_oracle(cosines, allowed, np.ones(rows), margin), rel=1e-4, abs=1e-5)
+
+
+def test_both_losses_by_hand() -> None:
+    cosines = tf.constant([[0.9, 0.8], [0.1, 0.5]])
+    rank = float(margin_rank(tf.eye(2), cosines, margin=0.2))
+    assert rank == pytest.approx(0.1)  # row 0: 0.2 - (0.9 - 0.8); row 1: 0.5 is 0.4 ahead
+    softmax = float(in_batch_softmax(tf.eye(2), cosines))
+    assert softmax == pytest.approx((np.log1p(np.exp(-0.1)) + np.log1p(np.exp(-0.4))) / 2)
+
+
+def test_a_row_whose_every_negative_is_masked_costs_nothing_and_moves_nothing() -> None:
+    scores = tf.Variable([[0.3, MASKED, MASKED], [0.2, 0.1, 0.6], [MASKED, MASKED, -0.5]])
+    for loss in (in_batch_softmax, lambda labels, values: margin_rank(labels, values, margin=0.2)):
+        with tf.GradientTape() as tape:
+            value = loss(tf.eye(3), scores)
+        gradient = tape.gradient(value, scores).numpy()
+        assert np.isfinite(float(value))
+        assert np.isfinite(gradient).all()
+        assert not gradient[[0, 2]].any()
+        assert gradient[1].any()
+
+
+def test_weights_of_zero_give_zero_and_not_nan() -> None:
+    assert float(in_batch_softmax(tf.eye(3), tf.random.normal([3, 3], seed=1), tf.zeros(3))) == 0
+
+
+@pytest.mark.parametrize("name", ["softmax", "margin"])
+def test_gradients_equal_finite_differences(name: str) -> None:
+    cosines, allowed, weights = batch(7, 5)
+    scores = tf.Variable(np.where(allowed, 3 * cosines, -1e30))
+
+    def loss(values: tf.Tensor) -> tf.Tensor:
+        labels, float_weights = tf.eye(5, dtype=tf.float64), tf.constant(weights)
+        if name == "softmax":
+            return in_batch_softmax(labels, values, float_weights)
+        return margin_rank(labels, values, float_weights, margin=0.2)
+
+    with tf.GradientTape() as tape:
+        value = loss(scores)
+    gradient = tape.gradient(value, scores).numpy()
+    step = 1e-6
+    for row, column in np.argwhere(allowed):
+        nudge = np.zeros((5, 5))
+        nudge[row, column] = step
+        slope = (float(loss(scores + nudge)) - float(loss(scores - nudge))) / (2 * step)
+        assert gradient[row, column] == pytest.approx(slope, abs=1e-5)
+    assert not gradient[~allowed].any()
+
+
+# --- through TFRS, as `training.step` uses it
+
+
+def unit(values: np.ndarray) -> np.ndarray:
+    return values / np.linalg.norm(values, axis=1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def config(market: TinyMarket) -> Config:
+    return read_config(market.lean_config, ["stage1.scale=17", "stage2.margin=0.15"])
+
+
+@pytest.mark.parametrize(("stage", "corrected"), [(1, False), (1, True), (2, False)])
+def test_the_task_of_a_stage_computes_its_equation(config: Config, stage: int, corrected: bool) -> None:
+    generator = np.random.default_rng(11)
+    queries, documents = (unit(generator.normal(size=(6, 4))) for _ in range(2))
+    _, allowed, weights = batch(12, 6)
+    allowed[2] = np.eye(6, dtype=bool)[2]  # nothing but its own document
+    cosines = queries @ documents.T
+    probability = generator.uniform(0.01, 0.5, 6)
+    if stage == 1:
+        # logQ: what is drawn often is a negative too often, and its score is lowered for that.
+        scores = 17 * cosines - np.log(probability) * corrected
+        expected = softmax_oracle(scores, allowed, weights)
+    else:
+        expected = margin_oracle(cosines, allowed, weights, 0.15)
+    task = retrieval_task(config, stage)
+    value = tf.function(task)(
+        tf.constant(queries, tf.float32),
+        tf.constant(documents, tf.float32),
+        sample_weight=tf.constant(weights, tf.float32),
+        candidate_sampling_probability=tf.constant(probability, tf.float32) if corrected else None,
+        score_mask=tf.constant(allowed),
+        compute_metrics=False,
+        compute_batch_metrics=False,
+    )
+    assert float(value) == pytest.approx(expected, rel=1e-4)
