@@ -260,7 +260,10 @@ def _override(tables: dict[str, Any], override: str) -> None:
 
 
 def _describe(problem: Any) -> str:
-    place = ".".join(str(part) for part in problem["loc"]) or "the whole"
+    parts = [str(part) for part in problem["loc"]]
+    if parts[:1] == ["channels"] and parts[2:3]:
+        del parts[2]  # the kind, by which pydantic tells the tables of channels apart; no key of the file
+    place = ".".join(parts) or "the whole"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         return f"unknown key '{place}'"

@@ -115,11 +115,10 @@ def _measure(
     by_query = judged.by_query()
     pair_scores = np.empty(len(judged.query))
     retrieved: list[list[int]] = []
-    for chunk in track(scores, f"scoring with {name}", None):
-        for row in chunk:
-            pairs = by_query[len(retrieved)]
-            pair_scores[pairs] = row[judged.document[pairs]]
-            retrieved.append(_best(row, max(DEPTHS)).tolist())
+    rows = track((row for chunk in scores for row in chunk), f"scoring with {name}", len(by_query))
+    for pairs, row in zip(by_query, rows, strict=True):
+        pair_scores[pairs] = row[judged.document[pairs]]
+        retrieved.append(_best(row, max(DEPTHS)).tolist())
     found = judged.relevant(recall_at)
     wanted = [set(judged.document[pairs[found[pairs]]]) for pairs in by_query]
     metrics: dict[str, float | None] = {"roc_auc": _defined(roc_auc(pair_scores, relevant))}

@@ -22,8 +22,10 @@ class AttentionFusion(keras.layers.Layer):
     """
 
     def build(self, channels_shape: tuple[Any, ...], present_shape: tuple[Any, ...]) -> None:
-        """Makes W for `channels_shape` = `[B, N, D]`."""
+        """Makes W for `channels_shape` = `[B, N, D]`, N > 1."""
         _, number, dimension = channels_shape
+        if number == 1:
+            return  # nothing to weigh: the weight of the one channel is 1
         self.kernel = self.add_weight(name="kernel", shape=(number * dimension, number), initializer="zeros")
 
     def call(self, channels: Any, present: Any) -> tuple[Any, Any]:
@@ -39,7 +41,8 @@ class AttentionFusion(keras.layers.Layer):
         _, number, dimension = channels.shape
         there = ops.cast(present, channels.dtype)
         channels = channels * there[..., None]
-        logits = ops.matmul(ops.reshape(channels, (-1, number * dimension)), self.kernel)
-        # Keras warns of a softmax over one number; a tower of one channel needs none.
-        weights = there if number == 1 else ops.softmax(ops.where(present, logits, -1e9), axis=-1) * there
+        weights = there
+        if number > 1:
+            logits = ops.matmul(ops.reshape(channels, (-1, number * dimension)), self.kernel)
+            weights = there * ops.softmax(ops.where(present, logits, -1e9), axis=-1)
         return ops.sum(weights[..., None] * channels, axis=1), weights

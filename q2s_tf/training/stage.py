@@ -58,7 +58,7 @@ def train_stage(
         best.parent.mkdir(exist_ok=True)
         save_weights(towers, best)
         checkpoints.save(checkpoint_number=0)
-    step = build_step(towers, optimizer, stage)
+    step = build_step(towers, optimizer, stage, examples.dataset(batch_size, (config.seed,)).element_spec)
     while progress.epochs < settings.max_epochs and progress.waited < settings.patience:
         epoch = int(progress.epochs) + 1
         figures = _epoch(

@@ -22,8 +22,14 @@ def retrieval_task(config: Config, stage: int) -> tfrs.tasks.Retrieval:
     return tfrs.tasks.Retrieval(loss=partial(margin_rank, margin=config.stage2.margin))
 
 
-def build_step(towers: Towers, optimizer: TowersOptimizer, stage: int) -> Step:
+def build_step(towers: Towers, optimizer: TowersOptimizer, stage: int, batch_spec: Any) -> Step:
     """The training step as one graph: towers, task, gradients, clipping, update.
+
+    Args:
+        towers: trained in place.
+        optimizer: moves their weights.
+        stage: 1 or 2, which decides the task.
+        batch_spec: specs of a batch (`element_spec` of `Examples.dataset`), so that the graph is traced once.
 
     Returns:
         A function from a batch of `Examples` to scalars: `loss`, `batch_recall@1`, `gradient_norm`.
@@ -32,7 +38,7 @@ def build_step(towers: Towers, optimizer: TowersOptimizer, stage: int) -> Step:
     corrected = stage == 1 and towers.config.stage1.popularity_correction
 
     # The task is Keras 2 code that asks for the length of a shape: it needs AutoGraph, which a plain tf.function has.
-    @tf.function(reduce_retracing=True)
+    @tf.function(input_signature=[batch_spec])
     def step(batch: dict[str, Any]) -> dict[str, tf.Tensor]:
         with tf.GradientTape() as tape:
             query = towers.query.encoder(batch["query"], training=True)["embedding"]
@@ -46,7 +52,7 @@ def build_step(towers: Towers, optimizer: TowersOptimizer, stage: int) -> Step:
                 compute_metrics=False,
                 compute_batch_metrics=False,
             )
-        gradients = tape.gradient(loss, towers.trainable_variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        gradients = tape.gradient(loss, towers.trainable_variables)
         norm = optimizer.apply(gradients)
         scores = tf.where(batch["score_mask"], tf.matmul(query, document, transpose_b=True), -1.0)
         first = tf.argmax(scores, axis=1, output_type=tf.int32) == tf.range(tf.shape(scores)[0])

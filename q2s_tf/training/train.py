@@ -131,7 +131,7 @@ def _texts(config: Config, documents: Table, positives: Table) -> Iterator[str]:
     """Every text that a text channel will read, normalised."""
     for tower, table in (("query", positives), ("document", documents)):
         inputs = {c.input for c in config.tower_channels(tower).values() if c.kind in ("text", "trigrams")}
-        for batch in track(table.batches(), f"reading {tower} texts", None):
+        for batch in track(table.batches(), f"reading {tower} texts", -(-table.num_rows() // 8_192)):
             for name in sorted(inputs):
                 yield from (text for text in _normalised(batch.column(name)).to_pylist() if text)
 
