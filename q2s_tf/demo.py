@@ -87,9 +87,10 @@ def _arguments(values: tuple[str, ...], options: dict[str, object]) -> list[str]
 
 def _shown(tools: Path, tool: str, *values: str, **options: object) -> str:
     """A step as a user would type it."""
-    python = Path(sys.executable)
-    shown = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python
-    return shlex.join([str(shown), str(tools / f"{tool}.py"), *_arguments(values, options)])
+    here = Path.cwd()
+    paths = (Path(sys.executable), tools.absolute() / f"{tool}.py")
+    shown = [str(path.relative_to(here) if path.is_relative_to(here) else path) for path in paths]
+    return shlex.join([*shown, *_arguments(values, options)])
 
 
 def _step(tools: Path, tool: str, *values: str, **options: object) -> None:
