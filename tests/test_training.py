@@ -270,6 +270,14 @@ def test_a_failure_leaves_no_run_directory(market: TinyMarket, tmp_path: Path) -
         assert not (tmp_path / "run").exists(), message
 
 
+def test_image_vectors_of_another_dimension_are_refused(market: TinyMarket, tmp_path: Path) -> None:
+    rows = [{**row, "image_embeddings": [[1.0, 2.0]]} for row in market.document_rows]
+    documents = write_rows(tmp_path / "wide.parquet", rows)
+    with pytest.raises(InputError, match=r"image_embeddings: row 0 must be a list of vectors of 8 numbers; got shape"):
+        train(read_config(market.config), documents, market.positives, market.judgements, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_given_tokenizer_is_the_runs_own(run: Path, market: TinyMarket, tmp_path: Path) -> None:
     overrides = ["stage1.max_epochs=1"]
     train_lean(market, tmp_path / "run", overrides, tokenizer=run / "tokenizer.model")

@@ -282,15 +282,23 @@ def _insert(join: duckdb.DuckDBPyConnection, table: str, *columns: Any) -> None:
 def _store(folder: Path, tower: Tower, columns: Iterator[dict[str, list]]) -> None:
     """Prepares batches of raw columns through the tower's preprocessing, in `tf.data`, and stores them by channel."""
     folder.mkdir(parents=True)
-    raw = tf.data.Dataset.from_generator(
-        lambda: (tower.tensors(batch) for batch in columns), output_signature=tower.preprocessor.signature()
-    )
+    refused: list[InputError] = []
+
+    def tensors() -> Iterator[dict[str, tf.Tensor]]:
+        try:
+            yield from map(tower.tensors, columns)
+        except InputError as error:  # tf.data would make an error of its own of it
+            refused.append(error)
+
+    raw = tf.data.Dataset.from_generator(tensors, output_signature=tower.preprocessor.signature())
     writers = {name: ChannelWriter(folder / name) for name in tower.channels}
     for prepared in raw.map(tower.preprocessor).prefetch(2).as_numpy_iterator():
         for name, writer in writers.items():
             writer.append(prepared[name])
     for writer in writers.values():
         writer.close()
+    if refused:
+        raise refused[0]
 
 
 def _save(path: Path, join: duckdb.DuckDBPyConnection, sql: str, fields: list[tuple[str, str]]) -> np.ndarray:
