@@ -78,4 +78,4 @@ class PartitionedIndex(tf.Module):
             recall = float(np.mean(shares))
             if recall >= TARGET_RECALL or effort >= self.centres.shape[0]:
                 return effort, recall
-            effort *= 2
+            effort = min(2 * effort, self.centres.shape[0])
