@@ -44,7 +44,8 @@ def export(run: Path, documents: Path, models: Path, index: str | None = None) -
     ids, embeddings = embed_catalogue(towers.document, table)
     kind = index or default_kind(len(ids))
     console.print(f"building the {kind} index of {len(ids):,} documents")
-    built = build_index(kind, embeddings, towers.config.seed)
+    with console.status("building the index"):
+        built = build_index(kind, embeddings, towers.config.seed)
     servables: dict[str, Any] = {
         "query_tower": TowerServable(towers.query),
         "document_tower": TowerServable(towers.document),

@@ -64,7 +64,8 @@ def train_stage(
         figures = _epoch(
             f"stage {stage} epoch {epoch}", step, examples.dataset(batch_size, (config.seed, stage, epoch)), steps
         )
-        figures["validation_roc_auc"] = validation.roc_auc(towers)
+        with console.status("validating"):
+            figures["validation_roc_auc"] = validation.roc_auc(towers)
         improved = figures["validation_roc_auc"] > float(progress.best)
         if improved:
             save_weights(towers, best)

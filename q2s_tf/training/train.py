@@ -111,6 +111,7 @@ def _tokenizer(config: Config, documents: Table, positives: Table, run: Path, gi
     run.mkdir(parents=True, exist_ok=True)
     if not path.is_file():
         settings = config.tokenizer
+        console.print("making the tokenizer" if given is None else f"taking the tokenizer {given}")
         model = (
             given.read_bytes()
             if given
