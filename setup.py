@@ -29,8 +29,11 @@ setup(
     install_requires=[
         *TENSORFLOW,
         "bm25s~=0.3",  # the lexical baseline in every evaluation
+        "duckdb>=1.4",  # joins positives with their documents for training
+        "grpcio>=1.70",
         "grpcio-health-checking>=1.70",  # the standard health service of the embedded server
         "ibis-framework[duckdb]~=12.0",  # the funnel: one expression, DuckDB here, Spark or a warehouse there
+        "numpy>=2.1",
         "pyarrow>=20",  # Parquet and delimited files
         "pydantic~=2.10",  # typed configs
         "PyStemmer~=3.0",  # stems for that baseline
@@ -41,6 +44,7 @@ setup(
         "typer~=0.20",  # command lines
     ],
     extras_require={
+        "benchmarks": ["pandas>=2.2"],  # the funnel's peer
         "spark": ["pyspark~=4.0"],  # the funnel's second backend
         "dev": ["hypothesis~=6.100", "mypy~=2.0", "pytest~=9.0", "pytest-timeout~=2.3", "ruff~=0.14"],
     },
