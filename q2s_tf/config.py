@@ -19,7 +19,7 @@ FORMAT = 1
 """Version of the run directory's layout. A run of another version is refused rather than misread."""
 
 Positive = Annotated[int, Field(gt=0)]
-Rate = Annotated[float, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Tower = Literal["query", "document"]
 
@@ -100,7 +100,7 @@ class Encoder(Table):
 class Tokenizer(Table):
     """The SentencePiece model that training makes when it is given none."""
 
-    vocabulary_size: Annotated[int, Field(ge=64)] = 150_000
+    vocabulary_size: Annotated[int, Field(ge=64, le=10_000_000)] = 150_000
     character_coverage: Annotated[float, Field(gt=0.9, le=1)] = 0.9995
     max_sentences: Positive = 2_000_000
 
@@ -111,7 +111,7 @@ class PseudoQueries(Table):
     per_document: Annotated[int, Field(ge=0)] = 0
     batch_share: Probability = 0.5
     """Share of every batch that they make up."""
-    variants: dict[str, tuple[str, ...]] = {}
+    variants: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]] = {}
     """Other spellings of a word of the titles, one of which is typed in its place: `ft = ["ft", "foot", "feet"]`."""
 
 
@@ -119,7 +119,7 @@ class Stage(Table):
     """What both stages have: how long, in what batches, at what rates."""
 
     max_epochs: Annotated[int, Field(ge=0)]
-    batch_size: Annotated[int, Field(ge=2)] = 768
+    batch_size: Annotated[int, Field(ge=2, le=1_000_000)] = 768
     learning_rate: Rate = 7e-4
     text_learning_rate: Rate = 2e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 0
@@ -155,10 +155,10 @@ class Config(Table):
     """Everything that defines a model and its training."""
 
     format: int = FORMAT
-    seed: int = 17
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 17
     dimension: Positive = 128
     """D, the width of every channel vector and of both towers' embeddings."""
-    channels: dict[str, Channel]
+    channels: dict[Annotated[str, Field(pattern="^[A-Za-z0-9_-]+$")], Channel]
     encoders: dict[str, Encoder] = {}
     tokenizer: Tokenizer = Tokenizer()
     clip_norm: Rate = 1.0
@@ -182,6 +182,15 @@ class Config(Table):
                 raise ValueError(
                     f"channels.{name}.encoder is '{channel.encoder}', which is not declared (declared: {known})"
                 )
+            if channel.tower == "query" and channel.input not in QUERY_INPUTS:
+                raise ValueError(f"channels.{name}.input is '{channel.input}': the query tower has only {QUERY_INPUTS}")
+            others = {c.kind == "vectors" and c.dimension for c in self.channels.values() if c.input == channel.input}
+            if len(others) > 1 or (channel.input == IMAGES and channel.kind != "vectors"):
+                raise ValueError(
+                    f"channels.{name}.input is '{channel.input}', which holds other vectors, or none, elsewhere"
+                )
+            if channel.kind == "vectors" and channel.input in TEXT_INPUTS:
+                raise ValueError(f"channels.{name}.input is '{channel.input}', a text: a vectors channel needs vectors")
         for encoder in self.encoders:
             towers = {
                 channel.tower for channel in self.channels.values() if getattr(channel, "encoder", None) == encoder
@@ -196,12 +205,16 @@ class Config(Table):
 
     def tower_inputs(self, tower: str) -> list[str]:
         """The raw inputs of one tower: those fixed by the signatures first, then any other a channel reads."""
-        fixed = {"query": ["query", "country"], "document": ["title", "description", "language", "country", IMAGES]}[
-            tower
-        ]
+        fixed = {"query": QUERY_INPUTS, "document": (*TEXT_INPUTS, IMAGES)}[tower]
         return list(dict.fromkeys([*fixed, *(channel.input for channel in self.tower_channels(tower).values())]))
 
+    def vector_inputs(self) -> set[str]:
+        """The inputs that hold vectors."""
+        return {IMAGES, *(channel.input for channel in self.channels.values() if channel.kind == "vectors")}
 
+
+QUERY_INPUTS = ("query", "country")
+TEXT_INPUTS = ("title", "description", "language", "country")
 IMAGES = "image_embeddings"
 """The one input of the fixed signatures that is not a text: vectors, `[B, M, I]`."""
 
@@ -217,7 +230,7 @@ def read_config(path: Path, overrides: list[str] | None = None) -> Config:
         InputError: the file is not there or not TOML, or a key or value breaks a rule.
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise InputError(f"config {path}: there is no such file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

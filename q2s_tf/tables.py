@@ -6,7 +6,7 @@ name of `document_id`; an empty cell is a missing value.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,23 @@ class Table:
         kind: what it is called in errors: "documents", "positives", "judgements".
         required: columns that must be there.
         optional: columns that are read as missing when they are not there.
+        vectors: columns that hold lists of vectors.
 
     Raises:
         InputError: there is no such file, it cannot be read, a required column is absent.
     """
 
-    def __init__(self, path: Path, kind: str, required: Sequence[str], optional: Sequence[str] = ()):
+    def __init__(
+        self,
+        path: Path,
+        kind: str,
+        required: Sequence[str],
+        optional: Sequence[str] = (),
+        vectors: Collection[str] = (IMAGES,),
+    ):
         self.path = path
         self.kind = kind
+        self.types = {**TYPES, **dict.fromkeys(vectors, VECTORS)}
         if not path.exists():
             raise InputError(f"{kind} {path}: there is no such file")
         self._dataset = self._open()
@@ -54,13 +63,26 @@ class Table:
         self.missing = [column for column in self._source if self._source[column] not in names]
 
     def _open(self) -> ds.Dataset:
-        if self.path.is_dir() or self.path.suffix in (".parquet", ".pq"):
+        if self.path.is_dir():
+            return self._guard(self._open_folder)
+        suffixes = [suffix.lower() for suffix in self.path.suffixes[-2:]]
+        if suffixes[-1:] in ([".parquet"], [".pq"]):
             return self._guard(lambda: ds.dataset(self.path, format="parquet"))
-        if {".tsv", ".txt", ".tab"} & set(self.path.suffixes[-2:]):
+        if {".tsv", ".txt", ".tab"} & set(suffixes):
             return self._guard(lambda: ds.dataset(self.path, format=self._tsv_format()))
         raise InputError(
             f"{self.kind} {self.path}: expected a .parquet, .tsv or .tsv.gz file, or a folder of .parquet files"
         )
+
+    def _open_folder(self) -> ds.Dataset:
+        """All Parquet files of a folder, at any depth, with the columns of all of them (and of `key=value` folders)."""
+        files = sorted(str(file) for file in self.path.rglob("*") if file.suffix.lower() in (".parquet", ".pq"))
+        if not files:
+            raise InputError(f"{self.kind} {self.path}: the folder holds no .parquet file")
+        partitioning = ds.partitioning(flavor="hive")
+        schemas = [ds.dataset(file, format="parquet", partitioning=partitioning).schema for file in files]
+        schema = pa.unify_schemas(schemas, promote_options="permissive")
+        return ds.dataset(files, schema=schema, format="parquet", partitioning=partitioning)
 
     def _tsv_format(self) -> ds.CsvFileFormat:
         text = {name: pa.string() for name in self._header()}
@@ -89,7 +111,7 @@ class Table:
         stream = iter(scanner.to_batches())
         while (batch := self._guard(lambda: next(stream, None))) is not None:
             arrays = [self._cast(column, batch.column(column)) for column in self.columns]
-            arrays += [pa.nulls(len(batch), TYPES.get(column, pa.string())) for column in self.missing]
+            arrays += [pa.nulls(len(batch), self.types.get(column, pa.string())) for column in self.missing]
             if len(batch):
                 yield pa.record_batch(arrays, names=[*self.columns, *self.missing])
 
@@ -101,8 +123,8 @@ class Table:
         return pa.Table.from_batches(batches)
 
     def _cast(self, column: str, values: pa.Array) -> pa.Array:
-        kind = TYPES.get(column, pa.string())
-        if column == IMAGES and pa.types.is_string(values.type):
+        kind = self.types.get(column, pa.string())
+        if kind == VECTORS and pa.types.is_string(values.type):
             values = self._guard(lambda: pa.array([json.loads(text) if text else None for text in values.to_pylist()]))
         if pa.types.is_string(kind) and pa.types.is_floating(values.type):
             raise InputError(
@@ -128,10 +150,10 @@ class Table:
             raise InputError(f"{self.kind} {self.path}: {place}cannot be read: {reason}") from None
 
 
-def open_documents(path: Path, inputs: Sequence[str] = DOCUMENT_COLUMNS) -> Table:
+def open_documents(path: Path, inputs: Sequence[str] = DOCUMENT_COLUMNS, vectors: Collection[str] = (IMAGES,)) -> Table:
     """The catalogue: `document_id`, `title`, and whatever other columns the document tower reads."""
     optional = dict.fromkeys((*DOCUMENT_COLUMNS, *inputs))
-    return Table(path, "documents", ["document_id", "title"], [name for name in optional if name != "title"])
+    return Table(path, "documents", ["document_id", "title"], [name for name in optional if name != "title"], vectors)
 
 
 def open_positives(path: Path) -> Table:
@@ -162,12 +184,15 @@ def check_judgements(table: Table) -> bool:
 def _to_timestamp(values: pa.Array) -> pa.Array:
     kind = TYPES["timestamp"]
     if pa.types.is_timestamp(values.type) and values.type.tz is None:
-        return pc.assume_timezone(pc.cast(values, pa.timestamp("us")), "UTC")
+        return pc.assume_timezone(pc.cast(values, pa.timestamp("us"), safe=False), "UTC")
     if pa.types.is_integer(values.type):
         return pc.cast(pc.cast(values, pa.timestamp("s")), kind)
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        return pc.cast(pc.cast(values, pa.timestamp("us", tz="UTC")), kind)
-    return pc.cast(values, kind)
+        try:
+            return pc.cast(values, kind)
+        except pa.ArrowInvalid:  # no offset: it is UTC
+            return pc.assume_timezone(pc.cast(values, pa.timestamp("us")), "UTC")
+    return pc.cast(values, kind, safe=False)
 
 
 def _first_line(error: BaseException) -> str:

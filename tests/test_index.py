@@ -1,5 +1,7 @@
 """The kinds of index behind one interface: the exact one against NumPy, the others against the exact one."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from q2s_tf.errors import InputError
-from q2s_tf.index import ExactIndex, Index, PartitionedIndex, build_index, default_kind
+from q2s_tf.index import ExactIndex, Index, PartitionedIndex, build_default, build_index
 
 DIMENSION = 16
 
@@ -214,11 +216,37 @@ def test_two_scann_indexes_of_one_process_stay_apart(embeddings: np.ndarray, sca
 def test_kinds_by_name_and_by_size(embeddings: np.ndarray) -> None:
     assert isinstance(build_index("exact", embeddings, 1), ExactIndex)
     assert isinstance(build_index("partitioned", embeddings, 1), PartitionedIndex)
-    assert [default_kind(count) for count in (1, 20_000, 20_001)] == ["exact", "exact", "partitioned"]
+    assert isinstance(build_default(embeddings, 1), ExactIndex)
     with pytest.raises(InputError, match="index 'hnsw': must be one of exact, partitioned, scann"):
         build_index("hnsw", embeddings, 1)
     with pytest.raises(InputError, match="index scann: needs .*1000 documents; got 999"):
         build_index("scann", embeddings[:999], 1)
+
+
+def test_the_default_is_partitions_only_where_they_save_work() -> None:
+    generator = np.random.default_rng(4)
+    centres = generator.normal(size=(200, 16))
+    clustered = np.repeat(centres, 101, axis=0) + generator.normal(scale=0.05, size=(20_200, 16))
+    blurred = generator.normal(size=(20_200, 16))
+    for vectors, kind in ((clustered, PartitionedIndex), (blurred, ExactIndex)):
+        unit = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+        assert isinstance(build_default(unit, 1), kind)
+
+
+def test_a_batch_takes_no_more_memory_than_its_queries_one_by_one() -> None:
+    """32 queries of all 20,000 documents of 256 numbers: 650 MB of candidates, if they were gathered at once."""
+    script = """
+import resource, numpy as np, tensorflow as tf
+from q2s_tf.index import PartitionedIndex
+vectors = np.random.default_rng(0).normal(size=(20_000, 256)).astype(np.float32)
+vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+index = PartitionedIndex(vectors, 1)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+index.search(tf.constant(vectors[:32]), tf.constant(10), tf.constant(10**6))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(done.stdout.split()[-1]) < 200_000, "KiB"
 
 
 def test_no_query_gives_no_answer(embeddings: np.ndarray, partitioned: PartitionedIndex) -> None:

@@ -273,7 +273,7 @@ def test_a_failure_leaves_no_run_directory(market: TinyMarket, tmp_path: Path) -
 def test_image_vectors_of_another_dimension_are_refused(market: TinyMarket, tmp_path: Path) -> None:
     rows = [{**row, "image_embeddings": [[1.0, 2.0]]} for row in market.document_rows]
     documents = write_rows(tmp_path / "wide.parquet", rows)
-    with pytest.raises(InputError, match=r"image_embeddings: row 0 must be a list of vectors of 8 numbers; got shape"):
+    with pytest.raises(InputError, match=r"image_embeddings: row 0 must be a list of vectors of 8 finite numbers; got"):
         train(read_config(market.config), documents, market.positives, market.judgements, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

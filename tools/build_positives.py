@@ -48,6 +48,8 @@ def main(
             max_searches_per_hour=max_searches_per_hour, max_query_length=max_query_length, now=now, announce=announce,
         )  # fmt: skip
     Console().print(table(report))
+    if not report.positives:
+        cli.console.print("warning: no positive was found; the table above says where the events went")
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def evaluate(
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: must be a folder; it is a file")
     settings = towers.config.evaluation
-    table = open_documents(documents, towers.document.preprocessor.inputs)
+    table = open_documents(documents, towers.document.preprocessor.inputs, towers.config.vector_inputs())
     ids, embeddings = embed_catalogue(towers.document, table)
     judged = read_judgements(rated_pairs, ids, towers.config.seed)
     pair_at = settings.relevant_at if relevant_at is None else relevant_at

@@ -103,7 +103,7 @@ def readable(origin: str) -> Iterator[None]:
         yield
     except engine.OutOfMemoryException:
         raise InputError(f"{origin}: the memory allowed is too little; raise --memory") from None
-    except (engine.InvalidInputException, engine.ConversionException, engine.IOException) as error:
+    except engine.Error as error:
         raise InputError(f"{origin}: cannot be read: {_summary(error)}") from None
     except Exception as error:
         # Spark is optional, so its exceptions are known by name: a file that cannot be parsed or decoded.

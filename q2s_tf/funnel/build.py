@@ -72,6 +72,10 @@ def build_positives(
     now = now.astimezone(UTC) if now.tzinfo else now.replace(tzinfo=UTC)
     limits = cleaning.Limits(now, max_searches_per_hour, max_query_length)
     source = sources.find(log)
+    read = {Path(file).resolve() for file in [*source.files, *(sources.find(documents).files if documents else [])]}
+    for path in (out, outputs.report_path(out), *([validation] if validation else [])):
+        if path.resolve() in read:
+            raise InputError(f"{path}: is read as input, and would be overwritten; choose another name for the output")
     with workspace(out) as scratch, ExitStack() as stack:
         duckdb = stack.enter_context(backends.duckdb(memory, scratch))
         connection = duckdb if backend == "duckdb" else stack.enter_context(backends.spark(memory, scratch))

@@ -60,7 +60,10 @@ def with_document_id(table: ir.Table) -> ir.Table:
 
 
 def text(column: ir.Column) -> ir.StringColumn:
-    """``column`` as text; the empty string is a missing value."""
+    """``column`` as text; the empty string is a missing value. A whole number stays one: 12.0 is "12"."""
+    if column.type().is_floating():  # what pandas makes of whole numbers where some are missing
+        whole = column.cast("int64")
+        return ibis.ifelse(whole == column, whole.cast("string"), column.cast("string"))
     return column.cast("string").nullif("")
 
 

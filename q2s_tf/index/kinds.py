@@ -23,9 +23,16 @@ class Index(Protocol):
         """Scores `[B, K]`, falling, and rows `[B, K]`; −1 and −1 where there is no document."""
 
 
-def default_kind(count: int) -> str:
-    """`exact` up to 20,000 documents, then `partitioned`: both run on a stock TF Serving."""
-    return "exact" if count <= EXACT_UP_TO else "partitioned"
+def build_default(embeddings: np.ndarray, seed: int) -> Index:
+    """`exact` up to 20,000 documents, else `partitioned`: both run on a stock TF Serving.
+
+    Where the partitions are so blurred that an eighth of them and more must be searched for the recall asked for, a
+    plain product of all documents is the faster one, and is taken.
+    """
+    if len(embeddings) <= EXACT_UP_TO:
+        return ExactIndex(embeddings)
+    index = PartitionedIndex(embeddings, seed)
+    return index if 8 * index.default_effort <= index.centres.shape[0] else ExactIndex(embeddings)
 
 
 def build_index(kind: str, embeddings: np.ndarray, seed: int) -> Index:
@@ -45,5 +52,5 @@ def build_index(kind: str, embeddings: np.ndarray, seed: int) -> Index:
             raise InputError(
                 f"index scann: needs {ScannIndex.MIN_DOCUMENTS} documents; got {len(embeddings)}: use --index exact"
             )
-        return ScannIndex(embeddings)
+        return ScannIndex(embeddings, seed)
     raise InputError(f"index {kind!r}: must be one of {', '.join(KINDS)}")

@@ -4,8 +4,7 @@ import numpy as np
 import tensorflow as tf
 from sklearn.cluster import MiniBatchKMeans
 
-TARGET_RECALL = 0.95
-SAMPLE = 256
+from q2s_tf.index.effort import choose_effort
 
 
 class PartitionedIndex(tf.Module):
@@ -18,8 +17,7 @@ class PartitionedIndex(tf.Module):
         seed: of the clustering.
 
     Attributes:
-        default_effort: the least power of two of partitions that finds `TARGET_RECALL` of the exact top 100 of a sample
-            of documents taken as queries.
+        default_effort: enough partitions for the recall that `choose_effort` asks for.
         parameters: for the manifest.
     """
 
@@ -34,7 +32,7 @@ class PartitionedIndex(tf.Module):
         self.embeddings = tf.Variable(embeddings[order], trainable=False, name="embeddings")
         self.rows = tf.Variable(order.astype(np.int32), trainable=False, name="rows")
         self.ends = tf.Variable(ends.astype(np.int32), trainable=False, name="ends")
-        self.default_effort, recall = self._choose_effort(embeddings, seed)
+        self.default_effort, recall = choose_effort(self.search, embeddings, count, seed)
         self.parameters: dict[str, float | int | str] = {
             "kind": "partitioned",
             "partitions": count,
@@ -47,35 +45,34 @@ class PartitionedIndex(tf.Module):
 
         Args:
             queries: unit vectors `[B, D]`.
-            k: int32 `[]`, how many; fewer come back when the partitions searched hold fewer.
+            k: int32 `[]`, how many, cut to N.
             effort: int32 `[]`, partitions searched, cut to between 1 and all.
 
         Returns:
             Scores float32 `[B, K]`, falling, and rows int32 `[B, K]`; a place without a document has −1 and row −1.
         """
         effort = tf.clip_by_value(effort, 1, tf.shape(self.centres)[0])
+        k = tf.minimum(k, tf.shape(self.rows)[0])
         chosen = tf.math.top_k(tf.matmul(queries, self.centres, transpose_b=True), effort, sorted=False).indices
-        ends = tf.gather(self.ends, chosen)
-        starts = tf.where(chosen > 0, tf.gather(self.ends, tf.maximum(chosen - 1, 0)), 0)
-        ranges = tf.ragged.range(tf.reshape(starts, [-1]), tf.reshape(ends, [-1])).values
-        sizes = tf.reduce_sum(ends - starts, axis=1)
-        query = tf.repeat(tf.range(tf.shape(queries)[0]), sizes)
-        products = tf.gather(self.embeddings, ranges) * tf.gather(queries, query)
-        lengths = tf.RaggedTensor.from_row_lengths
-        scores = lengths(tf.reduce_sum(products, axis=1), sizes, validate=False).to_tensor(-1.0)
-        candidates = lengths(tf.gather(self.rows, ranges), sizes, validate=False).to_tensor(-1)
-        best = tf.math.top_k(scores, tf.minimum(k, tf.shape(scores)[1]))
-        return best.values, tf.gather(candidates, best.indices, batch_dims=1)
+        # One query at a time: the candidates of a whole batch would fill the memory.
+        specs = (tf.TensorSpec([None], tf.float32), tf.TensorSpec([None], tf.int32))
+        return tf.cond(
+            tf.shape(queries)[0] > 0,
+            lambda: tf.map_fn(
+                lambda each: self._scan(each[0], each[1], k),
+                (queries, chosen),
+                fn_output_signature=specs,
+                parallel_iterations=1,
+            ),
+            lambda: (tf.zeros([0, k]), tf.zeros([0, k], tf.int32)),  # a map over nothing knows no k
+        )
 
-    def _choose_effort(self, embeddings: np.ndarray, seed: int) -> tuple[int, float]:
-        sample = embeddings[np.random.default_rng(seed).permutation(len(embeddings))[:SAMPLE]]
-        k = min(100, len(embeddings))
-        exact = np.argpartition(-(sample @ embeddings.T), k - 1, axis=1)[:, :k]
-        effort, recall = 1, 0.0
-        while True:
-            found = self.search(tf.constant(sample), tf.constant(k), tf.constant(effort))[1].numpy()
-            shares = [len(np.intersect1d(a, b)) / k for a, b in zip(exact, found, strict=True)]
-            recall = float(np.mean(shares))
-            if recall >= TARGET_RECALL or effort >= self.centres.shape[0]:
-                return effort, recall
-            effort = min(2 * effort, self.centres.shape[0])
+    def _scan(self, query: tf.Tensor, chosen: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The k best documents of the chosen partitions for one query `[D]`: scores and rows `[k]`."""
+        starts = tf.where(chosen > 0, tf.gather(self.ends, tf.maximum(chosen - 1, 0)), 0)
+        places = tf.ragged.range(starts, tf.gather(self.ends, chosen)).values
+        scores = tf.linalg.matvec(tf.gather(self.embeddings, places), query)
+        best = tf.math.top_k(scores, tf.minimum(k, tf.size(scores)))
+        short = [[0, k - tf.size(best.values)]]
+        rows = tf.gather(self.rows, tf.gather(places, best.indices))
+        return tf.pad(best.values, short, constant_values=-1.0), tf.pad(rows, short, constant_values=-1)

@@ -11,7 +11,7 @@ import tensorflow as tf
 from q2s_tf.cli import console
 from q2s_tf.config import FORMAT
 from q2s_tf.errors import InputError
-from q2s_tf.index import build_index, default_kind
+from q2s_tf.index import build_default, build_index
 from q2s_tf.serving.folders import MANIFEST_FILE
 from q2s_tf.serving.signatures import RetrieverServable, TowerServable
 from q2s_tf.serving.versions import new_version
@@ -27,7 +27,7 @@ def export(run: Path, documents: Path, models: Path, index: str | None = None) -
         run: a trained run directory.
         documents: the catalogue to be searched.
         models: the folder of the servables; the version is one more than the highest in it.
-        index: `exact`, `partitioned` or `scann`; by the size of the catalogue when None (see `default_kind`).
+        index: `exact`, `partitioned` or `scann`; `build_default` chooses when None.
 
     Returns:
         The version.
@@ -40,12 +40,12 @@ def export(run: Path, documents: Path, models: Path, index: str | None = None) -
         raise InputError(f"--out {models}: must be a folder; it is a file")
     table = open_documents(documents)
     towers = load(run)
-    table = open_documents(documents, towers.document.preprocessor.inputs)
+    table = open_documents(documents, towers.document.preprocessor.inputs, towers.config.vector_inputs())
     ids, embeddings = embed_catalogue(towers.document, table)
-    kind = index or default_kind(len(ids))
-    console.print(f"building the {kind} index of {len(ids):,} documents")
+    seed = towers.config.seed
+    console.print(f"building the {index or 'default'} index of {len(ids):,} documents")
     with console.status("building the index"):
-        built = build_index(kind, embeddings, towers.config.seed)
+        built = build_index(index, embeddings, seed) if index else build_default(embeddings, seed)
     servables: dict[str, Any] = {
         "query_tower": TowerServable(towers.query),
         "document_tower": TowerServable(towers.document),

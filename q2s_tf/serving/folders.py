@@ -24,10 +24,11 @@ def models_in(folder: Path) -> list[Path]:
 
 def versions_in(model: Path) -> dict[int, Path]:
     """The version folders of a model by version; other names, such as those of half-written ones, are none."""
+    children = list(model.iterdir()) if model.is_dir() else []  # a model's folder may be taken away while it serves
     return {
         int(child.name): child
-        for child in model.iterdir()
-        if child.name.isascii() and child.name.isdigit() and child.is_dir()
+        for child in children
+        if child.name.isascii() and child.name.isdigit() and int(child.name) < 1 << 63 and child.is_dir()
     }
 
 

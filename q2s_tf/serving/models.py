@@ -3,6 +3,7 @@
 import gc
 import logging
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -148,5 +149,8 @@ class Models:
 
 
 def _fingerprint(folder: Path) -> tuple[int, ...]:
-    stats = [path.stat() for path in folder.rglob("*")]
+    stats = []
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # it has just gone
+            stats.append(path.lstat())
     return len(stats), sum(stat.st_size for stat in stats), max((stat.st_mtime_ns for stat in stats), default=0)

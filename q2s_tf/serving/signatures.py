@@ -64,6 +64,8 @@ class RetrieverServable(tf.Module):
             return self._search(embedding, *values[len(names) :])
 
         def by_embedding(embedding: tf.Tensor, *values: tf.Tensor) -> dict[str, tf.Tensor]:
+            # By the largest number first: the square of a very large or small one is no float32.
+            embedding = tf.math.divide_no_nan(embedding, tf.reduce_max(tf.abs(embedding), axis=1, keepdims=True))
             return self._search(tf.math.l2_normalize(embedding, axis=1), *values)
 
         def serving_default(*values: tf.Tensor) -> dict[str, tf.Tensor]:

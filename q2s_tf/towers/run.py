@@ -47,6 +47,8 @@ def load(run: Path | str, stage: int | None = None) -> Towers:
         InputError: not a run directory, of another version, without trained weights, or with weights that do not fit.
     """
     run = Path(run)
+    if stage not in (None, *STAGE_WEIGHTS):
+        raise InputError(f"stage must be 1, 2 or None for the last one; got {stage!r}")
     config = read_run_config(run)
     tokenizer = Tokenizer.read(run / "tokenizer.model")
     stages = [stage] if stage else sorted(STAGE_WEIGHTS, reverse=True)
@@ -63,8 +65,8 @@ def load_weights(towers: Towers, path: Path) -> None:
     """Reads weights into towers; `InputError` if the file is damaged or is of other towers."""
     try:
         towers.load_weights(path)
-    except (ValueError, OSError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+    except (ValueError, OSError, KeyError, RuntimeError) as error:
+        reason = (str(error).splitlines() or ["?"])[0]
         raise InputError(f"weights {path}: damaged, or of a model with other channels or sizes: {reason}") from error
 
 

@@ -79,7 +79,8 @@ class Tower(keras.Model):
         for name, spec in self.preprocessor.signature().items():
             column = columns.get(name)
             if spec.dtype == tf.string:
-                texts = [""] * rows if column is None else ["" if value is None else value for value in column]
+                values = [None] * rows if column is None else column
+                texts = [_text(name, row, value) for row, value in enumerate(values)]
                 tensors[name] = tf.constant(texts, tf.string, shape=[rows])
             else:
                 sets = [()] * rows if column is None else column
@@ -127,16 +128,34 @@ def build_towers(config: Config, tokenizer: Tokenizer) -> Towers:
 
 def _pad_vectors(name: str, sets: Column, dimension: int | None) -> np.ndarray:
     """Sets of vectors as one float32 array `[B, M, I]`, padded with zero rows."""
-    arrays = [np.asarray(() if vectors is None else vectors, np.float32) for vectors in sets]
+    arrays = [_vectors(name, row, vectors) for row, vectors in enumerate(sets)]
     width = dimension or max((array.shape[-1] for array in arrays if array.size), default=0)
     longest = max((len(array) for array in arrays), default=0)
     padded = np.zeros((len(arrays), longest, width), np.float32)
     for row, array in enumerate(arrays):
         if not array.size:
             continue
-        if array.ndim != 2 or array.shape[1] != width:
-            raise InputError(
-                f"{name}: row {row} must be a list of vectors of {width} numbers; got shape {list(array.shape)}"
-            )
+        if array.ndim != 2 or array.shape[1] != width or not np.isfinite(array).all():
+            found = "a number that is not finite" if array.ndim == 2 and array.shape[1] == width else list(array.shape)
+            raise InputError(f"{name}: row {row} must be a list of vectors of {width} finite numbers; got {found}")
         padded[row, : len(array)] = array
     return padded
+
+
+def _vectors(name: str, row: int, vectors: Any) -> np.ndarray:
+    """One row's vectors as an array; nothing for None and NaN, which pandas holds for a missing list."""
+    if vectors is None or (np.isscalar(vectors) and vectors != vectors):
+        return np.zeros((0, 0), np.float32)
+    try:
+        return np.array([np.asarray(vector, np.float32) for vector in vectors])
+    except (TypeError, ValueError):
+        raise InputError(f"{name}: row {row} must be a list of vectors of equal length; got {vectors!r:.80}") from None
+
+
+def _text(name: str, row: int, value: Any) -> str | bytes:
+    """A value as text; "" for None, and for the NaN that pandas holds for a missing value."""
+    if value is None or (isinstance(value, float) and value != value) or type(value).__name__ == "NAType":
+        return ""
+    if isinstance(value, str | bytes):
+        return value
+    raise InputError(f"{name}: row {row} must be a text; got {value!r:.80}")

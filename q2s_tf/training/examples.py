@@ -193,7 +193,8 @@ def build_examples(folder: Path, towers: Towers, documents: Table, positives: Ta
 
 
 _PAIRS = """
-    SELECT texts.query, documents.document, (1 + ln(greatest(1, coalesce(weight, 1))))::FLOAT AS weight
+    SELECT texts.query, documents.document,
+        (1 + ln(CASE WHEN isfinite(weight) THEN greatest(1, weight) ELSE 1 END))::FLOAT AS weight
     FROM positives
     JOIN texts ON positives.query = texts.text AND positives.country IS NOT DISTINCT FROM texts.country
     JOIN documents USING (document_id)"""

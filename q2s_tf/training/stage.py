@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from q2s_tf.cli import console, progress_bar
+from q2s_tf.errors import InputError
 from q2s_tf.towers import STAGE_WEIGHTS, Towers, load_weights, save_weights
 from q2s_tf.training.examples import Examples
 from q2s_tf.training.metrics_log import MetricsLog
@@ -95,7 +96,14 @@ def _restore(
     )
     manager = tf.train.CheckpointManager(checkpoint, str(folder), max_to_keep=2)
     if manager.latest_checkpoint:
-        checkpoint.restore(manager.latest_checkpoint).assert_existing_objects_matched()
+        try:
+            checkpoint.restore(manager.latest_checkpoint).assert_existing_objects_matched()
+        except (tf.errors.OpError, AssertionError, ValueError, IndexError) as error:
+            reason = (str(error).splitlines() or ["?"])[0]
+            raise InputError(
+                f"checkpoint {manager.latest_checkpoint}: damaged, or of another model ({reason}): "
+                f"delete {folder} to begin the stage anew"
+            ) from error
         console.print(f"going on after epoch {int(progress.epochs)} of {folder.name}")
     return manager
 
@@ -110,7 +118,7 @@ def _epoch(title: str, step: Step, batches: tf.data.Dataset, steps: int) -> dict
         for batch in batches:
             figures = {name: float(value) for name, value in step(batch).items()}
             if not np.isfinite(figures["loss"]):
-                raise FloatingPointError(f"{title}: the loss is {figures['loss']}: lower the learning rates")
+                raise InputError(f"{title}: the loss is {figures['loss']}: lower the learning rates of the stage")
             sums = {name: sums.get(name, 0.0) + value for name, value in figures.items()}
             pairs += len(batch["weight"])
             bar.update(task, advance=1, description=f"{title}: loss {figures['loss']:.4f}")

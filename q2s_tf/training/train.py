@@ -47,7 +47,7 @@ def train(
         InputError: a table that breaks its contract, a run directory that is there already (without `resume`) or is not
             (with it), a config other than that of the run to resume.
     """
-    catalogue = open_documents(documents, config.tower_inputs("document"))
+    catalogue = open_documents(documents, config.tower_inputs("document"), config.vector_inputs())
     pairs, judgements = open_positives(positives), open_judgements(validation)
     document_ids = read_ids(catalogue)
     judged = Validation(config, catalogue, document_ids, judgements)
@@ -57,16 +57,17 @@ def train(
     else:
         _refuse_existing(run)
         config = fill_categories(config, catalogue, pairs)
+    run.mkdir(parents=True, exist_ok=True)
+    save_config(config, run / "config.toml")  # first, so that a run killed at any later moment can be resumed
     try:
         towers = build_towers(config, _tokenizer(config, catalogue, pairs, run, tokenizer))
         examples = build_examples(run / "examples", towers, catalogue, pairs)
-    except InputError:
+    except Exception:
         if not resume:
             shutil.rmtree(run, ignore_errors=True)
             if existed:  # and was empty
-                run.mkdir()
+                run.mkdir(exist_ok=True)
         raise
-    save_config(config, run / "config.toml")
     console.print(f"{len(examples):,} positives, {len(document_ids):,} documents, {towers.count_params():,} weights")
     log = MetricsLog(run)
     for stage in (1, 2) if config.stage2.max_epochs else (1,):
@@ -108,7 +109,6 @@ def _tokenizer(config: Config, documents: Table, positives: Table, run: Path, gi
     path = run / "tokenizer.model"
     if given is not None:
         Tokenizer.read(given)
-    run.mkdir(parents=True, exist_ok=True)
     if not path.is_file():
         settings = config.tokenizer
         console.print("making the tokenizer" if given is None else f"taking the tokenizer {given}")
