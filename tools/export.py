@@ -22,7 +22,7 @@ def main(
     documents: Path = typer.Option(..., help="The catalogue to be searched, Parquet or TSV."),
     out: Path = typer.Option(Path("saved_models"), help="Folder of the servables."),
     index: IndexKind | None = typer.Option(
-        None, help="When not given: exact up to 20,000 documents, else partitioned."
+        None, help="Not given: exact up to 20,000 documents, then partitioned if it pays."
     ),
 ) -> None:
     """Export a run and a catalogue as one new version of query_tower, document_tower and retriever.
