@@ -51,8 +51,12 @@ def _fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
-def progress_bar() -> Progress:
-    """A progress bar on standard error: spinner, description, bar, count, elapsed and remaining time."""
+def progress_bar(transient: bool = False) -> Progress:
+    """A progress bar on standard error: spinner, description, bar, count, elapsed and remaining time.
+
+    Args:
+        transient: leave nothing behind, so that an error is the only line.
+    """
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -61,6 +65,7 @@ def progress_bar() -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
+        transient=transient,
     )
 
 

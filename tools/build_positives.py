@@ -36,7 +36,7 @@ def main(
 
     Example: tools/build_positives.py --events demo/events.parquet --out demo/positives.parquet --window 24h
     """
-    with cli.progress_bar() as progress:
+    with cli.progress_bar(transient=True) as progress:
         task = progress.add_task("starting", total=4)
 
         def announce(step: str) -> None:
