@@ -29,7 +29,7 @@ install: .venv/installed
 	touch $@
 
 .venv/installed-dev: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[benchmarks,dev,spark]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[benchmarks,dev,docs,notebooks,spark]'
 	touch $@
 
 lock: .venv/installed-dev

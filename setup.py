@@ -31,21 +31,41 @@ setup(
         "bm25s~=0.3",  # the lexical baseline in every evaluation
         "duckdb>=1.4",  # joins positives with their documents for training
         "grpcio>=1.70",
+        "cachetools~=8.0",  # the bounded query cache of the embedded server
         "grpcio-health-checking>=1.70",  # the standard health service of the embedded server
+        "grpcio-reflection>=1.70",  # its reflection service, for grpcurl and the like
         "ibis-framework[duckdb]~=12.0",  # the funnel: one expression, DuckDB here, Spark or a warehouse there
+        "ir-measures~=0.4.3",  # nDCG, MRR, recall as the field computes them
+        "jinja2~=3.1",  # the evaluation report and the demo page
         "numpy>=2.1",
+        "plotly~=7.1",  # the report's charts, self-contained
+        "prometheus-client~=0.26",  # the embedded server's metrics
         "pyarrow>=20",  # Parquet and delimited files
         "pydantic~=2.10",  # typed configs
         "PyStemmer~=3.0",  # stems for that baseline
         "rich>=14",  # progress and tables
         "scikit-learn~=1.6",  # ROC AUC, nDCG, k-means
         "sentencepiece~=0.2.0",  # trains the tokenizer
+        "scipy~=1.15",  # bootstrap intervals, significance
+        "starlette~=1.0",  # the REST routes of the embedded server, the demo page
         "tomli-w~=1.2",  # writes the resolved config
         "typer~=0.20",  # command lines
+        "uvicorn~=0.54",  # serves both
     ],
     extras_require={
-        "benchmarks": ["pandas>=2.2"],  # the funnel's peer
+        # the funnel's peer; the query tower's peer
+        "benchmarks": ["onnx~=1.20", "onnxruntime~=1.23", "pandas>=2.2"],
         "spark": ["pyspark~=4.0"],  # the funnel's second backend
-        "dev": ["hypothesis~=6.100", "mypy~=2.0", "pytest~=9.0", "pytest-timeout~=2.3", "ruff~=0.14"],
+        "docs": ["mkdocs-material~=9.7", "mkdocstrings-python~=2.0"],  # the pages and the API reference
+        "notebooks": ["ipykernel~=7.0", "nbclient~=0.10"],  # run in a kernel, as a person would and as the tests do
+        "dev": [
+            "httpx~=0.28",  # asks the REST routes in the tests
+            "hypothesis~=6.100",
+            "mypy~=2.0",
+            "pytest~=9.0",
+            "pytest-timeout~=2.3",
+            "ruff~=0.14",
+            "selenium~=4.40",  # drives Debian's Chromium through the demo page
+        ],
     },
 )
