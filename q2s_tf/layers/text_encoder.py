@@ -4,6 +4,7 @@ from typing import Any
 
 import keras
 import keras_hub
+import tensorflow as tf
 from keras import ops
 
 
@@ -48,7 +49,9 @@ class TextEncoder(keras.layers.Layer):
         It is what `self.backbone` computes for the first token, with its weights, at less cost: products of two
         matrices where the backbone multiplies batch by batch, and only [CLS] in the last layer.
         """
-        hidden = self.backbone.embeddings_layer_norm(self.backbone.embeddings(ids))
+        embeddings = self.backbone.embeddings
+        hidden = tf.gather(embeddings.token_embedding.embeddings.value, ids)  # reads these rows, not the table
+        hidden = self.backbone.embeddings_layer_norm(hidden + embeddings.position_embedding(hidden))
         hidden = self.backbone.embeddings_dropout(hidden, training=training)
         bias = ops.where(ids != 0, 0.0, -1e9)[:, None, None, :]
         *layers, last = self.backbone.transformer_layers

@@ -41,7 +41,7 @@ class TrigramEmbedding(keras.layers.Layer):
         """Pools int32 ids `[B, G]` (0 = padding) to `[B, D]`; a row of padding alone gives 0."""
         places = tf.where(ids != 0)
         occurring, which = tf.unique(tf.gather_nd(ids, places))
-        rows = tf.gather(tf.convert_to_tensor(self.table), occurring)
+        rows = tf.gather(self.table.value, occurring)  # reads these rows, not the table
         return tf.sparse.segment_sum(rows, which, places[:, 0], num_segments=tf.shape(ids, out_type=tf.int64)[0])
 
     def compute_output_shape(self, ids_shape: tuple[Any, ...]) -> tuple[Any, ...]:
