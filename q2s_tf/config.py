@@ -63,7 +63,7 @@ class CategoricalChannel(_Channel):
 
 
 class TextChannel(_Channel):
-    """A text through a transformer encoder; the vector of [CLS]."""
+    """A text through a transformer encoder."""
 
     kind: Literal["text"]
     encoder: str
@@ -83,17 +83,43 @@ class VectorsChannel(_Channel):
 Channel = Annotated[TrigramsChannel | CategoricalChannel | TextChannel | VectorsChannel, Field(discriminator="kind")]
 
 
-class Encoder(Table):
-    """The geometry of an XLM-R text encoder; the defaults are the paper's query encoder."""
+Pooling = Literal["cls", "mean"]
 
+
+class Pretrained(Table):
+    """What a preset says of its model beside the geometry; training fills it in."""
+
+    tokenizer: Literal["wordpiece", "sentencepiece"]
+    lowercase: bool = False
+    """Of `wordpiece`: the model is an uncased one."""
+    activation: Literal["gelu", "gelu_approximate"] = "gelu"
+    epsilon: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    """Of its layer normalisations."""
+
+
+class Encoder(Table):
+    """A text encoder: the geometry of XLM-R, or a pretrained BERT or XLM-R; the defaults are the paper's query encoder.
+
+    With a `preset` training fills in the geometry and `pretrained`, so that a run needs its preset no more.
+    """
+
+    preset: Annotated[str, Field(min_length=1)] | None = None
+    """A keras_hub preset (its name, or a folder), or a local Hugging Face folder; weights from scratch without one."""
     num_layers: Positive = 2
+    """With a `preset` its first n layers, all of them when not given."""
     num_heads: Positive = 4
     hidden_dim: Positive = 128
     intermediate_dim: Positive = 384
     dropout: Probability = 0.1
+    pooling: Pooling = "cls"
+    """The last layer's vector of [CLS], the paper's choice, or the mean over the tokens."""
+    pretrained: Pretrained | None = None
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> "Encoder":
+    def _check_geometry(self) -> "Encoder":
+        given = self.model_fields_set & {"num_heads", "hidden_dim", "intermediate_dim"}
+        if self.preset and not self.pretrained and given:
+            raise ValueError(f"{', '.join(sorted(given))}: comes from the preset {self.preset}: leave it out")
         if self.hidden_dim % self.num_heads:
             raise ValueError(f"hidden_dim {self.hidden_dim} must be a multiple of num_heads {self.num_heads}")
         return self
@@ -135,6 +161,17 @@ class Blending(Table):
     """Of every group's loss beside the loss of the whole; 0 is no blending."""
     weights: dict[Tower, dict[str, Weight]] = {}
     """Of single groups, in the place of `weight`: `document.title = 0.5`, `query.query = 0`."""
+
+
+class Distillation(Table):
+    """A teacher for the query tower's text channels: 1 − cos(theirs, the teacher's), off without `teacher`."""
+
+    teacher: Annotated[str, Field(min_length=1)] | None = None
+    """A run, whose query embeddings are to be met, or a preset, as of an encoder, whose vectors of the query are."""
+    weight: Rate = 1.0
+    """Of its loss beside the stage's own."""
+    pooling: Pooling = "mean"
+    """Of a preset."""
 
 
 class Stage(Table):
@@ -189,12 +226,13 @@ class Config(Table):
     dimension: Positive = 128
     """D, the width of every channel vector and of both towers' embeddings."""
     channels: dict[Annotated[str, Field(pattern="^[A-Za-z0-9_-]+$")], Channel]
-    encoders: dict[str, Encoder] = {}
+    encoders: dict[Annotated[str, Field(pattern="^[A-Za-z0-9_-]+$")], Encoder] = {}
     tokenizer: Tokenizer = Tokenizer()
     clip_norm: Rate = 1.0
     pseudo_queries: PseudoQueries = PseudoQueries()
     head: Head = Head()
     blending: Blending = Blending()
+    distillation: Distillation = Distillation()
     stage1: Stage1 = Stage1()
     stage2: Stage2 = Stage2()
     evaluation: Evaluation = Evaluation()
@@ -214,6 +252,11 @@ class Config(Table):
                 raise ValueError(
                     f"channels.{name}.encoder is '{channel.encoder}', which is not declared (declared: {known})"
                 )
+            if channel.kind == "text" and self.encoders[channel.encoder].preset and channel.max_tokens < 3:
+                raise ValueError(
+                    f"channels.{name}.max_tokens is {channel.max_tokens}: a pretrained encoder's row has 2 tokens "
+                    "around the text, so it must be at least 3"
+                )
             if channel.tower == "query" and channel.input not in QUERY_INPUTS:
                 raise ValueError(f"channels.{name}.input is '{channel.input}': the query tower has only {QUERY_INPUTS}")
             others = {c.kind == "vectors" and c.dimension for c in self.channels.values() if c.input == channel.input}
@@ -229,6 +272,8 @@ class Config(Table):
                     f"blending.weights.{tower}: {', '.join(sorted(unknown))} is no group of its channels (groups: "
                     f"{', '.join(self.groups(tower))})"
                 )
+        if self.distillation.teacher and not self.text_channels("query"):
+            raise ValueError("distillation.teacher is given, but the query tower has no text channel that could learn")
         for encoder in self.encoders:
             towers = {
                 channel.tower for channel in self.channels.values() if getattr(channel, "encoder", None) == encoder
@@ -240,6 +285,17 @@ class Config(Table):
     def tower_channels(self, tower: str) -> dict[str, Channel]:
         """The channels of one tower, in the order of the fusion."""
         return {name: channel for name, channel in self.channels.items() if channel.tower == tower}
+
+    def text_channels(self, tower: str) -> dict[str, TextChannel]:
+        """Those of `tower_channels` that read a text through an encoder."""
+        return {name: channel for name, channel in self.tower_channels(tower).items() if channel.kind == "text"}
+
+    def longest_texts(self, tower: str) -> dict[str, int]:
+        """The most tokens that each encoder of one tower reads, over the channels that share it."""
+        longest: dict[str, int] = {}
+        for channel in self.text_channels(tower).values():
+            longest[channel.encoder] = max(channel.max_tokens, longest.get(channel.encoder, 0))
+        return longest
 
     def groups(self, tower: Tower) -> dict[str, list[str]]:
         """The channels of one tower by the group that gradient blending trains alone."""

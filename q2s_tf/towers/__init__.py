@@ -1,25 +1,45 @@
 """The two towers: from raw inputs to unit vectors, and back from a run directory."""
 
 from q2s_tf.towers.embedding import embed_catalogue, embed_documents, read_ids
-from q2s_tf.towers.encoders import EncoderParts, build_encoder, split_encoder
+from q2s_tf.towers.encoders import (
+    EncoderParts,
+    aligned_projection,
+    build_encoder,
+    build_text_encoder,
+    split_encoder,
+)
 from q2s_tf.towers.preprocessing import Preprocessor
-from q2s_tf.towers.run import STAGE_WEIGHTS, load, load_weights, read_run_config, save_weights
+from q2s_tf.towers.run import (
+    OWN_TOKENIZER,
+    STAGE_WEIGHTS,
+    load,
+    load_weights,
+    pretrained_tokenizer,
+    read_run_config,
+    read_tokenizers,
+    save_weights,
+)
 from q2s_tf.towers.towers import Tower, Towers, build_towers
 
 __all__ = [
+    "OWN_TOKENIZER",
     "STAGE_WEIGHTS",
     "EncoderParts",
     "Preprocessor",
     "Tower",
     "Towers",
+    "aligned_projection",
     "build_encoder",
+    "build_text_encoder",
     "build_towers",
     "embed_catalogue",
     "embed_documents",
     "load",
     "load_weights",
+    "pretrained_tokenizer",
     "read_ids",
     "read_run_config",
+    "read_tokenizers",
     "save_weights",
     "split_encoder",
 ]

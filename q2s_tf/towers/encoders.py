@@ -1,20 +1,23 @@
 """A tower as a Keras functional model, built from the channels that the config declares."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import keras
 from keras import ops
 
-from q2s_tf.config import Channel, Config
-from q2s_tf.layers import AttentionFusion, DeepSets, TextEncoder, TrigramEmbedding
+from q2s_tf.config import Channel, Config, Encoder
+from q2s_tf.layers import AttentionFusion, DeepSets, Embedding, TextEncoder, TrigramEmbedding
 
 SILENT = "zeros"
 """First weights of what starts with nothing to say. An untrained transformer gives every text nearly the same [CLS]; a
 tower whose sum such a vector dominates starts with all its embeddings alike, and was seen to stay there."""
 
+ALIGNED_SEED = 3
+"""Seed of every `aligned_projection`, whatever the seed of the run."""
 
-def build_encoder(config: Config, tower: str, vocabulary_size: int) -> keras.Model:
+
+def build_encoder(config: Config, tower: str, vocabulary_sizes: Mapping[str, int]) -> keras.Model:
     """Builds one tower, from prepared channel inputs to a unit vector.
 
     Each channel becomes φᵢ in R^D; `AttentionFusion` (eq. 1) makes f of them; the embedding is f / |f|, and 0 for a row
@@ -23,14 +26,14 @@ def build_encoder(config: Config, tower: str, vocabulary_size: int) -> keras.Mod
     Args:
         config: the channels, D, and the geometry of the encoders.
         tower: "query" or "document".
-        vocabulary_size: of the tokenizer.
+        vocabulary_sizes: of the tokenizers, by encoder.
 
     Returns:
         A model from `{channel: ids or vectors}` (see `Preprocessor`) to `embedding` `[B, D]` and `channel_weights`
         `[B, N]`.
     """
     channels = config.tower_channels(tower)
-    text_encoders = _build_text_encoders(config, channels, vocabulary_size)
+    text_encoders = _build_text_encoders(config, tower, vocabulary_sizes)
     inputs, vectors, present = {}, [], []
     for name, channel in channels.items():
         inputs[name] = _input(name, channel)
@@ -62,16 +65,28 @@ def split_encoder(encoder: keras.Model) -> EncoderParts:
     return EncoderParts(keras.Model(encoder.input, fusion.input), fuse)
 
 
-def _build_text_encoders(config: Config, channels: dict[str, Channel], vocabulary_size: int) -> dict[str, TextEncoder]:
+def _build_text_encoders(config: Config, tower: str, vocabulary_sizes: Mapping[str, int]) -> dict[str, TextEncoder]:
     """One encoder a name, long enough for every channel that shares it."""
-    max_tokens: dict[str, int] = {}
-    for channel in channels.values():
-        if channel.kind == "text":
-            max_tokens[channel.encoder] = max(channel.max_tokens, max_tokens.get(channel.encoder, 0))
     return {
-        name: TextEncoder(vocabulary_size, length, **config.encoders[name].model_dump(), name=f"{name}_text_encoder")
-        for name, length in max_tokens.items()
+        name: build_text_encoder(config.encoders[name], vocabulary_sizes[name], length, f"{name}_text_encoder")
+        for name, length in config.longest_texts(tower).items()
     }
+
+
+def build_text_encoder(settings: Encoder, vocabulary_size: int, max_tokens: int, name: str) -> TextEncoder:
+    """The layer that a table under `encoders` declares, with fresh weights."""
+    constants = settings.pretrained.model_dump(include={"activation", "epsilon"}) if settings.pretrained else {}
+    geometry = settings.model_dump(exclude={"preset", "pretrained"})
+    return TextEncoder(vocabulary_size, max_tokens, **geometry, **constants, name=name)
+
+
+def aligned_projection() -> keras.initializers.Initializer:
+    """First weights of what projects the vectors of a pretrained encoder, which has something to say: orthogonal.
+
+    The same ones in both towers: the cosines of the encoder's vectors stay as they are if D is not less than their
+    width, and nearly so otherwise.
+    """
+    return keras.initializers.Orthogonal(seed=ALIGNED_SEED)
 
 
 def _input(name: str, channel: Channel) -> keras.KerasTensor:
@@ -90,9 +105,9 @@ def _channel_layer(
     if channel.kind == "vectors":
         return DeepSets(channel.hidden_dim, dimension, name=f"{name}_vector")
     if channel.kind == "categorical":
-        table = keras.layers.Embedding(len(channel.values) + 1, dimension, SILENT, name=f"{name}_vector")
-        return lambda ids: table(ids)[:, 0]
-    project = keras.layers.Dense(dimension, kernel_initializer=SILENT, name=f"{name}_vector")
+        return Embedding(len(channel.values) + 1, dimension, SILENT, name=f"{name}_vector")
+    start = aligned_projection() if config.encoders[channel.encoder].pretrained else SILENT
+    project = keras.layers.Dense(dimension, kernel_initializer=start, name=f"{name}_vector")
     return lambda ids: project(text_encoders[channel.encoder](ids))
 
 

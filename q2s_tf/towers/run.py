@@ -4,10 +4,13 @@ import os
 import tomllib
 from pathlib import Path
 
-from q2s_tf.config import FORMAT, Config, check_config
+from q2s_tf.config import FORMAT, Config, Pretrained, check_config
 from q2s_tf.errors import InputError
-from q2s_tf.text import Tokenizer
+from q2s_tf.text import PretrainedSentencePiece, PretrainedTokenizer, Tokenizer, WordPiece
 from q2s_tf.towers.towers import Towers, build_towers
+
+OWN_TOKENIZER = "tokenizer-{}.model"
+"""File of the tokenizer that a pretrained encoder has for itself, by the encoder's name."""
 
 STAGE_WEIGHTS = {1: "stage1.weights.h5", 2: "stage2.weights.h5"}
 
@@ -33,6 +36,28 @@ def read_run_config(run: Path) -> Config:
     return check_config(tables, str(path))
 
 
+def read_tokenizers(run: Path, config: Config) -> tuple[Tokenizer, dict[str, PretrainedTokenizer]]:
+    """The tokenizer of a run, and those of its pretrained encoders by encoder, from `RUN/tokenizer-ENCODER.model`.
+
+    Raises:
+        InputError: a file that is not there, or is not what it should be.
+    """
+    own: dict[str, PretrainedTokenizer] = {}
+    for name, encoder in config.encoders.items():
+        if encoder.pretrained is None:
+            continue
+        path = run / OWN_TOKENIZER.format(name)
+        if not path.is_file():
+            raise InputError(f"tokenizer {path}: there is no such file")
+        own[name] = pretrained_tokenizer(encoder.pretrained, path.read_bytes())
+    return Tokenizer.read(run / "tokenizer.model"), own
+
+
+def pretrained_tokenizer(settings: Pretrained, model: bytes) -> PretrainedTokenizer:
+    """The tokenizer of a pretrained encoder, from its vocabulary or its SentencePiece model."""
+    return WordPiece(model, settings.lowercase) if settings.tokenizer == "wordpiece" else PretrainedSentencePiece(model)
+
+
 def load(run: Path | str, stage: int | None = None) -> Towers:
     """Loads the trained towers of a run.
 
@@ -50,13 +75,13 @@ def load(run: Path | str, stage: int | None = None) -> Towers:
     if stage not in (None, *STAGE_WEIGHTS):
         raise InputError(f"stage must be 1, 2 or None for the last one; got {stage!r}")
     config = read_run_config(run)
-    tokenizer = Tokenizer.read(run / "tokenizer.model")
+    tokenizer, pretrained = read_tokenizers(run, config)
     stages = [stage] if stage else sorted(STAGE_WEIGHTS, reverse=True)
     weights = [run / STAGE_WEIGHTS[each] for each in stages if (run / STAGE_WEIGHTS[each]).is_file()]
     if not weights:
         wanted = " or ".join(STAGE_WEIGHTS[each] for each in stages)
         raise InputError(f"run {run}: no trained weights ({wanted}) in it: finish its training with tools/train.py")
-    towers = build_towers(config, tokenizer)
+    towers = build_towers(config, tokenizer, pretrained)
     load_weights(towers, weights[0])
     return towers
 

@@ -9,12 +9,14 @@ import tensorflow as tf
 
 from q2s_tf.config import Config
 from q2s_tf.errors import InputError
-from q2s_tf.text import Tokenizer
+from q2s_tf.text import PretrainedTokenizer, Tokenizer
 from q2s_tf.towers.encoders import build_encoder
 from q2s_tf.towers.preprocessing import Preprocessor
 
 Column = Sequence[Any] | np.ndarray
 """One value a row."""
+
+PretrainedTokenizers = Mapping[str, PretrainedTokenizer] | None
 
 
 class Tower(keras.Model):
@@ -24,6 +26,7 @@ class Tower(keras.Model):
         config: the channels of both towers.
         name: "query" or "document".
         tokenizer: for the text channels.
+        pretrained: tokenizers of the encoders that have their own, by encoder.
 
     Attributes:
         preprocessor: raw inputs to channel inputs, graph ops.
@@ -32,10 +35,11 @@ class Tower(keras.Model):
         channels: names of the channels, in the order of `channel_weights`.
     """
 
-    def __init__(self, config: Config, name: str, tokenizer: Tokenizer):
+    def __init__(self, config: Config, name: str, tokenizer: Tokenizer, pretrained: PretrainedTokenizers = None):
         super().__init__(name=f"{name}_tower")
-        self.preprocessor = Preprocessor(config, name, tokenizer)
-        self.encoder = build_encoder(config, name, tokenizer.vocabulary_size)
+        self.preprocessor = Preprocessor(config, name, tokenizer, pretrained)
+        sizes = {encoder: (pretrained or {}).get(encoder, tokenizer).vocabulary_size for encoder in config.encoders}
+        self.encoder = build_encoder(config, name, sizes)
         self.dimension = config.dimension
         self.channels = list(config.tower_channels(name))
         self.required = {channel.input for channel in config.tower_channels(name).values()}
@@ -108,11 +112,11 @@ class Tower(keras.Model):
 class Towers(keras.Model):
     """Both towers of one run, `query` and `document` (each a `Tower`), and the `config` they come from."""
 
-    def __init__(self, config: Config, tokenizer: Tokenizer):
+    def __init__(self, config: Config, tokenizer: Tokenizer, pretrained: PretrainedTokenizers = None):
         super().__init__(name="towers")
         self.config = config
-        self.query = Tower(config, "query", tokenizer)
-        self.document = Tower(config, "document", tokenizer)
+        self.query = Tower(config, "query", tokenizer, pretrained)
+        self.document = Tower(config, "document", tokenizer, pretrained)
         self.built = True
 
     def call(self, inputs: Any) -> Any:
@@ -120,10 +124,10 @@ class Towers(keras.Model):
         raise NotImplementedError("call towers.query or towers.document: the pair itself computes nothing")
 
 
-def build_towers(config: Config, tokenizer: Tokenizer) -> Towers:
+def build_towers(config: Config, tokenizer: Tokenizer, pretrained: PretrainedTokenizers = None) -> Towers:
     """Both towers with fresh weights, drawn from `config.seed`."""
     keras.utils.set_random_seed(config.seed)
-    return Towers(config, tokenizer)
+    return Towers(config, tokenizer, pretrained)
 
 
 def _pad_vectors(name: str, sets: Column, dimension: int | None) -> np.ndarray:

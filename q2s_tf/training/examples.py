@@ -25,6 +25,7 @@ from q2s_tf.text import normalise
 from q2s_tf.towers import Tower, Towers
 from q2s_tf.training.pseudo_queries import common_words, pseudo_query
 from q2s_tf.training.store import ChannelReader, ChannelWriter
+from q2s_tf.training.teacher import Teacher
 
 Batch = dict[str, Any]
 
@@ -103,6 +104,7 @@ class Examples:
         pseudo_share: share of pseudo-queries in a batch.
         document_probability: float32 `[num_documents]`, how likely a row of a batch is to hold each document.
         labels: of the query-classification head, None without one.
+        teacher: what the teacher says of each query row, None without one.
     """
 
     pairs: np.ndarray
@@ -115,6 +117,7 @@ class Examples:
     pseudo_share: float
     document_probability: np.ndarray
     labels: Labels | None = None
+    teacher: ChannelReader | None = None
 
     def __len__(self) -> int:
         return self.num_positives
@@ -144,12 +147,14 @@ class Examples:
     def batch(self, numbers: np.ndarray) -> Batch:
         """The inputs of both towers, `weight` and `document_probability` `[B]`, `score_mask` `[B, B]`.
 
-        With a head also `labels` `[B, K]`, see `Labels.rows`.
+        With a head also `labels` `[B, K]`, see `Labels.rows`; with a teacher also `teacher` `[B, D]`.
         """
         pairs = self.pairs[np.sort(numbers)]
         labels = {"labels": self.labels.rows(pairs["document"])} if self.labels else {}
+        taught = {"teacher": self.teacher.rows(pairs["query"])[:, 0]} if self.teacher else {}
         return {
             **labels,
+            **taught,
             "query": self.queries.rows(pairs["query"]),
             "document": self.documents.rows(pairs["document"]),
             "weight": pairs["weight"].copy(),
@@ -194,7 +199,9 @@ def shuffled(total: int, seed: tuple[int, ...], shard: int = 1 << 20, together: 
         yield generator.permutation(np.concatenate(chosen))
 
 
-def build_examples(folder: Path, towers: Towers, documents: Table, positives: Table) -> Examples:
+def build_examples(
+    folder: Path, towers: Towers, documents: Table, positives: Table, teacher: Teacher | None = None
+) -> Examples:
     """Prepares everything that training reads.
 
     Args:
@@ -202,6 +209,7 @@ def build_examples(folder: Path, towers: Towers, documents: Table, positives: Ta
         towers: for their preprocessing.
         documents: the catalogue.
         positives: the pairs; those whose document is not in the catalogue are left out, and counted on the console.
+        teacher: is asked for every distinct query.
 
     Raises:
         InputError: an empty catalogue, a document twice, no positive with a document of the catalogue.
@@ -211,6 +219,8 @@ def build_examples(folder: Path, towers: Towers, documents: Table, positives: Ta
     with duckdb.connect(folder / "join.duckdb") as join:
         num_documents = _store_documents(folder / "documents", towers, documents, join)
         total = _store_queries(folder / "queries", towers.query, positives, join)
+        if teacher:
+            _store_lessons(folder / "teacher", teacher, join)
         pairs = _save(
             folder / "pairs",
             join,
@@ -242,6 +252,7 @@ def build_examples(folder: Path, towers: Towers, documents: Table, positives: Ta
         pseudo_share=share,
         document_probability=((1 - share) * drawn + share / num_documents).astype(np.float32),
         labels=labels,
+        teacher=ChannelReader(folder / "teacher", np.float32, towers.config.dimension) if teacher else None,
     )
 
 
@@ -326,6 +337,21 @@ def _store_queries(folder: Path, tower: Tower, positives: Table, join: duckdb.Du
 
     _store(folder, tower, prepared())
     return join.execute("SELECT count(*) FROM positives WHERE NOT pseudo").fetchall()[0][0]
+
+
+def _store_lessons(path: Path, teacher: Teacher, join: duckdb.DuckDBPyConnection) -> None:
+    """Stores what a teacher says of the rows of `texts`."""
+    total = join.execute("SELECT count(*) FROM texts").fetchall()[0][0]
+    batches = join.sql("SELECT text, country FROM texts ORDER BY query").to_arrow_reader(_ASKED)
+    writer = ChannelWriter(path)
+    for batch in track(batches, "asking the teacher", -(-total // _ASKED)):
+        vectors = teacher({"query": batch.column("text").to_pylist(), "country": batch.column("country").to_pylist()})
+        writer.append(vectors.astype(np.float32)[:, np.newaxis])
+    writer.close()
+
+
+_ASKED = 4_096
+"""Queries of which a teacher is asked at a time."""
 
 
 def _insert(join: duckdb.DuckDBPyConnection, table: str, *columns: Any) -> None:

@@ -89,6 +89,23 @@ def query_classification(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     return tf.math.divide_no_nan(-tf.reduce_sum(there * chances, axis=1), tf.reduce_sum(there, axis=1))
 
 
+def cosine_distillation(student: tf.Tensor, teacher: tf.Tensor) -> tf.Tensor:
+    """How far a student's vectors point away from its teacher's.
+
+        lossᵢ = 1 − cos(studentᵢ, teacherᵢ)
+
+    Args:
+        student: `[B, D]`.
+        teacher: `[B, D]`.
+
+    Returns:
+        `[B]`; 0 for a row in which either has no direction, being 0.
+    """
+    there = tf.reduce_any(student != 0, axis=1) & tf.reduce_any(teacher != 0, axis=1)
+    cosines = tf.reduce_sum(tf.nn.l2_normalize(student, axis=1) * tf.nn.l2_normalize(teacher, axis=1), axis=1)
+    return tf.where(there, 1 - cosines, 0.0)
+
+
 def _positive_and_hardest(y_true: tf.Tensor, y_pred: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Each row's score of its own document and the highest of another, `[B]` both."""
     positive = tf.reduce_sum(y_true * y_pred, axis=1)

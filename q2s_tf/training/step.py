@@ -10,6 +10,7 @@ import tensorflow_recommenders as tfrs
 from q2s_tf.config import Config, Stage
 from q2s_tf.training.learner import Learner
 from q2s_tf.training.losses import (
+    cosine_distillation,
     hardest_binary_cross_entropy,
     in_batch_softmax,
     margin_rank,
@@ -35,10 +36,11 @@ def build_step(learner: Learner, optimizer: Optimizer, stage: int, batch_spec: A
     """The training step as one graph: towers, losses, gradients, clipping, update.
 
         loss = task(q, d) + Σ_g w_g·task(q, d with the channels of g alone in their tower) + w_head·head(d)
+            + w_distillation·(1 − cos(q with its text channels alone, teacher))
 
     The sum over groups is gradient blending (eq. 6): every channel vector is computed once and fused once more a group.
-    A row without any channel of a group takes no part in its loss. The head's loss is averaged over the rows in stage 1
-    and summed in stage 2, as the stage's own loss is.
+    A row without any channel of a group takes no part in its loss. The losses of the head and of distillation are
+    averaged over the rows in stage 1 and summed in stage 2, as the stage's own loss is.
 
     Args:
         learner: trained in place.
@@ -48,11 +50,12 @@ def build_step(learner: Learner, optimizer: Optimizer, stage: int, batch_spec: A
 
     Returns:
         A function from a batch of `Examples` to scalars: `loss` and its parts (`retrieval_loss`, `blended_loss`,
-        `head_loss`, those that are in use), `batch_recall@1`, `gradient_norm`.
+        `head_loss`, `distillation_loss`, those that are in use), `batch_recall@1`, `gradient_norm`.
     """
     config = learner.config
     task, groups = retrieval_task(config, stage), learner.blended_groups()
     corrected = stage == 1 and config.stage1.popularity_correction
+    reduce = tf.reduce_mean if stage == 1 else tf.reduce_sum
 
     def retrieval(batch: dict[str, Any], query: tf.Tensor, document: tf.Tensor) -> tf.Tensor:
         there = {name: tf.reduce_any(vectors != 0, axis=1) for name, vectors in (("q", query), ("d", document))}
@@ -80,8 +83,11 @@ def build_step(learner: Learner, optimizer: Optimizer, stage: int, batch_spec: A
                 losses["blended_loss"] = tf.add_n(blended)
             if learner.head is not None:
                 rows = query_classification(learner.head(config.stage1.scale * whole["document"]), batch["labels"])
-                reduced = tf.reduce_mean(rows) if stage == 1 else tf.reduce_sum(rows)
-                losses["head_loss"] = config.head.weight * reduced
+                losses["head_loss"] = config.head.weight * reduce(rows)
+            if "teacher" in batch:
+                student = learner.fuse("query", *channels["query"], only=list(config.text_channels("query")))
+                rows = cosine_distillation(student, batch["teacher"])
+                losses["distillation_loss"] = config.distillation.weight * reduce(rows)
             loss = tf.add_n(list(losses.values()))
             share = loss / learner.workers.count
         norm = optimizer.apply(tape.gradient(share, learner.variables))

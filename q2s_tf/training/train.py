@@ -14,11 +14,21 @@ from q2s_tf.config import Config, save_config
 from q2s_tf.errors import InputError
 from q2s_tf.tables import Table, open_documents, open_judgements, open_positives
 from q2s_tf.text import Tokenizer, normalise, train_tokenizer
-from q2s_tf.towers import STAGE_WEIGHTS, Towers, build_towers, read_ids, read_run_config
+from q2s_tf.towers import (
+    OWN_TOKENIZER,
+    STAGE_WEIGHTS,
+    Towers,
+    build_towers,
+    read_ids,
+    read_run_config,
+    read_tokenizers,
+)
 from q2s_tf.training.examples import Examples, build_examples
 from q2s_tf.training.learner import Learner
 from q2s_tf.training.metrics_log import MetricsLog
+from q2s_tf.training.pretrained import fill_encoders, filled, load_pretrained
 from q2s_tf.training.stage import train_stage
+from q2s_tf.training.teacher import read_teacher
 from q2s_tf.training.validation import Validation
 from q2s_tf.training.workers import Workers
 
@@ -66,8 +76,12 @@ def train(
                 _prepare(config, catalogue, pairs, run, tokenizer, resume)
             workers.wait()
             with workers.strategy.scope():
-                towers = build_towers(read_run_config(run), Tokenizer.read(run / "tokenizer.model"))
-            examples = build_examples(run / EXAMPLES.format(workers.index), towers, catalogue, pairs)
+                config = read_run_config(run)
+                towers = build_towers(config, *read_tokenizers(run, config))
+            if not (run / "checkpoints/stage1/checkpoint").exists():  # which would hold other weights
+                load_pretrained(towers)
+            teacher = read_teacher(config.distillation, config.dimension)
+            examples = build_examples(run / EXAMPLES.format(workers.index), towers, catalogue, pairs, teacher)
         console.print(
             f"{len(examples):,} positives, {len(document_ids):,} documents, {towers.count_params():,} weights"
         )
@@ -96,9 +110,15 @@ def _nothing_left_of(run: Path, unless: bool) -> Iterator[None]:
 
 def _prepare(config: Config, catalogue: Table, pairs: Table, run: Path, tokenizer: Path | None, resume: bool) -> None:
     """Makes the run directory with its config and its tokenizer, or looks whether it can be gone on with."""
-    config = _resumed_config(config, run) if resume else fill_categories(config, catalogue, pairs)
+    tokenizers: dict[str, bytes] = {}
+    if resume:
+        config = _resumed_config(config, run)
+    else:
+        config, tokenizers = fill_encoders(fill_categories(config, catalogue, pairs))
     run.mkdir(parents=True, exist_ok=True)
-    save_config(config, run / "config.toml")  # first, so that a run killed at any later moment can be resumed
+    for name, model in tokenizers.items():
+        _write(run / OWN_TOKENIZER.format(name), model)
+    save_config(config, run / "config.toml")  # before all that takes time: a run killed from here on can be resumed
     _tokenizer(config, catalogue, pairs, run, tokenizer)
 
 
@@ -158,10 +178,15 @@ def _tokenizer(config: Config, documents: Table, positives: Table, run: Path, gi
                 settings.max_sentences,
             )
         )
-        aside = path.with_name("partial.tokenizer.model")
-        aside.write_bytes(model)
-        aside.rename(path)
+        _write(path, model)
     return Tokenizer.read(path)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Writes a file, whole or not at all."""
+    aside = path.with_name(f"partial.{path.name}")
+    aside.write_bytes(content)
+    aside.replace(path)
 
 
 def _texts(config: Config, documents: Table, positives: Table) -> Iterator[str]:
@@ -191,6 +216,11 @@ def _resumed_config(config: Config, run: Path) -> Config:
             and not getattr(asked.channels[name], "values", True)
         ):
             asked.channels[name] = asked.channels[name].model_copy(update={"values": channel.values})
+    encoders = dict(asked.encoders)
+    for name, encoder in asked.encoders.items():
+        if encoder.preset and name in kept.encoders:
+            encoders[name] = filled(encoder, kept.encoders[name])
+    asked = asked.model_copy(update={"encoders": encoders})
     open_end = _same_end(kept, asked)
     if open_end != kept:
         changed = [key for key in type(kept).model_fields if getattr(open_end, key) != getattr(kept, key)]

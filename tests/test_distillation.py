@@ -1,0 +1,148 @@
+"""Distillation: the query tower's text channels learn what a teacher says, which itself stays as it is."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_market import TinyMarket
+from tiny_presets import make_bert
+
+import q2s_tf
+from q2s_tf.config import Distillation, check_config, read_config
+from q2s_tf.errors import InputError
+from q2s_tf.tables import open_documents, open_positives
+from q2s_tf.text import Tokenizer
+from q2s_tf.towers import aligned_projection, build_towers
+from q2s_tf.training import train
+from q2s_tf.training.examples import build_examples
+from q2s_tf.training.learner import Learner
+from q2s_tf.training.losses import cosine_distillation
+from q2s_tf.training.optimisation import Optimizer
+from q2s_tf.training.step import build_step
+from q2s_tf.training.teacher import read_teacher
+from q2s_tf.training.workers import Workers
+
+QUERIES: dict[str, list[Any]] = {"query": ["red sofa", "Лампа", "", "ソファ"], "country": ["US", None, "US", "JP"]}
+TEXT_CHANNEL = '{ tower = "query", kind = "text", input = "query", encoder = "query", max_tokens = 8 }'
+SMALL = "{ num_layers = 1, num_heads = 2, hidden_dim = 16, intermediate_dim = 32, dropout = 0.0 }"
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+
+# --- the loss
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 5))
+@settings(deadline=None, max_examples=30)
+def test_the_loss_is_one_minus_the_cosine(seed: int, rows: int) -> None:
+    student, teacher = np.random.default_rng(seed).normal(size=(2, rows, 3)).astype(np.float32)
+    expected = [1 - a @ b / np.sqrt((a @ a) * (b @ b)) for a, b in zip(student, teacher, strict=True)]
+    np.testing.assert_allclose(cosine_distillation(tf.constant(student), tf.constant(teacher)), expected, atol=1e-5)
+
+
+def test_a_row_without_direction_has_no_loss_and_no_gradient() -> None:
+    student = tf.Variable([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
+    with tf.GradientTape() as tape:
+        losses = cosine_distillation(student, tf.constant([[1.0, 0.0], [0.0, 0.0], [0.0, -1.0]]))
+    np.testing.assert_allclose(losses, [0, 0, 2], atol=1e-6)
+    assert not np.any(tape.gradient(losses, student).numpy()[:2])
+
+
+# --- the teacher
+
+
+def test_a_run_teaches_its_query_embeddings(run: Path) -> None:
+    teacher = read_teacher(Distillation(teacher=str(run)), 16)
+    assert teacher is not None
+    expected = q2s_tf.load(run).query.predict(QUERIES)["embedding"]
+    np.testing.assert_allclose(teacher(QUERIES), expected, atol=1e-5)
+    wider = read_teacher(Distillation(teacher=str(run)), 24)
+    assert wider is not None
+    np.testing.assert_allclose(wider(QUERIES) @ wider(QUERIES).T, expected @ expected.T, atol=1e-5)
+
+
+def test_a_preset_teaches_its_vectors_in_the_space_of_pretrained_towers(tmp_path: Path) -> None:
+    backbone, tokenizer = make_bert(tmp_path)
+    teacher = read_teacher(Distillation(teacher=str(tmp_path)), 12)
+    assert teacher is not None
+    rows = [[1, *np.asarray(tokenizer(text)).tolist(), 2] for text in ("red sofa", "Лампа")]
+    inputs = [{"token_ids": np.array([row]), "segment_ids": np.zeros((1, len(row)))} for row in rows]
+    hidden = [backbone({**one, "padding_mask": np.ones_like(one["segment_ids"])})["sequence_output"] for one in inputs]
+    own = np.array([np.asarray(each)[0].mean(axis=0) for each in hidden])
+    vectors = teacher(QUERIES)
+    np.testing.assert_allclose(vectors[:2], own @ np.asarray(aligned_projection()((8, 12))), atol=1e-5)
+    assert not vectors[2].any(), "a query without text"
+
+
+def test_what_cannot_teach_is_refused(market: TinyMarket) -> None:
+    with pytest.raises(InputError, match="preset nowhere: there is no such folder"):
+        read_teacher(Distillation(teacher="nowhere"), 16)
+    with pytest.raises(InputError, match="distillation.teacher is given, but the query tower has no text channel"):
+        read_config(market.lean_config, ['distillation.teacher="nowhere"'])
+    tables = {"distillation": {"teacher": "x", "weight": 0}}
+    with pytest.raises(InputError, match="distillation.weight"):
+        check_config(tables, "test")
+
+
+# --- in training
+
+
+def test_the_step_adds_the_loss_of_the_text_channels(market: TinyMarket, run: Path, tmp_path: Path) -> None:
+    overrides = [f'distillation={{ teacher = "{run}", weight = 0.7 }}', "encoders.query.dropout=0.0"]
+    config = read_config(run / "config.toml", [*overrides, "encoders.document.dropout=0.0"])
+    towers = build_towers(config, Tokenizer.read(run / "tokenizer.model"))
+    trained = q2s_tf.load(run, stage=1)
+    for weight, value in zip(towers.trainable_variables, trained.trainable_variables, strict=True):
+        weight.assign(value)  # an encoder from scratch would have no direction yet
+    catalogue = open_documents(market.documents, config.tower_inputs("document"), config.vector_inputs())
+    pairs, teacher = open_positives(market.positives), read_teacher(config.distillation, 16)
+    examples = build_examples(tmp_path / "stores", towers, catalogue, pairs, teacher)
+    batch = next(iter(examples.dataset(16, (1,))))
+    texts = towers.query.encoder.get_layer("query_text_vector")(
+        towers.query.encoder.get_layer("query_text_encoder")(batch["query"]["query_text"])
+    ).numpy()
+    expected = 0.7 * (1 - (unit(texts) * unit(batch["teacher"].numpy())).sum(axis=1)).mean()
+    learner = Learner(towers, Workers())
+    optimizer = Optimizer(learner.variables, learner.workers, learner.text_variables(), config.stage1, 1.0, 10)
+    figures = build_step(learner, optimizer, 1, examples.dataset(16, (1,)).element_spec)(batch)
+    np.testing.assert_allclose(figures["distillation_loss"], expected, rtol=1e-4)
+    np.testing.assert_allclose(figures["loss"], figures["retrieval_loss"] + figures["distillation_loss"], rtol=1e-5)
+
+
+def test_every_query_has_its_own_lesson(market: TinyMarket, run: Path, tmp_path: Path) -> None:
+    config = read_config(run / "config.toml", [f'distillation.teacher="{run}"'])
+    towers = q2s_tf.load(run)
+    asked: list[str] = []
+
+    def teacher(columns: Any) -> np.ndarray:
+        asked.extend(columns["query"])
+        return np.array([[len(text), sum(map(ord, text)), *[0] * 14] for text in columns["query"]], np.float32)
+
+    catalogue = open_documents(market.documents, config.tower_inputs("document"), config.vector_inputs())
+    examples = build_examples(tmp_path / "stores", towers, catalogue, open_positives(market.positives), teacher)
+    typed = sorted({(row["query"], row["country"] or "") for row in market.positive_rows})
+    assert sorted(asked) == sorted(query for query, _ in typed), "each once for every country"
+    batch = examples.batch(np.arange(40))
+    lengths = (batch["query"]["query_trigrams"] != 0).sum(axis=1)
+    np.testing.assert_array_equal(batch["teacher"][:, 0], lengths, "a 3-gram a character")
+
+
+def test_a_student_comes_to_speak_as_its_teacher(market: TinyMarket, run: Path, tmp_path: Path) -> None:
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    distillation = f'distillation={{ teacher = "{run}", weight = 2.0 }}'
+    overrides = [f"channels.query_text={TEXT_CHANNEL}", f"encoders.query={SMALL}", distillation]
+    longer = ["stage1.max_epochs=30", "stage1.patience=30", "stage1.text_learning_rate=0.01"]
+    config = read_config(market.lean_config, [*overrides, *longer])
+    train(config, market.documents, market.positives, market.judgements, tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    losses = [line["distillation_loss"] for line in lines]
+    assert losses[0] / 2 > 0.6, "at first it points anywhere"
+    assert losses[-1] / 2 < 0.5, "1 - cos, on average"
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before

@@ -1,0 +1,53 @@
+"""Tiny BERT and XLM-R presets with random weights, as keras_hub saves them."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import keras_hub
+import numpy as np
+import sentencepiece
+
+GEOMETRY = {"num_layers": 3, "num_heads": 2, "hidden_dim": 8, "intermediate_dim": 16, "max_sequence_length": 24}
+WORDS = ["sofa", "chair", "red", "lamp", "диван", "красный", "лампа", "ソファ", "أريكة", "blue", "table"]
+CHARACTERS = sorted(set("".join(WORDS)) | set("abcdefghijklmnopqrstuvwxyz0123456789ßéабвгд赤い電話한국.,-/'"))
+
+
+def bert_vocabulary() -> list[str]:
+    """Pieces of BERT, with [PAD] not at 0."""
+    pieces = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]", *WORDS, *CHARACTERS, *(f"##{c}" for c in CHARACTERS)]
+    return list(dict.fromkeys(pieces))
+
+
+def xlm_roberta_model() -> bytes:
+    """A SentencePiece model as XLM-R's is: unknown, begin and end first, and a normalisation of its own."""
+    model = io.BytesIO()
+    texts = [f"{first} {second}" for first in WORDS for second in CHARACTERS]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts * 3), model_writer=model, model_type="unigram", vocab_size=140,
+        hard_vocab_limit=False, character_coverage=1.0, minloglevel=2,
+    )  # fmt: skip
+    return model.getvalue()
+
+
+def make_bert(folder: Path) -> tuple[Any, Any]:
+    """Saves a BERT; returns keras_hub's backbone and tokenizer."""
+    tokenizer = keras_hub.models.BertTokenizer(vocabulary=bert_vocabulary(), lowercase=True)
+    backbone = keras_hub.models.BertBackbone(vocabulary_size=len(bert_vocabulary()), **GEOMETRY)
+    return _save(folder, backbone, tokenizer)
+
+
+def make_xlm_roberta(folder: Path) -> tuple[Any, Any]:
+    """Saves an XLM-R; returns keras_hub's backbone and tokenizer."""
+    tokenizer = keras_hub.models.XLMRobertaTokenizer(proto=xlm_roberta_model())
+    backbone = keras_hub.models.XLMRobertaBackbone(vocabulary_size=tokenizer.vocabulary_size(), **GEOMETRY)
+    return _save(folder, backbone, tokenizer)
+
+
+def _save(folder: Path, backbone: Any, tokenizer: Any) -> tuple[Any, Any]:
+    generator = np.random.default_rng(7)
+    for weight in backbone.weights:
+        weight.assign(generator.normal(scale=0.5, size=weight.shape))
+    backbone.save_to_preset(str(folder))
+    tokenizer.save_to_preset(str(folder))
+    return backbone, tokenizer
