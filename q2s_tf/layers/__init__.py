@@ -2,7 +2,8 @@
 
 from q2s_tf.layers.attention_fusion import AttentionFusion
 from q2s_tf.layers.deep_sets import DeepSets
+from q2s_tf.layers.embedding import Embedding
 from q2s_tf.layers.text_encoder import TextEncoder
 from q2s_tf.layers.trigram_embedding import TrigramEmbedding
 
-__all__ = ["AttentionFusion", "DeepSets", "TextEncoder", "TrigramEmbedding"]
+__all__ = ["AttentionFusion", "DeepSets", "Embedding", "TextEncoder", "TrigramEmbedding"]

@@ -5,6 +5,9 @@ from typing import Any
 import keras
 from keras import ops
 
+MISSING = -1e9
+"""Added to the logit of a missing channel: next to it, no other logit is seen and the weight is 0."""
+
 
 class AttentionFusion(keras.layers.Layer):
     """Weighs the channels of a tower by what all of them say together.
@@ -44,5 +47,5 @@ class AttentionFusion(keras.layers.Layer):
         weights = there
         if number > 1:
             logits = ops.matmul(ops.reshape(channels, (-1, number * dimension)), self.kernel)
-            weights = there * ops.softmax(ops.where(present, logits, -1e9), axis=-1)
+            weights = there * ops.softmax(logits + MISSING * (1 - there), axis=-1)
         return ops.sum(weights[..., None] * channels, axis=1), weights

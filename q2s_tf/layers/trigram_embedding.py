@@ -12,9 +12,9 @@ ALIGNED_SEED = 3
 class TrigramEmbedding(keras.layers.Layer):
     """Sum of the embeddings of a text's 3-grams: φ = Σ_g E[g], over the ids that are not padding.
 
-    The sum is a segment sum over the distinct rows that occur, so neither `[B, G, D]` nor a dense gradient of the table
-    is ever made. Every table of the same size starts from the same random rows: before any training the cosine of two
-    sums is then close to the share of 3-grams that the texts have in common, across channels and towers, which is a
+    The sum is one segment sum that reads the table's rows itself, so neither `[B, G, D]` nor a dense gradient of the
+    table is ever made. Every table of the same size starts from the same random rows: before any training the cosine of
+    two sums is then close to the share of 3-grams that the texts have in common, across channels and towers, which is a
     far better start than noise (measured in docs/results.md). The tables are separate weights all the same.
 
     Args:
@@ -40,9 +40,13 @@ class TrigramEmbedding(keras.layers.Layer):
     def call(self, ids: tf.Tensor) -> tf.Tensor:
         """Pools int32 ids `[B, G]` (0 = padding) to `[B, D]`; a row of padding alone gives 0."""
         places = tf.where(ids != 0)
-        occurring, which = tf.unique(tf.gather_nd(ids, places))
-        rows = tf.gather(tf.convert_to_tensor(self.table), occurring)
-        return tf.sparse.segment_sum(rows, which, places[:, 0], num_segments=tf.shape(ids, out_type=tf.int64)[0])
+        return tf.sparse.segment_sum(
+            tf.convert_to_tensor(self.table),
+            tf.gather_nd(ids, places),
+            places[:, 0],
+            num_segments=tf.shape(ids, out_type=tf.int64)[0],
+            sparse_gradient=True,
+        )
 
     def compute_output_shape(self, ids_shape: tuple[Any, ...]) -> tuple[Any, ...]:
         """`[B, D]`."""

@@ -22,16 +22,13 @@ def trigram_ids(text: tf.Tensor, buckets: int, max_trigrams: int) -> tf.Tensor:
         max_trigrams: windows after this many are not read.
 
     Returns:
-        int32 `[B, G]`, G at least 1 and at most `max_trigrams`.
+        int32 `[B, G]`, G at most `max_trigrams`, and at least 1 if B is.
     """
-    points = tf.strings.unicode_decode(text, "UTF-8")[:, : max_trigrams + 1].to_tensor()
-    points = tf.pad(points, [[0, 0], [0, 2]])
-    space = tf.fill([tf.shape(points)[0], 1], ord(" "))
-    middle = points[:, :-1][:, :max_trigrams]
-    first = tf.concat([space, middle[:, :-1]], axis=1)
-    last = points[:, 1:][:, :max_trigrams]
-    last = tf.where(last == 0, ord(" "), last)  # past the end of a text: its closing space, or a window not counted
-    mixed = tf.add_n([tf.cast(part, tf.int64) * m for part, m in zip((first, middle, last), _MULTIPLIERS, strict=True)])
+    # One code point more than the text and its spaces, 0: no window that ends there, or in the padding, is counted.
+    points = tf.strings.unicode_decode(tf.strings.join([" ", text, " \0"]), "UTF-8").to_tensor()
+    points = tf.cast(points[:, : max_trigrams + 2], tf.int64)
+    windows = points[:, :-2], points[:, 1:-1], points[:, 2:]
+    mixed = tf.add_n([part * multiplier for part, multiplier in zip(windows, _MULTIPLIERS, strict=True)])
     mixed = tf.bitwise.bitwise_xor(mixed, tf.bitwise.right_shift(mixed, tf.constant(32, tf.int64)))
-    ids = tf.cast(tf.math.floormod(mixed, tf.constant(buckets, tf.int64)), tf.int32) + 1
-    return tf.where(middle == 0, 0, ids)
+    ids = tf.math.floormod(mixed, tf.constant(buckets, tf.int64)) + 1
+    return tf.cast(ids * tf.minimum(windows[-1], 1), tf.int32)

@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from q2s_tf.config import Channel, Config
-from q2s_tf.layers import AttentionFusion, DeepSets, TextEncoder, TrigramEmbedding
+from q2s_tf.layers import AttentionFusion, DeepSets, Embedding, TextEncoder, TrigramEmbedding
 
 SILENT = "zeros"
 """First weights of what starts with nothing to say. An untrained transformer gives every text nearly the same [CLS]; a
@@ -70,8 +70,7 @@ def _channel_layer(
     if channel.kind == "vectors":
         return DeepSets(channel.hidden_dim, dimension, name=f"{name}_vector")
     if channel.kind == "categorical":
-        table = keras.layers.Embedding(len(channel.values) + 1, dimension, SILENT, name=f"{name}_vector")
-        return lambda ids: table(ids)[:, 0]
+        return Embedding(len(channel.values) + 1, dimension, SILENT, name=f"{name}_vector")
     project = keras.layers.Dense(dimension, kernel_initializer=SILENT, name=f"{name}_vector")
     return lambda ids: project(text_encoders[channel.encoder](ids))
 

@@ -12,7 +12,7 @@ class Preprocessor(tf.Module):
     """Normalises, tokenises, hashes and looks up; the same graph in `tf.data` and in the exported signatures.
 
     A channel whose input is missing ("" after normalisation, a value not in its list, no vectors) becomes a row of
-    zeros, which is how the tower knows.
+    zeros, which is how the tower knows. A vector with a number that is not finite is taken for padding.
 
     Args:
         config: declares the channels.
@@ -44,15 +44,16 @@ class Preprocessor(tf.Module):
 
     def _prepare(self, channel: Any, texts: dict[str, tf.Tensor], inputs: dict[str, tf.Tensor]) -> tf.Tensor:
         if channel.kind == "vectors":
-            return tf.ensure_shape(inputs[channel.input][:, : channel.max_vectors], [None, None, channel.dimension])
+            vectors = tf.ensure_shape(inputs[channel.input][:, : channel.max_vectors], [None, None, channel.dimension])
+            finite = tf.reduce_all(tf.math.is_finite(vectors), axis=-1, keepdims=True)
+            return tf.where(finite, vectors, 0.0)
         text = texts[channel.input]
         if channel.kind == "text":
             return self.tokenizer.token_ids(text, channel.max_tokens)
         if channel.kind == "trigrams":
             return trigram_ids(text, channel.buckets, channel.max_trigrams)
-        places = tf.range(1, len(channel.values) + 1, dtype=tf.int32)
         hits = tf.cast(text[:, tf.newaxis] == tf.constant(channel.values, tf.string)[tf.newaxis], tf.int32)
-        return tf.reduce_sum(hits * places, axis=1, keepdims=True)
+        return tf.matmul(hits, tf.range(1, len(channel.values) + 1)[:, tf.newaxis])
 
     def signature(self) -> dict[str, tf.TensorSpec]:
         """The specs of the raw inputs: string `[B]`, and float `[B, M, I]` for image vectors."""
