@@ -1,6 +1,6 @@
 """The two towers: from raw inputs to unit vectors, and back from a run directory."""
 
-from q2s_tf.towers.embedding import embed_catalogue, embed_documents, read_ids
+from q2s_tf.towers.embedding import embed_catalogue, embed_documents, predict_documents, read_ids, unique_ids
 from q2s_tf.towers.encoders import build_encoder
 from q2s_tf.towers.preprocessing import Preprocessor
 from q2s_tf.towers.run import STAGE_WEIGHTS, load, load_weights, read_run_config, save_weights
@@ -17,7 +17,9 @@ __all__ = [
     "embed_documents",
     "load",
     "load_weights",
+    "predict_documents",
     "read_ids",
     "read_run_config",
     "save_weights",
+    "unique_ids",
 ]
