@@ -20,6 +20,8 @@ FORMAT = 1
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Scale = Annotated[float, Field(ge=1, le=100)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Tower = Literal["query", "document"]
 
@@ -115,6 +117,26 @@ class PseudoQueries(Table):
     """Other spellings of a word of the titles, one of which is typed in its place: `ft = ["ft", "foot", "feet"]`."""
 
 
+class Head(Table):
+    """A second task for the document tower: which of the most frequent training queries led to the document."""
+
+    queries: Annotated[int, Field(ge=0)] = 0
+    """How many of them; 0 is no head, the paper has 45,000."""
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
+    """Of its loss beside the stage's own."""
+
+
+class Blending(Table):
+    """Extra losses, each with one group of a tower's channels alone (gradient blending, eq. 6); off by default."""
+
+    by: Literal["modality", "channel"] = "modality"
+    """What is a group: the channels of one modality (the paper's choice), or each channel by itself."""
+    weight: Weight = 0.0
+    """Of every group's loss beside the loss of the whole; 0 is no blending."""
+    weights: dict[Tower, dict[str, Weight]] = {}
+    """Of single groups, in the place of `weight`: `document.title = 0.5`, `query.query = 0`."""
+
+
 class Stage(Table):
     """What both stages have: how long, in what batches, at what rates."""
 
@@ -131,16 +153,24 @@ class Stage1(Stage):
     """In-batch softmax (eq. 2)."""
 
     max_epochs: Positive = 30
-    scale: Annotated[float, Field(ge=1, le=100)] = 20.0
+    scale: Scale = 20.0
+    symmetric: bool = False
+    """The mean of query to documents and document to queries (eq. 3)."""
     popularity_correction: bool = False
     """Subtract ln(how often a document is drawn) from its scores: popular ones are negatives too often (logQ)."""
 
 
 class Stage2(Stage):
-    """Curriculum on the hardest in-batch document (eq. 5), from the converged stage 1; 0 epochs skip it."""
+    """Curriculum on the hardest in-batch document (eq. 5 or 4), from the converged stage 1; 0 epochs skip it."""
 
     max_epochs: Annotated[int, Field(ge=0)] = 10
+    loss: Literal["margin_rank", "binary_cross_entropy"] = "margin_rank"
     margin: Annotated[float, Field(gt=0, le=2)] = 0.1
+    """Of `margin_rank`."""
+    scale: Scale = 20.0
+    """Of `binary_cross_entropy`."""
+    unconverged: bool = False
+    """Start from a stage 1 that its `max_epochs` ended before `patience` did; refused otherwise."""
 
 
 class Evaluation(Table):
@@ -163,6 +193,8 @@ class Config(Table):
     tokenizer: Tokenizer = Tokenizer()
     clip_norm: Rate = 1.0
     pseudo_queries: PseudoQueries = PseudoQueries()
+    head: Head = Head()
+    blending: Blending = Blending()
     stage1: Stage1 = Stage1()
     stage2: Stage2 = Stage2()
     evaluation: Evaluation = Evaluation()
@@ -173,7 +205,7 @@ class Config(Table):
             raise ValueError(
                 f"format {self.format} is of another version of q2s_tf, which reads {FORMAT}: train it again"
             )
-        for tower in ("query", "document"):
+        for tower in TOWERS:
             if not self.tower_channels(tower):
                 raise ValueError(f"the {tower} tower has no channel: declare at least one")
         for name, channel in self.channels.items():
@@ -191,6 +223,12 @@ class Config(Table):
                 )
             if channel.kind == "vectors" and channel.input in TEXT_INPUTS:
                 raise ValueError(f"channels.{name}.input is '{channel.input}', a text: a vectors channel needs vectors")
+        for tower, weights in self.blending.weights.items():
+            if unknown := set(weights) - set(self.groups(tower)):
+                raise ValueError(
+                    f"blending.weights.{tower}: {', '.join(sorted(unknown))} is no group of its channels (groups: "
+                    f"{', '.join(self.groups(tower))})"
+                )
         for encoder in self.encoders:
             towers = {
                 channel.tower for channel in self.channels.values() if getattr(channel, "encoder", None) == encoder
@@ -203,6 +241,13 @@ class Config(Table):
         """The channels of one tower, in the order of the fusion."""
         return {name: channel for name, channel in self.channels.items() if channel.tower == tower}
 
+    def groups(self, tower: Tower) -> dict[str, list[str]]:
+        """The channels of one tower by the group that gradient blending trains alone."""
+        groups: dict[str, list[str]] = {}
+        for name, channel in self.tower_channels(tower).items():
+            groups.setdefault(name if self.blending.by == "channel" else channel.modality, []).append(name)
+        return groups
+
     def tower_inputs(self, tower: str) -> list[str]:
         """The raw inputs of one tower: those fixed by the signatures first, then any other a channel reads."""
         fixed = {"query": QUERY_INPUTS, "document": (*TEXT_INPUTS, IMAGES)}[tower]
@@ -213,6 +258,7 @@ class Config(Table):
         return {IMAGES, *(channel.input for channel in self.channels.values() if channel.kind == "vectors")}
 
 
+TOWERS: tuple[Tower, ...] = ("query", "document")
 QUERY_INPUTS = ("query", "country")
 TEXT_INPUTS = ("title", "description", "language", "country")
 IMAGES = "image_embeddings"

@@ -1,4 +1,7 @@
-"""The losses against eq. 2 and eq. 5 in NumPy, with every mask, and through the TFRS task as training builds it."""
+"""The losses against their equations in NumPy, with every mask, and through the TFRS task as training builds it."""
+
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -7,8 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_market import TinyMarket
 
-from q2s_tf.config import Config, read_config
-from q2s_tf.training.losses import in_batch_softmax, margin_rank
+from q2s_tf.config import read_config
+from q2s_tf.training.losses import (
+    hardest_binary_cross_entropy,
+    in_batch_softmax,
+    margin_rank,
+    query_classification,
+    symmetric_softmax,
+)
 from q2s_tf.training.step import retrieval_task
 
 MASKED = float(np.finfo(np.float32).min) / 100
@@ -34,6 +43,18 @@ def margin_oracle(cosines: np.ndarray, allowed: np.ndarray, weights: np.ndarray,
     return total
 
 
+def cross_entropy_oracle(scores: np.ndarray, allowed: np.ndarray, weights: np.ndarray) -> float:
+    """Eq. 4 with the right sign: the positive is to be a match, the hardest negative is not."""
+    total = 0.0
+    for row in range(len(scores)):
+        negatives = [scores[row, other] for other in range(len(scores)) if other != row and allowed[row, other]]
+        loss = -np.log(1 / (1 + np.exp(-scores[row, row])))
+        if negatives:
+            loss -= np.log(1 - 1 / (1 + np.exp(-max(negatives))))
+        total += weights[row] * loss
+    return total
+
+
 def batch(seed: int, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cosines, a mask whose diagonal is True, weights."""
     generator = np.random.default_rng(seed)
@@ -41,6 +62,13 @@ def batch(seed: int, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     np.fill_diagonal(allowed, True)
     return generator.uniform(-1, 1, (rows, rows)), allowed, generator.uniform(0.5, 3, rows)
 
+
+LOSSES: dict[str, Callable[..., tf.Tensor]] = {
+    "softmax": in_batch_softmax,
+    "symmetric": symmetric_softmax,
+    "margin": partial(margin_rank, margin=0.2),
+    "cross_entropy": hardest_binary_cross_entropy,
+}
 
 SEEDS, SIZES = st.integers(0, 2**32 - 1), st.integers(1, 9)
 
@@ -69,6 +97,42 @@ def test_margin_rank_is_equation_5_summed(seed: int, rows: int, margin: float) -
     assert evenly == pytest.approx(margin_oracle(cosines, allowed, np.ones(rows), margin), rel=1e-4, abs=1e-5)
 
 
+@given(SEEDS, SIZES, st.sampled_from([1.0, 15.0]))
+@settings(deadline=None, max_examples=40)
+def test_symmetric_softmax_is_equation_3(seed: int, rows: int, scale: float) -> None:
+    cosines, allowed, weights = batch(seed, rows)
+    scores = tf.constant(np.where(allowed, scale * cosines, MASKED), tf.float32)
+    expected = softmax_oracle(scale * cosines, allowed, weights) + softmax_oracle(scale * cosines.T, allowed.T, weights)
+    value = float(symmetric_softmax(tf.eye(rows), scores, tf.constant(weights, tf.float32)))
+    assert value == pytest.approx(expected / 2, rel=1e-4, abs=1e-5)
+
+
+@given(SEEDS, SIZES, st.sampled_from([1.0, 15.0]))
+@settings(deadline=None, max_examples=40)
+def test_hardest_binary_cross_entropy_is_equation_4(seed: int, rows: int, scale: float) -> None:
+    cosines, allowed, weights = batch(seed, rows)
+    scores = tf.constant(np.where(allowed, scale * cosines, MASKED), tf.float32)
+    expected = cross_entropy_oracle(scale * cosines, allowed, weights)
+    value = float(hardest_binary_cross_entropy(tf.eye(rows), scores, tf.constant(weights, tf.float32)))
+    assert value == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+@given(SEEDS, st.integers(1, 5), st.integers(1, 6), st.integers(1, 4))
+@settings(deadline=None, max_examples=40)
+def test_query_classification_spreads_its_target_over_the_labels(seed: int, rows: int, queries: int, most: int) -> None:
+    generator = np.random.default_rng(seed)
+    logits = generator.normal(scale=3, size=(rows, queries))
+    labels = np.full((rows, most), -1)
+    expected = np.zeros(rows)
+    for row in range(rows):
+        own = generator.permutation(queries)[: generator.integers(0, min(queries, most) + 1)]
+        labels[row, : len(own)] = own
+        chances = np.exp(logits[row]) / np.exp(logits[row]).sum()
+        expected[row] = -sum(np.log(chances[label]) / len(own) for label in own)
+    value = query_classification(tf.constant(logits), tf.constant(labels, tf.int32)).numpy()
+    np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-9)
+
+
 def test_both_losses_by_hand() -> None:
     cosines = tf.constant([[0.9, 0.8], [0.1, 0.5]])
     rank = float(margin_rank(tf.eye(2), cosines, margin=0.2))
@@ -79,7 +143,7 @@ def test_both_losses_by_hand() -> None:
 
 def test_a_row_whose_every_negative_is_masked_costs_nothing_and_moves_nothing() -> None:
     scores = tf.Variable([[0.3, MASKED, MASKED], [0.2, 0.1, 0.6], [MASKED, MASKED, -0.5]])
-    for loss in (in_batch_softmax, lambda labels, values: margin_rank(labels, values, margin=0.2)):
+    for loss in (LOSSES["softmax"], LOSSES["margin"]):
         with tf.GradientTape() as tape:
             value = loss(tf.eye(3), scores)
         gradient = tape.gradient(value, scores).numpy()
@@ -93,16 +157,13 @@ def test_weights_of_zero_give_zero_and_not_nan() -> None:
     assert float(in_batch_softmax(tf.eye(3), tf.random.normal([3, 3], seed=1), tf.zeros(3))) == 0
 
 
-@pytest.mark.parametrize("name", ["softmax", "margin"])
+@pytest.mark.parametrize("name", LOSSES)
 def test_gradients_equal_finite_differences(name: str) -> None:
     cosines, allowed, weights = batch(7, 5)
     scores = tf.Variable(np.where(allowed, 3 * cosines, -1e30))
 
     def loss(values: tf.Tensor) -> tf.Tensor:
-        labels, float_weights = tf.eye(5, dtype=tf.float64), tf.constant(weights)
-        if name == "softmax":
-            return in_batch_softmax(labels, values, float_weights)
-        return margin_rank(labels, values, float_weights, margin=0.2)
+        return LOSSES[name](tf.eye(5, dtype=tf.float64), values, tf.constant(weights))
 
     with tf.GradientTape() as tape:
         value = loss(scores)
@@ -116,6 +177,20 @@ def test_gradients_equal_finite_differences(name: str) -> None:
     assert not gradient[~allowed].any()
 
 
+def test_the_gradient_of_the_head_equals_finite_differences() -> None:
+    labels = tf.constant([[0, 2], [1, -1], [-1, -1]])
+    logits = tf.Variable(np.random.default_rng(3).normal(size=(3, 4)))
+    with tf.GradientTape() as tape:
+        value = tf.reduce_sum(query_classification(logits, labels))
+    gradient = tape.gradient(value, logits).numpy()
+    for place in np.ndindex(3, 4):
+        nudge = np.zeros((3, 4))
+        nudge[place] = 1e-6
+        above, below = (tf.reduce_sum(query_classification(logits + sign * nudge, labels)) for sign in (1, -1))
+        assert gradient[place] == pytest.approx(float(above - below) / 2e-6, abs=1e-6)
+    assert not gradient[2].any()
+
+
 # --- through TFRS, as `training.step` uses it
 
 
@@ -123,13 +198,20 @@ def unit(values: np.ndarray) -> np.ndarray:
     return values / np.linalg.norm(values, axis=1, keepdims=True)
 
 
-@pytest.fixture(scope="module")
-def config(market: TinyMarket) -> Config:
-    return read_config(market.lean_config, ["stage1.scale=17", "stage2.margin=0.15"])
-
-
-@pytest.mark.parametrize(("stage", "corrected"), [(1, False), (1, True), (2, False)])
-def test_the_task_of_a_stage_computes_its_equation(config: Config, stage: int, corrected: bool) -> None:
+@pytest.mark.parametrize(
+    ("stage", "corrected", "override"),
+    [
+        (1, False, []),
+        (1, True, []),
+        (1, True, ["stage1.symmetric=true"]),
+        (2, False, []),
+        (2, False, ["stage2.loss=binary_cross_entropy", "stage2.scale=12"]),
+    ],
+)
+def test_the_task_of_a_stage_computes_its_equation(
+    market: TinyMarket, stage: int, corrected: bool, override: list[str]
+) -> None:
+    config = read_config(market.lean_config, ["stage1.scale=17", "stage2.margin=0.15", *override])
     generator = np.random.default_rng(11)
     queries, documents = (unit(generator.normal(size=(6, 4))) for _ in range(2))
     _, allowed, weights = batch(12, 6)
@@ -140,6 +222,10 @@ def test_the_task_of_a_stage_computes_its_equation(config: Config, stage: int, c
         # logQ: what is drawn often is a negative too often, and its score is lowered for that.
         scores = 17 * cosines - np.log(probability) * corrected
         expected = softmax_oracle(scores, allowed, weights)
+        if override:
+            expected = (expected + softmax_oracle(scores.T, allowed.T, weights)) / 2
+    elif override:
+        expected = cross_entropy_oracle(12 * cosines, allowed, weights)
     else:
         expected = margin_oracle(cosines, allowed, weights, 0.15)
     task = retrieval_task(config, stage)

@@ -24,7 +24,9 @@ from q2s_tf.errors import InputError
 from q2s_tf.text import Tokenizer
 from q2s_tf.towers import Towers, build_towers
 from q2s_tf.training import train
-from q2s_tf.training.optimisation import TowersOptimizer
+from q2s_tf.training.learner import Learner
+from q2s_tf.training.optimisation import Optimizer
+from q2s_tf.training.workers import Workers
 
 TEXT_OVERRIDES = [
     'channels.query_text={ tower = "query", kind = "text", input = "query", encoder = "query", max_tokens = 8 }',
@@ -191,7 +193,8 @@ def assert_same_run(run: Path, whole: Path) -> None:
 
 def test_a_killed_run_goes_on_to_the_same_end(market: TinyMarket, tmp_path: Path) -> None:
     config = tmp_path / "config.toml"
-    text = market.lean_config.read_text(encoding="utf-8").replace("max_epochs = 0", "max_epochs = 1, batch_size = 16")
+    stage2 = "max_epochs = 1, batch_size = 16, unconverged = true"
+    text = market.lean_config.read_text(encoding="utf-8").replace("max_epochs = 0", stage2)
     config.write_text(text, encoding="utf-8")
     files = (market.documents, market.positives, market.judgements)
     killed(config, market, tmp_path / "run", stage=1, epoch=3, resume=False)
@@ -296,7 +299,10 @@ def fresh(run: Path) -> tuple[Config, Towers]:
 
 def test_text_encoders_learn_at_their_own_rate(fresh: tuple[Config, Towers]) -> None:
     config, towers = fresh
-    optimizer = TowersOptimizer(towers, config.stage1, config.clip_norm, decay_steps=100)
+    learner = Learner(towers, Workers())
+    optimizer = Optimizer(
+        learner.variables, learner.workers, learner.text_variables(), config.stage1, config.clip_norm, decay_steps=100
+    )
     before = weights_of(towers)
     norm = optimizer.apply([tf.ones(variable.shape) for variable in towers.trainable_variables])
     assert float(norm) == pytest.approx(math.sqrt(sum(weight.size for weight in before)), rel=1e-4), "before clipping"

@@ -112,6 +112,7 @@ batch_size = 16
 learning_rate = 1e-3
 text_learning_rate = 1e-3
 margin = 0.2
+unconverged = true
 """
 """Every kind of channel, two that share an encoder, and nothing larger than it has to be."""
 

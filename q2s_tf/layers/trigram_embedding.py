@@ -12,10 +12,11 @@ ALIGNED_SEED = 3
 class TrigramEmbedding(keras.layers.Layer):
     """Sum of the embeddings of a text's 3-grams: φ = Σ_g E[g], over the ids that are not padding.
 
-    The sum is one segment sum that reads the table's rows itself, so neither `[B, G, D]` nor a dense gradient of the
-    table is ever made. Every table of the same size starts from the same random rows: before any training the cosine of
-    two sums is then close to the share of 3-grams that the texts have in common, across channels and towers, which is a
-    far better start than noise (measured in docs/results.md). The tables are separate weights all the same.
+    The sum is a segment sum over the table's rows, in training over those that occur, so neither `[B, G, D]` nor a
+    dense gradient of the table is ever made. Every table of the same size starts from the same random rows: before any
+    training the cosine of two sums is then close to the share of 3-grams that the texts have in common, across channels
+    and towers, which is a far better start than noise (measured in docs/results.md). The tables are separate weights
+    all the same.
 
     Args:
         buckets: number of hash buckets; ids run from 1 to `buckets`.
@@ -37,15 +38,21 @@ class TrigramEmbedding(keras.layers.Layer):
             initializer=keras.initializers.RandomNormal(stddev=self.dimension**-0.5, seed=ALIGNED_SEED),
         )
 
-    def call(self, ids: tf.Tensor) -> tf.Tensor:
+    def call(self, ids: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """Pools int32 ids `[B, G]` (0 = padding) to `[B, D]`; a row of padding alone gives 0."""
         places = tf.where(ids != 0)
+        which = tf.gather_nd(ids, places)
+        if training:  # reads these rows, not a table whose updates would have to wait for it
+            occurring, which = tf.unique(which)
+            rows = tf.gather(self.table.value, occurring)
+        else:  # the fewest ops
+            rows = tf.convert_to_tensor(self.table)
         return tf.sparse.segment_sum(
-            tf.convert_to_tensor(self.table),
-            tf.gather_nd(ids, places),
+            rows,
+            which,
             places[:, 0],
             num_segments=tf.shape(ids, out_type=tf.int64)[0],
-            sparse_gradient=True,
+            sparse_gradient=not training,
         )
 
     def compute_output_shape(self, ids_shape: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -1,13 +1,14 @@
 """The two towers: from raw inputs to unit vectors, and back from a run directory."""
 
 from q2s_tf.towers.embedding import embed_catalogue, embed_documents, predict_documents, read_ids, unique_ids
-from q2s_tf.towers.encoders import build_encoder
+from q2s_tf.towers.encoders import EncoderParts, build_encoder, split_encoder
 from q2s_tf.towers.preprocessing import Preprocessor
 from q2s_tf.towers.run import STAGE_WEIGHTS, load, load_weights, read_run_config, save_weights
 from q2s_tf.towers.towers import Tower, Towers, build_towers
 
 __all__ = [
     "STAGE_WEIGHTS",
+    "EncoderParts",
     "Preprocessor",
     "Tower",
     "Towers",
@@ -21,5 +22,6 @@ __all__ = [
     "read_ids",
     "read_run_config",
     "save_weights",
+    "split_encoder",
     "unique_ids",
 ]

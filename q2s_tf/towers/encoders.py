@@ -1,7 +1,7 @@
 """A tower as a Keras functional model, built from the channels that the config declares."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
@@ -40,6 +40,26 @@ def build_encoder(config: Config, tower: str, vocabulary_size: int) -> keras.Mod
     fused, weights = AttentionFusion(name="fusion")(stacked, ops.stack(present, axis=1))
     embedding = keras.layers.UnitNormalization(name="embedding")(fused)
     return keras.Model(inputs, {"embedding": embedding, "channel_weights": weights}, name=f"{tower}_encoder")
+
+
+class EncoderParts(NamedTuple):
+    """One tower's encoder in two."""
+
+    channels: keras.Model
+    """From prepared inputs to the channel vectors `[B, N, D]`, and which of them are present, bool `[B, N]`."""
+    fuse: Callable[[Any, Any], tuple[Any, Any]]
+    """From these two to the embedding `[B, D]` and the channel weights `[B, N]`."""
+
+
+def split_encoder(encoder: keras.Model) -> EncoderParts:
+    """The two parts of what `build_encoder` made, on the same weights: what a channel says, and what is made of it."""
+    fusion, unit = encoder.get_layer("fusion"), encoder.get_layer("embedding")
+
+    def fuse(stacked: Any, present: Any) -> tuple[Any, Any]:
+        fused, weights = fusion(stacked, present)
+        return unit(fused), weights
+
+    return EncoderParts(keras.Model(encoder.input, fusion.input), fuse)
 
 
 def _build_text_encoders(config: Config, channels: dict[str, Channel], vocabulary_size: int) -> dict[str, TextEncoder]:

@@ -46,6 +46,49 @@ class TowerStore:
 
 
 @dataclass
+class Labels:
+    """The queries of the head that led to each document, by row of the catalogue.
+
+    Attributes:
+        count: C, how many queries the head has.
+        starts: int64 `[num_documents + 1]`; document d's labels are `values[starts[d]:starts[d + 1]]`.
+        values: int32, from 0, the most frequent query, to C − 1.
+    """
+
+    count: int
+    starts: np.ndarray
+    values: np.ndarray
+
+    def rows(self, documents: np.ndarray) -> np.ndarray:
+        """int32 `[B, K]`, K at least 1, padded with −1."""
+        starts, lengths = self.starts[documents], self.starts[documents + 1] - self.starts[documents]
+        places = np.arange(max(1, lengths.max(initial=0)))
+        used = places < lengths[:, None]
+        padded = np.full(used.shape, -1, np.int32)
+        padded[used] = self.values[(starts[:, None] + places)[used]]
+        return padded
+
+
+def frequent_labels(group: np.ndarray, document: np.ndarray, count: int, num_documents: int) -> Labels:
+    """Labels of the `count` most frequent queries; of two that are equally frequent the one with the smaller number.
+
+    Args:
+        group: int64 `[P]`, the query of each positive.
+        document: `[P]`, the row of its document.
+        count: how many queries at most.
+        num_documents: size of the catalogue.
+    """
+    groups, which, seen = np.unique(group, return_inverse=True, return_counts=True)
+    chosen = np.argsort(-seen, kind="stable")[:count]
+    label = np.full(len(groups), -1, np.int64)
+    label[chosen] = np.arange(len(chosen))
+    kept = label[which] >= 0
+    pairs = np.unique(document[kept].astype(np.int64) * len(chosen) + label[which][kept])
+    lengths = np.bincount(pairs // len(chosen), minlength=num_documents)
+    return Labels(len(chosen), np.concatenate([[0], np.cumsum(lengths)]), (pairs % len(chosen)).astype(np.int32))
+
+
+@dataclass
 class Examples:
     """Positives as row numbers, and the stores they point into.
 
@@ -59,6 +102,7 @@ class Examples:
         num_documents: size of the catalogue.
         pseudo_share: share of pseudo-queries in a batch.
         document_probability: float32 `[num_documents]`, how likely a row of a batch is to hold each document.
+        labels: of the query-classification head, None without one.
     """
 
     pairs: np.ndarray
@@ -70,6 +114,7 @@ class Examples:
     num_documents: int
     pseudo_share: float
     document_probability: np.ndarray
+    labels: Labels | None = None
 
     def __len__(self) -> int:
         return self.num_positives
@@ -97,9 +142,14 @@ class Examples:
         return min(max(1, round(batch_size * (1 - self.pseudo_share))), self.num_positives)
 
     def batch(self, numbers: np.ndarray) -> Batch:
-        """The inputs of both towers, `weight` and `document_probability` `[B]`, `score_mask` `[B, B]`."""
+        """The inputs of both towers, `weight` and `document_probability` `[B]`, `score_mask` `[B, B]`.
+
+        With a head also `labels` `[B, K]`, see `Labels.rows`.
+        """
         pairs = self.pairs[np.sort(numbers)]
+        labels = {"labels": self.labels.rows(pairs["document"])} if self.labels else {}
         return {
+            **labels,
             "query": self.queries.rows(pairs["query"]),
             "document": self.documents.rows(pairs["document"]),
             "weight": pairs["weight"].copy(),
@@ -178,6 +228,8 @@ def build_examples(folder: Path, towers: Towers, documents: Table, positives: Ta
     if left_out := total - num_positives:
         console.print(f"left out {left_out:,} of {total:,} positives: no such document in the catalogue, or no query")
     share = towers.config.pseudo_queries.batch_share if len(pairs) > num_positives else 0.0
+    head, real = towers.config.head.queries, pairs[:num_positives]
+    labels = frequent_labels(group["group"][real["query"]], real["document"], head, num_documents) if head else None
     drawn = np.bincount(pairs["document"][:num_positives], minlength=num_documents) / num_positives
     return Examples(
         pairs=pairs,
@@ -189,6 +241,7 @@ def build_examples(folder: Path, towers: Towers, documents: Table, positives: Ta
         num_documents=num_documents,
         pseudo_share=share,
         document_probability=((1 - share) * drawn + share / num_documents).astype(np.float32),
+        labels=labels,
     )
 
 

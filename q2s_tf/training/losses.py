@@ -1,4 +1,4 @@
-"""The losses of Que2Search over in-batch scores, as pure functions that a TFRS retrieval task takes as its `loss`.
+"""The losses of Que2Search: those that a TFRS retrieval task takes as its `loss`, and the head's. Pure functions.
 
 `scores` is `[B, B]`: row i holds query i's score of every document of the batch, its own on the diagonal. An entry that
 is masked (an accidental hit, another known positive of the query) holds a hugely negative number.
@@ -23,6 +23,12 @@ def in_batch_softmax(y_true: tf.Tensor, y_pred: tf.Tensor, sample_weight: tf.Ten
     return _mean(tf.nn.softmax_cross_entropy_with_logits(y_true, y_pred), sample_weight)
 
 
+def symmetric_softmax(y_true: tf.Tensor, y_pred: tf.Tensor, sample_weight: tf.Tensor | None = None) -> tf.Tensor:
+    """The mean of `in_batch_softmax` over rows, query to documents, and over columns (eq. 3); the same arguments."""
+    columns = in_batch_softmax(tf.transpose(y_true), tf.transpose(y_pred), sample_weight)
+    return (in_batch_softmax(y_true, y_pred, sample_weight) + columns) / 2
+
+
 def margin_rank(
     y_true: tf.Tensor, y_pred: tf.Tensor, sample_weight: tf.Tensor | None = None, *, margin: float
 ) -> tf.Tensor:
@@ -39,10 +45,58 @@ def margin_rank(
     Returns:
         The weighted sum over the rows, a scalar. A row whose every other document is masked adds 0.
     """
+    positive, hardest = _positive_and_hardest(y_true, y_pred)
+    return _sum(tf.maximum(0.0, margin - (positive - hardest)), sample_weight)
+
+
+def hardest_binary_cross_entropy(
+    y_true: tf.Tensor, y_pred: tf.Tensor, sample_weight: tf.Tensor | None = None
+) -> tf.Tensor:
+    """Binary cross-entropy of the positive and of the hardest in-batch document (eq. 4), summed.
+
+        lossᵢ = −log σ(s·cos(qᵢ, dᵢ)) − log(1 − σ(s·cos(qᵢ, d_{n(i)})))
+
+    The paper prints its second term with the other sign, which would reward a high score of the negative.
+
+    Args:
+        y_true: `[B, B]`, 1 on the diagonal.
+        y_pred: scores `[B, B]`, already scaled by s.
+        sample_weight: `[B]`, or None for equal weights.
+
+    Returns:
+        The weighted sum over the rows, a scalar. A row whose every other document is masked has the first term alone.
+    """
+    positive, hardest = _positive_and_hardest(y_true, y_pred)
+    return _sum(tf.nn.softplus(-positive) + tf.nn.softplus(hardest), sample_weight)
+
+
+def query_classification(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """Softmax cross-entropy of documents against the queries that led to them, each of k labels with target 1/k.
+
+        lossᵢ = −(1/kᵢ) Σ_{l in labelsᵢ} log softmax(logitsᵢ)_l
+
+    Args:
+        logits: `[B, C]`, a column for each query of the head.
+        labels: int32 `[B, K]`, columns; −1 is padding.
+
+    Returns:
+        `[B]`; 0 for a document without label.
+
+    Source: Que2Search, section on multi-task learning.
+    """
+    there = tf.cast(labels >= 0, logits.dtype)
+    chances = tf.gather(tf.nn.log_softmax(logits), tf.maximum(labels, 0), batch_dims=1)
+    return tf.math.divide_no_nan(-tf.reduce_sum(there * chances, axis=1), tf.reduce_sum(there, axis=1))
+
+
+def _positive_and_hardest(y_true: tf.Tensor, y_pred: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Each row's score of its own document and the highest of another, `[B]` both."""
     positive = tf.reduce_sum(y_true * y_pred, axis=1)
-    hardest = tf.reduce_max(tf.where(y_true > 0, y_pred.dtype.min, y_pred), axis=1)
-    losses = tf.maximum(0.0, margin - (positive - hardest))
-    return tf.reduce_sum(losses if sample_weight is None else losses * sample_weight)
+    return positive, tf.reduce_max(tf.where(y_true > 0, y_pred.dtype.min, y_pred), axis=1)
+
+
+def _sum(losses: tf.Tensor, weights: tf.Tensor | None) -> tf.Tensor:
+    return tf.reduce_sum(losses if weights is None else losses * weights)
 
 
 def _mean(losses: tf.Tensor, weights: tf.Tensor | None) -> tf.Tensor:

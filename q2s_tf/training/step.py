@@ -8,55 +8,93 @@ import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
 from q2s_tf.config import Config, Stage
-from q2s_tf.towers import Towers
-from q2s_tf.training.losses import in_batch_softmax, margin_rank
-from q2s_tf.training.optimisation import TowersOptimizer
+from q2s_tf.training.learner import Learner
+from q2s_tf.training.losses import (
+    hardest_binary_cross_entropy,
+    in_batch_softmax,
+    margin_rank,
+    query_classification,
+    symmetric_softmax,
+)
+from q2s_tf.training.optimisation import Optimizer
 
 Step = Callable[[dict[str, Any]], dict[str, tf.Tensor]]
 
 
 def retrieval_task(config: Config, stage: int) -> tfrs.tasks.Retrieval:
-    """The task of a stage: eq. 2 over s·cos in stage 1, eq. 5 over the cosines in stage 2."""
+    """The task of a stage: eq. 2 or 3 over s·cos in stage 1, eq. 5 over the cosines or eq. 4 in stage 2."""
     if stage == 1:
-        return tfrs.tasks.Retrieval(loss=in_batch_softmax, temperature=1 / config.stage1.scale)
+        loss = symmetric_softmax if config.stage1.symmetric else in_batch_softmax
+        return tfrs.tasks.Retrieval(loss=loss, temperature=1 / config.stage1.scale)
+    if config.stage2.loss == "binary_cross_entropy":
+        return tfrs.tasks.Retrieval(loss=hardest_binary_cross_entropy, temperature=1 / config.stage2.scale)
     return tfrs.tasks.Retrieval(loss=partial(margin_rank, margin=config.stage2.margin))
 
 
-def build_step(towers: Towers, optimizer: TowersOptimizer, stage: int, batch_spec: Any) -> Step:
-    """The training step as one graph: towers, task, gradients, clipping, update.
+def build_step(learner: Learner, optimizer: Optimizer, stage: int, batch_spec: Any) -> Step:
+    """The training step as one graph: towers, losses, gradients, clipping, update.
+
+        loss = task(q, d) + Σ_g w_g·task(q, d with the channels of g alone in their tower) + w_head·head(d)
+
+    The sum over groups is gradient blending (eq. 6): every channel vector is computed once and fused once more a group.
+    A row without any channel of a group takes no part in its loss. The head's loss is averaged over the rows in stage 1
+    and summed in stage 2, as the stage's own loss is.
 
     Args:
-        towers: trained in place.
-        optimizer: moves their weights.
+        learner: trained in place.
+        optimizer: moves its weights.
         stage: 1 or 2, which decides the task.
         batch_spec: specs of a batch (`element_spec` of `Examples.dataset`), so that the graph is traced once.
 
     Returns:
-        A function from a batch of `Examples` to scalars: `loss`, `batch_recall@1`, `gradient_norm`.
+        A function from a batch of `Examples` to scalars: `loss` and its parts (`retrieval_loss`, `blended_loss`,
+        `head_loss`, those that are in use), `batch_recall@1`, `gradient_norm`.
     """
-    task = retrieval_task(towers.config, stage)
-    corrected = stage == 1 and towers.config.stage1.popularity_correction
+    config = learner.config
+    task, groups = retrieval_task(config, stage), learner.blended_groups()
+    corrected = stage == 1 and config.stage1.popularity_correction
+
+    def retrieval(batch: dict[str, Any], query: tf.Tensor, document: tf.Tensor) -> tf.Tensor:
+        there = {name: tf.reduce_any(vectors != 0, axis=1) for name, vectors in (("q", query), ("d", document))}
+        mask = batch["score_mask"] & (there["d"][tf.newaxis] | tf.eye(tf.shape(query)[0], dtype=tf.bool))
+        return task(
+            query,
+            document,
+            sample_weight=batch["weight"] * tf.cast(there["q"] & there["d"], tf.float32),
+            candidate_sampling_probability=batch["document_probability"] if corrected else None,
+            score_mask=mask,
+            compute_metrics=False,
+            compute_batch_metrics=False,
+        )
+
+    def learn(batch: dict[str, Any]) -> dict[str, tf.Tensor]:
+        with tf.GradientTape() as tape:
+            channels = {tower: learner.encode(tower, batch[tower]) for tower in ("query", "document")}
+            whole = {tower: learner.fuse(tower, *channels[tower]) for tower in ("query", "document")}
+            losses = {"retrieval_loss": retrieval(batch, whole["query"], whole["document"])}
+            blended = [
+                weight * retrieval(batch, **{**whole, tower: learner.fuse(tower, *channels[tower], only=members)})
+                for tower, members, weight in groups
+            ]
+            if groups:
+                losses["blended_loss"] = tf.add_n(blended)
+            if learner.head is not None:
+                rows = query_classification(learner.head(config.stage1.scale * whole["document"]), batch["labels"])
+                reduced = tf.reduce_mean(rows) if stage == 1 else tf.reduce_sum(rows)
+                losses["head_loss"] = config.head.weight * reduced
+            loss = tf.add_n(list(losses.values()))
+            share = loss / learner.workers.count
+        norm = optimizer.apply(tape.gradient(share, learner.variables))
+        scores = tf.where(batch["score_mask"], tf.matmul(whole["query"], whole["document"], transpose_b=True), -1.0)
+        first = tf.argmax(scores, axis=1, output_type=tf.int32) == tf.range(tf.shape(scores)[0])
+        parts = losses if len(losses) > 1 else {}
+        recall = tf.reduce_mean(tf.cast(first, tf.float32))
+        return {"loss": loss, **parts, "batch_recall@1": recall, "gradient_norm": norm}
 
     # The task is Keras 2 code that asks for the length of a shape: it needs AutoGraph, which a plain tf.function has.
     @tf.function(input_signature=[batch_spec])
     def step(batch: dict[str, Any]) -> dict[str, tf.Tensor]:
-        with tf.GradientTape() as tape:
-            query = towers.query.encoder(batch["query"], training=True)["embedding"]
-            document = towers.document.encoder(batch["document"], training=True)["embedding"]
-            loss = task(
-                query,
-                document,
-                sample_weight=batch["weight"],
-                candidate_sampling_probability=batch["document_probability"] if corrected else None,
-                score_mask=batch["score_mask"],
-                compute_metrics=False,
-                compute_batch_metrics=False,
-            )
-        gradients = tape.gradient(loss, towers.trainable_variables)
-        norm = optimizer.apply(gradients)
-        scores = tf.where(batch["score_mask"], tf.matmul(query, document, transpose_b=True), -1.0)
-        first = tf.argmax(scores, axis=1, output_type=tf.int32) == tf.range(tf.shape(scores)[0])
-        return {"loss": loss, "batch_recall@1": tf.reduce_mean(tf.cast(first, tf.float32)), "gradient_norm": norm}
+        return learner.workers.run(learn, batch)
 
     return step
 

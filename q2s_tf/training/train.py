@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,11 +14,13 @@ from q2s_tf.config import Config, save_config
 from q2s_tf.errors import InputError
 from q2s_tf.tables import Table, open_documents, open_judgements, open_positives
 from q2s_tf.text import Tokenizer, normalise, train_tokenizer
-from q2s_tf.towers import STAGE_WEIGHTS, Towers, build_towers, load_weights, read_ids, read_run_config
-from q2s_tf.training.examples import build_examples
+from q2s_tf.towers import STAGE_WEIGHTS, Towers, build_towers, read_ids, read_run_config
+from q2s_tf.training.examples import Examples, build_examples
+from q2s_tf.training.learner import Learner
 from q2s_tf.training.metrics_log import MetricsLog
 from q2s_tf.training.stage import train_stage
 from q2s_tf.training.validation import Validation
+from q2s_tf.training.workers import Workers
 
 
 def train(
@@ -30,6 +33,8 @@ def train(
     resume: bool = False,
 ) -> Towers:
     """Trains the towers and leaves a run directory that `q2s_tf.load` reads.
+
+    With `TF_CONFIG` set this process is one of several workers, see `Workers`; each is started with the same arguments.
 
     Args:
         config: what to train; the run keeps it with the values of its categorical channels filled in.
@@ -45,41 +50,72 @@ def train(
 
     Raises:
         InputError: a table that breaks its contract, a run directory that is there already (without `resume`) or is not
-            (with it), a config other than that of the run to resume.
+            (with it), a config other than that of the run to resume (only how stage 1 ends may change), a stage 1 that
+            ended before it converged (see `stage2.unconverged`; nothing is lost).
     """
     catalogue = open_documents(documents, config.tower_inputs("document"), config.vector_inputs())
     pairs, judgements = open_positives(positives), open_judgements(validation)
     document_ids = read_ids(catalogue)
+    workers = Workers()
     judged = Validation(config, catalogue, document_ids, judgements)
-    existed = run.exists()
-    if resume:
-        config = _resumed_config(config, run)
-    else:
+    if workers.chief and not resume:
         _refuse_existing(run)
-        config = fill_categories(config, catalogue, pairs)
-    run.mkdir(parents=True, exist_ok=True)
-    save_config(config, run / "config.toml")  # first, so that a run killed at any later moment can be resumed
+    with workers.together():
+        with _nothing_left_of(run, unless=resume or not workers.chief):
+            if workers.chief:
+                _prepare(config, catalogue, pairs, run, tokenizer, resume)
+            workers.wait()
+            with workers.strategy.scope():
+                towers = build_towers(read_run_config(run), Tokenizer.read(run / "tokenizer.model"))
+            examples = build_examples(run / EXAMPLES.format(workers.index), towers, catalogue, pairs)
+        console.print(
+            f"{len(examples):,} positives, {len(document_ids):,} documents, {towers.count_params():,} weights"
+        )
+        learner = Learner(towers, workers, examples.labels.count if examples.labels else 0)
+        _train_stages(learner, examples, judged, run)
+    return towers
+
+
+EXAMPLES = "examples-{}"
+"""Folder of a worker's prepared inputs, in the run directory while it trains."""
+
+
+@contextmanager
+def _nothing_left_of(run: Path, unless: bool) -> Iterator[None]:
+    """A run directory that cannot be begun is not left behind; an empty one that was there stays."""
+    existed = run.exists()
     try:
-        towers = build_towers(config, _tokenizer(config, catalogue, pairs, run, tokenizer))
-        examples = build_examples(run / "examples", towers, catalogue, pairs)
+        yield
     except Exception:
-        if not resume:
+        if not unless:
             shutil.rmtree(run, ignore_errors=True)
-            if existed:  # and was empty
+            if existed:
                 run.mkdir(exist_ok=True)
         raise
-    console.print(f"{len(examples):,} positives, {len(document_ids):,} documents, {towers.count_params():,} weights")
-    log = MetricsLog(run)
+
+
+def _prepare(config: Config, catalogue: Table, pairs: Table, run: Path, tokenizer: Path | None, resume: bool) -> None:
+    """Makes the run directory with its config and its tokenizer, or looks whether it can be gone on with."""
+    config = _resumed_config(config, run) if resume else fill_categories(config, catalogue, pairs)
+    run.mkdir(parents=True, exist_ok=True)
+    save_config(config, run / "config.toml")  # first, so that a run killed at any later moment can be resumed
+    _tokenizer(config, catalogue, pairs, run, tokenizer)
+
+
+def _train_stages(learner: Learner, examples: Examples, judged: Validation, run: Path) -> None:
+    config = learner.config
+    log = MetricsLog(run if learner.workers.chief else run / EXAMPLES.format(learner.workers.index))
     for stage in (1, 2) if config.stage2.max_epochs else (1,):
-        if (run / STAGE_WEIGHTS[stage]).is_file():
-            load_weights(towers, run / STAGE_WEIGHTS[stage])
-            continue
-        best = train_stage(stage, run, towers, examples, judged, log)
-        console.print(f"stage {stage} done: validation ROC AUC {best:.4f}, {run / STAGE_WEIGHTS[stage]}")
+        outcome = train_stage(stage, run, learner, examples, judged, log)
+        console.print(f"stage {stage} done: validation ROC AUC {outcome.best:.4f}, {run / STAGE_WEIGHTS[stage]}")
+        if stage == 1 and config.stage2.max_epochs and not (outcome.converged or config.stage2.unconverged):
+            raise InputError(
+                f"run {run}: stage 2 starts from a stage 1 that has converged, and its validation ROC AUC was still "
+                f"rising after stage1.max_epochs = {config.stage1.max_epochs}: --resume with --set "
+                "stage1.max_epochs=<more>, or with --set stage2.unconverged=true to go on as it is"
+            )
     log.close()
-    del examples
-    shutil.rmtree(run / "examples")
-    return towers
+    shutil.rmtree(run / EXAMPLES.format(learner.workers.index))
 
 
 def fill_categories(config: Config, documents: Table, positives: Table) -> Config:
@@ -155,9 +191,19 @@ def _resumed_config(config: Config, run: Path) -> Config:
             and not getattr(asked.channels[name], "values", True)
         ):
             asked.channels[name] = asked.channels[name].model_copy(update={"values": channel.values})
-    if asked != kept:
-        changed = [key for key in type(kept).model_fields if getattr(asked, key) != getattr(kept, key)]
+    open_end = _same_end(kept, asked)
+    if open_end != kept:
+        changed = [key for key in type(kept).model_fields if getattr(open_end, key) != getattr(kept, key)]
         raise InputError(
             f"run {run}: was trained with another config (differs in {', '.join(changed)}): train into a new --out"
         )
-    return kept
+    if asked != kept and (run / "checkpoints" / "stage2").exists():
+        raise InputError(f"run {run}: its stage 2 has begun, so stage 1 cannot go on: train into a new --out")
+    return asked
+
+
+def _same_end(kept: Config, asked: Config) -> Config:
+    """What is asked for, but with the end of stage 1 as it was: the one thing that may change on the way."""
+    stage1 = asked.stage1.model_copy(update={"max_epochs": kept.stage1.max_epochs})
+    stage2 = asked.stage2.model_copy(update={"unconverged": kept.stage2.unconverged})
+    return asked.model_copy(update={"stage1": stage1, "stage2": stage2})
