@@ -96,7 +96,7 @@ def test_the_tables_of_a_tower_get_sparse_gradients(examples: Examples, learner:
         for variable, gradient in zip(learner.variables, gradients, strict=True)
         if variable.path.endswith(("/table", "token_embedding/embeddings"))
     ]
-    assert len(of_tables) == 4
+    assert len(of_tables) == 6
     assert all(isinstance(gradient, tf.IndexedSlices) for gradient in of_tables)
 
 
