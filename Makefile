@@ -1,10 +1,10 @@
 # make demo: everything, from a generated marketplace to answers over gRPC. make test: the tests.
-# make install, lint, test-slow, lock, clean: see each rule. Needs Python 3.11, nothing else.
+# make install, lint, test-slow, docs, lock, clean: see each rule. Needs Python 3.11, nothing else.
 
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint install lock clean
+.PHONY: demo test test-slow lint docs install lock clean
 
 demo: .venv/installed
 	$(BIN)/python tools/demo.py --out demo
@@ -20,6 +20,9 @@ lint: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv/installed-dev
+	$(BIN)/mkdocs build --strict
+
 install: .venv/installed
 
 # The lock is used as constraints: every extra resolves to the same versions, and a user installs only what they need.
@@ -29,7 +32,7 @@ install: .venv/installed
 	touch $@
 
 .venv/installed-dev: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[benchmarks,dev,docs,notebooks,spark]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[benchmarks,dev,docs,notebooks,pretrained,spark]'
 	touch $@
 
 lock: .venv/installed-dev
@@ -37,4 +40,4 @@ lock: .venv/installed-dev
 	$(BIN)/uv pip compile setup.py --all-extras --python-version 3.11 --upgrade --no-annotate --output-file requirements.lock
 
 clean:
-	rm -rf .venv demo runs build *.egg-info
+	rm -rf .venv demo runs build site *.egg-info

@@ -18,13 +18,18 @@ TENSORFLOW = [
 
 setup(
     name="q2s_tf",
-    version="0.1.0",
+    version="0.2.0",
     description="Que2Search for TensorFlow: from a marketplace's search log to semantic retrieval on TF Serving",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["q2s_tf", "q2s_tf.*"]),
-    package_data={"q2s_tf": ["py.typed"], "q2s_tf.marketplace": ["*.toml", "*.json", "*.tsv"]},
+    package_data={
+        "q2s_tf": ["py.typed"],
+        "q2s_tf.demo_app": ["static/*", "templates/*"],
+        "q2s_tf.insight": ["templates/*"],
+        "q2s_tf.marketplace": ["*.toml", "*.json", "*.tsv"],
+    },
     python_requires=">=3.11,<3.12",
     install_requires=[
         *TENSORFLOW,
@@ -55,15 +60,18 @@ setup(
     extras_require={
         # the funnel's peer; the query tower's peer
         "benchmarks": ["onnx~=1.20", "onnxruntime~=1.23", "pandas>=2.2"],
+        "pretrained": ["safetensors~=0.6"],  # text encoders from a Hugging Face folder
         "spark": ["pyspark~=4.0"],  # the funnel's second backend
         "docs": ["mkdocs-material~=9.7", "mkdocstrings-python~=2.0"],  # the pages and the API reference
-        "notebooks": ["ipykernel~=7.0", "nbclient~=0.10"],  # run in a kernel, as a person would and as the tests do
+        # run in a kernel, as a person would and as the tests do; widgets for the progress bars of libraries
+        "notebooks": ["ipykernel~=7.0", "ipywidgets~=8.1", "nbclient~=0.10"],
         "dev": [
             "httpx~=0.28",  # asks the REST routes in the tests
             "hypothesis~=6.100",
             "mypy~=2.0",
             "pytest~=9.0",
             "pytest-timeout~=2.3",
+            "pyyaml~=6.0",  # reads the Kubernetes and Compose files in the tests
             "ruff~=0.14",
             "selenium~=4.40",  # drives Debian's Chromium through the demo page
         ],

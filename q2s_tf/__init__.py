@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from q2s_tf.towers import Towers
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["InputError", "load"]
 
 

@@ -21,8 +21,9 @@ from q2s_tf.errors import InputError
 
 Item = TypeVar("Item")
 
-console = Console(stderr=True, soft_wrap=True)
-"""Where progress and remarks go; results go to standard output."""
+console = Console(stderr=True, soft_wrap=True, force_jupyter=False, force_terminal=sys.stderr.isatty())
+"""Where progress and remarks go; results go to standard output. Bars move in a terminal alone: a notebook, like a file,
+is given their last state."""
 
 
 def run(command: Callable[..., Any]) -> NoReturn:

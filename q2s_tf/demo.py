@@ -19,7 +19,7 @@ console = Console(soft_wrap=True)
 
 
 def demo(out: Path, tools: Path, config: Path, listings: int, seed: int) -> None:
-    """Generates a marketplace, cleans its log, trains, evaluates, exports, serves and asks over gRPC.
+    """Generates a marketplace, cleans its log, trains, exports, evaluates with a report, serves and asks over gRPC.
 
     Args:
         out: folder for `data`, `run` and `saved_models`, which are made anew.
@@ -53,24 +53,29 @@ def demo(out: Path, tools: Path, config: Path, listings: int, seed: int) -> None
     )
     validation, test = data / "judgements_validation.parquet", data / "judgements_test.parquet"
     _step(tools, "train", config=config, documents=documents, positives=positives, validation=validation, out=run)
-    _step(tools, "evaluate", run=run, documents=documents, judgements=test, out=run / "evaluation")
     _step(tools, "export", run=run, documents=documents, out=models)
+    report = run / "evaluation"
+    tables = {"documents": documents, "judgements": test, "positives": positives, "later": later}
+    _step(tools, "evaluate", run=run, **tables, models=models, out=report)
     with _server(tools, models) as target:
         for query, country in QUERIES:
             _step(tools, "query", query, country=country, target=target, models=models, documents=documents)
     minutes = (time.monotonic() - begin) / 60
     serve = _shown(tools, "serve", models=models)
     ask = _shown(tools, "query", "blue jacket", country="US", models=models, documents=documents)
+    page = _shown(tools, "demo_app", models=models, documents=documents)
     console.print(
         f"""
 [bold]Done in {minutes:.1f} minutes.[/bold] What there is now:
   {data}/           the catalogue, the search log, the positives and their report, judgements
-  {run}/            the trained towers: config.toml, weights, metrics.jsonl, tensorboard/, evaluation/metrics.json
+  {run}/            the trained towers: config.toml, weights, metrics.jsonl, tensorboard/
+  {report}/report.html   how good they are, where, and why
   {models}/   the servables, for TF Serving (see serving_config/) or the embedded server
 
-Ask the next query:
-  {serve} &
+Start the server in one terminal, and ask the next query, or search in a browser, from another:
+  {serve}
   {ask}
+  {page}
 
 In Python:
   import q2s_tf

@@ -1,6 +1,7 @@
 """The client and tools/query.py against a real server in this process, and against servers that misbehave."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -18,11 +19,12 @@ import pytest
 import serving_models
 import tensorflow as tf
 from rich.console import Console
-from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_service_pb2_grpc
 
 from q2s_tf.errors import InputError
-from q2s_tf.serving import Client, Server, ServingError
-from q2s_tf.serving.answers import Question, ask, show
+from q2s_tf.serving import Client, Server, ServingError, read_credentials
+from q2s_tf.serving.answers import Question, ask, read_filters, show
+from q2s_tf.serving.connection import MAX_ATTEMPTS
 
 ROOT = Path(__file__).parents[1]
 TITLES = {"d0": "red [bold]sofa[/bold]", "d1": "ghế \x1b[31mđỏ", "d2": "lamp"}
@@ -73,7 +75,8 @@ def test_the_defaults_are_those_of_the_signature_that_takes_no_options(client: C
 
 
 def test_query_embeddings_come_with_their_channel_weights(client: Client) -> None:
-    embedding, weights = client.embed_query(["red sofa"], ["US"])
+    embedding, weights, version = client.embed_query(["red sofa"], ["US"])
+    assert version == 1
     np.testing.assert_allclose(np.linalg.norm(embedding, axis=1), 1, atol=1e-6)
     exponentials = np.exp(embedding[:, :3])
     np.testing.assert_allclose(weights, exponentials / exponentials.sum(), atol=1e-6)
@@ -100,7 +103,7 @@ def test_a_model_gets_what_it_has_channels_for(tmp_path: Path) -> None:
         serving_models.save_query_tower(tmp_path / "aside")
         (tmp_path / "aside").rename(tmp_path / "query_tower" / "2")
         deadline = time.monotonic() + 30
-        while server.serving()["query_tower"] != 2:
+        while server.serving()["query_tower"] != [2]:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         assert client.embed_query(["red sofa"], ["US"]).embedding.shape == (1, serving_models.DIM)
@@ -141,8 +144,14 @@ def test_what_cannot_be_sent_is_refused_before_it_is_sent(client: Client) -> Non
 
 
 @contextmanager
-def scripted(answer: Callable[[int, grpc.ServicerContext], predict_pb2.PredictResponse]) -> Iterator[tuple[str, list]]:
-    """A server whose Predict is ``answer(number of the call, context)``; its address and its calls."""
+def scripted(
+    answer: Callable[[int, grpc.ServicerContext], predict_pb2.PredictResponse],
+    credentials: grpc.ServerCredentials | None = None,
+) -> Iterator[tuple[str, list]]:
+    """A server whose Predict is ``answer(number of the call, context)``; its address and its calls.
+
+    By its metadata every model takes ``query`` and ``country``.
+    """
     calls: list[predict_pb2.PredictRequest] = []
 
     class Service(prediction_service_pb2_grpc.PredictionServiceServicer):
@@ -150,14 +159,100 @@ def scripted(answer: Callable[[int, grpc.ServicerContext], predict_pb2.PredictRe
             calls.append(request)
             return answer(len(calls), context)
 
-    running = grpc.server(futures.ThreadPoolExecutor(2))
+        def GetModelMetadata(self, request: Any, context: grpc.ServicerContext) -> object:
+            signatures = get_model_metadata_pb2.SignatureDefMap()
+            signature = signatures.signature_def["serving_default"]
+            signature.method_name = "tensorflow/serving/predict"
+            for name in ("query", "country"):
+                signature.inputs[name].dtype = tf.string.as_datatype_enum
+            response = get_model_metadata_pb2.GetModelMetadataResponse()
+            response.metadata["signature_def"].Pack(signatures)
+            return response
+
+    running = grpc.server(futures.ThreadPoolExecutor(2), options=[("grpc.max_receive_message_length", -1)])
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(Service(), running)
-    port = running.add_insecure_port("127.0.0.1:0")
+    anywhere = "127.0.0.1:0"
+    port = running.add_secure_port(anywhere, credentials) if credentials else running.add_insecure_port(anywhere)
     running.start()
     try:
         yield f"127.0.0.1:{port}", calls
     finally:
         running.stop(None).wait()
+
+
+def tower_response(version: int, queries: list[bytes]) -> predict_pb2.PredictResponse:
+    """The embedding of a query is the version and the query's number."""
+    response = predict_pb2.PredictResponse()
+    response.model_spec.version.value = version
+    values = np.array([[version, int(query)] for query in queries], np.float32).reshape(-1, 2)
+    for output in ("embedding", "channel_weights"):
+        response.outputs[output].CopyFrom(tf.make_tensor_proto(values))
+    return response
+
+
+def test_many_queries_go_in_batches_and_keep_their_order() -> None:
+    def answer(call: int, context: grpc.ServicerContext) -> predict_pb2.PredictResponse:
+        return tower_response(5, list(calls[-1].inputs["query"].string_val))
+
+    with scripted(answer) as (address, calls), Client(address, batch_size=4) as client:
+        queries = [str(number) for number in range(10)]
+        found = client.embed_query(queries, ["US"] * 10)
+        assert found.embedding[:, 1].tolist() == list(range(10)) and found.version == 5
+        assert [list(call.inputs["query"].string_val) for call in calls] == [
+            [b"0", b"1", b"2", b"3"], [b"4", b"5", b"6", b"7"], [b"8", b"9"],
+        ]  # fmt: skip
+        assert [call.model_spec.version.value for call in calls] == [0, 5, 5]
+        assert client.embed_query([], []).embedding.shape == (0, 2)
+
+
+def test_vectors_of_two_versions_never_come_in_one_answer() -> None:
+    """Version 1 is replaced by 2 after the second batch, and 2 by 3 after the fourth."""
+
+    def answer(call: int, context: grpc.ServicerContext) -> predict_pb2.PredictResponse:
+        served = 1 if call <= 2 else 2 if call <= 5 else 3
+        if calls[-1].model_spec.version.value not in (0, served):
+            context.abort(grpc.StatusCode.NOT_FOUND, "gone")
+        return tower_response(served, list(calls[-1].inputs["query"].string_val))
+
+    with scripted(answer) as (address, calls), Client(address, batch_size=2) as client:
+        found = client.embed_query([str(number) for number in range(6)], [""] * 6)
+        assert found.embedding.tolist() == [[3, number] for number in range(6)] and found.version == 3
+
+
+def test_a_version_that_is_asked_for_and_gone_is_an_error() -> None:
+    def answer(call: int, context: grpc.ServicerContext) -> predict_pb2.PredictResponse:
+        context.abort(grpc.StatusCode.NOT_FOUND, "gone")
+
+    with scripted(answer) as (address, _), Client(address, batch_size=2) as client:
+        for version in (None, 4, "stable"):
+            with pytest.raises(ServingError, match="NOT_FOUND: gone"):
+                client.embed_query(["1", "2", "3"], [""] * 3, version=version)
+
+
+def test_a_version_is_named_by_its_number_or_its_label() -> None:
+    def answer(call: int, context: grpc.ServicerContext) -> predict_pb2.PredictResponse:
+        return tower_response(1, [])
+
+    with scripted(answer) as (address, calls), Client(address) as client:
+        for version in (None, 7, "canary"):
+            client.predict("m", {}, version=version)
+        chosen = [call.model_spec.WhichOneof("version_choice") for call in calls]
+        assert chosen == [None, "version", "version_label"]
+        assert (calls[1].model_spec.version.value, calls[2].model_spec.version_label) == (7, "canary")
+
+
+def test_lists_of_unlike_lengths_are_refused_before_they_are_sent(client: Client) -> None:
+    with pytest.raises(InputError, match="2 of query, 1 of country; give equally many"):
+        client.retrieve(["red sofa", "lamp"], ["US"])
+    with pytest.raises(InputError, match="1 of title, .* 2 of image_embeddings"):
+        client.embed_document(["sofa"], image_embeddings=np.zeros((2, 1, serving_models.IMAGE_DIM)))
+
+
+def test_a_client_needs_time_and_batches() -> None:
+    with pytest.raises(InputError, match="timeout_seconds must be above 0, got 0"):
+        Client(timeout_seconds=0)
+    with pytest.raises(InputError, match="batch_size must be at least 1, got 0"):
+        Client(batch_size=0)
 
 
 def test_asks_again_while_the_server_is_unavailable() -> None:
@@ -169,6 +264,27 @@ def test_asks_again_while_the_server_is_unavailable() -> None:
     with scripted(answer) as (address, calls), Client(address) as client:
         assert client.predict("m", {})["x"].tolist() == [3]
         assert len(calls) == 3
+
+
+def test_asks_again_with_a_request_of_any_size() -> None:
+    def answer(call: int, context: grpc.ServicerContext) -> predict_pb2.PredictResponse:
+        if call < 2:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "starting")
+        return predict_pb2.PredictResponse()
+
+    with scripted(answer) as (address, calls), Client(address) as client:
+        client.predict("m", {"x": np.zeros(2_000_000, np.float32)})
+        assert len(calls) == 2
+
+
+def test_stops_asking_a_server_that_stays_unavailable() -> None:
+    def answer(call: int, context: grpc.ServicerContext) -> None:
+        context.abort(grpc.StatusCode.UNAVAILABLE, "down")
+
+    with scripted(answer) as (address, calls), Client(address) as client:
+        with pytest.raises(ServingError, match="UNAVAILABLE: down"):
+            client.predict("m", {})
+        assert len(calls) == MAX_ATTEMPTS
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.INTERNAL, grpc.StatusCode.RESOURCE_EXHAUSTED])
@@ -194,6 +310,65 @@ def test_gives_up_at_the_deadline() -> None:
             client.predict("m", {})
         release.set()
     assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+# --- TLS
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Certificates as the operator's script makes them for tests."""
+    if not shutil.which("openssl"):
+        pytest.skip("openssl is not installed")
+    folder = tmp_path_factory.mktemp("keys")
+    script = ROOT / "serving_config" / "make_test_certificates.sh"
+    subprocess.run([script, folder], check=True, capture_output=True, timeout=60)
+    return folder
+
+
+def server_credentials(keys: Path, mutual: bool) -> grpc.ServerCredentials:
+    pair = (keys / "server.key").read_bytes(), (keys / "server.pem").read_bytes()
+    return grpc.ssl_server_credentials([pair], (keys / "ca.pem").read_bytes() if mutual else None, mutual)
+
+
+def test_tls_lets_in_who_trusts_the_server(keys: Path) -> None:
+    credentials = server_credentials(keys, mutual=False)
+    with scripted(lambda *_: tower_response(1, []), credentials) as (address, _):
+        with Client(address, credentials=read_credentials(keys / "ca.pem")) as client:
+            assert client.predict("m", {})["embedding"].shape == (0, 2)
+        for wrong in (None, read_credentials(), read_credentials(keys / "client.pem")):
+            with Client(address, 5, wrong) as client, pytest.raises(ServingError) as caught:
+                client.predict("m", {})
+            assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+
+
+def test_the_query_tool_says_in_one_line_that_it_does_not_trust_the_server(keys: Path) -> None:
+    with scripted(lambda *_: tower_response(1, []), server_credentials(keys, mutual=False)) as (address, _):
+        status, output, errors = run("lamp", "--target", address, "--tls-ca", str(keys / "client.pem"))
+    assert (status, output, errors.count("\n")) == (2, "", 1), errors
+    assert "no server answers over TLS" in errors and "CERTIFICATE_VERIFY_FAILED" in errors
+
+
+def test_mutual_tls_lets_in_only_who_is_known(keys: Path) -> None:
+    with scripted(lambda *_: tower_response(1, []), server_credentials(keys, mutual=True)) as (address, _):
+        known = read_credentials(keys / "ca.pem", keys / "client.pem", keys / "client.key")
+        with Client(address, credentials=known) as client:
+            assert client.predict("m", {})["embedding"].shape == (0, 2)
+        with Client(address, 5, read_credentials(keys / "ca.pem")) as client, pytest.raises(ServingError):
+            client.predict("m", {})
+
+
+def test_keys_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    (tmp_path / "text.pem").write_text("a letter")
+    with pytest.raises(InputError, match="text.pem must be a PEM file"):
+        read_credentials(tmp_path / "text.pem")
+    with pytest.raises(InputError, match="none.pem cannot be read: No such file"):
+        read_credentials(tmp_path / "none.pem")
+    with pytest.raises(InputError, match="certificate and key go together"):
+        read_credentials(certificate=tmp_path / "text.pem")
+
+
+# --- tools/query.py
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
@@ -224,6 +399,26 @@ def test_the_query_tool_prints_a_ranked_table(server: Server, client: Client, mo
     assert weights.split()[:3] == ["channel", "weights:", "trigrams"] and "text" in weights
 
 
+def test_the_query_tool_asks_for_pages(server: Server, client: Client, models: Path) -> None:
+    arguments = ["lamp", "--k", "12", "--pages", "3", "--version", "1", "--target", server.address]
+    status, output, errors = run(*arguments, "--models", str(models))
+    assert status == 0, errors
+    header, *lines, _ = output.splitlines()
+    assert header.split() == ["page", "rank", "score", "document_id"]
+    expected = [name for name, _ in serving_models.scores(client.embed_query(["lamp"], [""]).embedding[0])]
+    shown = [(int(page), int(rank), name) for page, rank, _, name in map(str.split, lines)]
+    assert shown == [(1 + place // 12, 1 + place, name) for place, name in enumerate(expected)]
+
+
+def test_filters_are_written_as_column_and_value() -> None:
+    assert read_filters(["country=US", "title=a=b", "language="]) == {"country": "US", "title": "a=b", "language": ""}
+    for wrong in (["country"], ["=US"]):
+        with pytest.raises(InputError, match='must be column=value, and ".*" came'):
+            read_filters(wrong)
+    with pytest.raises(InputError, match='"country" came twice'):
+        read_filters(["country=US", "country=VN"])
+
+
 def test_channels_without_known_names_are_numbered(server: Server, tmp_path: Path) -> None:
     answer = ask(Question("lamp", min_score=1.5), server.address, models=tmp_path)
     assert [name for name, _ in answer.weights] == ["channel 1", "channel 2", "channel 3"]
@@ -241,11 +436,18 @@ def test_a_question_that_the_server_refuses_is_bad_input(tmp_path: Path) -> None
     )
 
 
-def test_the_query_tool_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:
+def test_a_version_that_is_not_served_is_bad_input(server: Server) -> None:
+    for version in (3, "canary"):
+        with pytest.raises(InputError, match="refused: .*(version 3|label .canary)"):
+            ask(Question("lamp", version=version), server.address)
+
+
+def test_the_query_tool_says_in_one_line_what_is_wrong(server: Server, tmp_path: Path) -> None:
     cases = {
         "start one with: python tools/serve.py": ["lamp", "--target", "127.0.0.1:1"],
         "Invalid value for '--k'": ["lamp", "--k", "0"],
         "Invalid value for '--effort'": ["lamp", "--effort", "-1"],
+        "retriever has no filters": ["lamp", "--filter", "country=US", "--target", server.address],
         "there is no such file": ["lamp", "--documents", str(tmp_path / "none.tsv")],
     }
     for fragment, arguments in cases.items():

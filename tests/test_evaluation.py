@@ -15,9 +15,11 @@ from sklearn.metrics import roc_auc_score
 from tiny_market import TinyMarket
 
 from q2s_tf.errors import InputError
-from q2s_tf.evaluation.evaluate import evaluate, metrics_table
+from q2s_tf.evaluation.evaluate import evaluate
+from q2s_tf.evaluation.evaluation import Evaluation, metrics_table
 from q2s_tf.evaluation.judgements import read_judgements
-from q2s_tf.evaluation.rankers import Bm25
+from q2s_tf.evaluation.rankers import Bm25, first
+from q2s_tf.evaluation.slices import frequencies, script
 from q2s_tf.tables import open_documents, open_judgements
 from q2s_tf.towers import Towers
 
@@ -27,105 +29,328 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def results(run: Path, market: TinyMarket, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
-    out = tmp_path_factory.mktemp("evaluation") / "new"
-    return evaluate(run, market.documents, market.judgements, out), out
+Rows = list[dict[str, Any]]
+Cosines = dict[tuple[str, str], dict[str, float]]
 
 
 @pytest.fixture(scope="module")
-def cosines(towers: Towers, market: TinyMarket) -> dict[tuple[str, str], dict[str, float]]:
-    """For each judged query the cosine of every document, by id."""
+def judged(market: TinyMarket) -> Rows:
+    """One to six documents a query, of any grade: no system does well, and queries differ in how well."""
+    generator = np.random.default_rng(6)
+    rows = []
+    for document in market.document_rows[::2]:
+        for place in generator.choice(60, generator.integers(1, 7), replace=False):
+            grade = float(generator.choice([0.0, 1.0, 1.5, 2.0, 3.0]))
+            pair = {"country": document["country"], "document_id": market.document_rows[place]["document_id"]}
+            rows.append({"query": document["title"], **pair, "relevance": grade})
+    return rows
+
+
+@pytest.fixture(scope="module")
+def later(market: TinyMarket) -> Rows:
+    """Documents at random for other queries and for some of the judged ones; one of them is no longer there."""
+    generator = np.random.default_rng(7)
+    rows = []
+    for row in market.positive_rows[::4]:
+        rows.append({**row, "document_id": f"d{generator.integers(60):02}"})
+    return [*rows, {**rows[0], "document_id": "gone"}, rows[1]]
+
+
+@pytest.fixture(scope="module")
+def evaluation(
+    run: Path, market: TinyMarket, models: Path, judged: Rows, later: Rows, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Evaluation, Path]:
+    """With everything that can be given: later positives, training positives, the exported index."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    told = evaluate(
+        run,
+        market.documents,
+        write_rows(folder / "judged.parquet", judged),
+        folder / "new",
+        later=write_rows(folder / "later.parquet", later),
+        positives=market.positives,
+        models=models,
+    )
+    return told, folder / "new"
+
+
+@pytest.fixture(scope="module")
+def results(evaluation: tuple[Evaluation, Path]) -> dict[str, Any]:
+    return evaluation[0].results
+
+
+@pytest.fixture(scope="module")
+def cosines(towers: Towers, market: TinyMarket, judged: Rows, later: Rows) -> Cosines:
+    """For each query the cosine of every document, by id."""
     columns = ("title", "description", "language", "country", "image_embeddings")
     documents = towers.document.predict({name: [row[name] for row in market.document_rows] for name in columns})
     ids = [row["document_id"] for row in market.document_rows]
     found = {}
-    for row in market.judgement_rows:
-        query = towers.query.predict({"query": [row["query"]], "country": [row["country"]]})["embedding"][0]
-        scores = documents["embedding"] @ query
-        found[row["query"], row["country"]] = dict(zip(ids, scores.tolist(), strict=True))
+    for query, country in {(row["query"], row["country"]) for row in [*judged, *later]}:
+        vector = towers.query.predict({"query": [query], "country": [country]})["embedding"][0]
+        found[query, country] = dict(zip(ids, (documents["embedding"] @ vector).tolist(), strict=True))
     return found
 
 
 # --- the figures
 
 
-def test_figures_are_what_the_raw_rows_give(
-    results: tuple[dict[str, Any], Path], cosines: dict[Any, dict[str, float]], market: TinyMarket
-) -> None:
-    figures = results[0]["systems"]["q2s_tf"]
-    rows = market.judgement_rows
-    scores = [cosines[row["query"], row["country"]][row["document_id"]] for row in rows]
-    assert figures["roc_auc"] == pytest.approx(roc_auc_score([row["relevance"] >= 2 for row in rows], scores), abs=1e-4)
-    for k in (10, 100):
-        shares = []
-        for query, by_document in cosines.items():
-            wanted = {
-                row["document_id"] for row in rows if (row["query"], row["country"]) == query and row["relevance"] >= 2
-            }
-            first = sorted(by_document, key=lambda each: -by_document[each])[:k]
-            shares.append(len(wanted & set(first)) / len(wanted))
-        assert figures[f"recall@{k}"] == pytest.approx(np.mean(shares))
+def best_first(by_document: dict[str, float]) -> list[str]:
+    return sorted(by_document, key=lambda each: -by_document[each])
+
+
+def relevant_ids(rows: Rows) -> dict[tuple[str, str], set[str]]:
+    """By query the documents that are relevant from grade 2, or positives."""
+    wanted: dict[tuple[str, str], set[str]] = {}
+    for row in rows:
+        if row.get("relevance", 2) >= 2 and row["document_id"] != "gone":
+            wanted.setdefault((row["query"], row["country"]), set()).add(row["document_id"])
+    return wanted
+
+
+def mean_recall(rows: Rows, scores: Cosines, k: int) -> float:
+    shares = [len(ids & set(best_first(scores[query])[:k])) / len(ids) for query, ids in relevant_ids(rows).items()]
+    return float(np.mean(shares))
+
+
+def auc(rows: Rows, scores: Cosines) -> float:
+    given = [scores[row["query"], row["country"]][row["document_id"]] for row in rows]
+    return float(roc_auc_score([row["relevance"] >= 2 for row in rows], given))
+
+
+def ndcg(rows: Rows, by_document: dict[str, float]) -> float | None:
+    """Of the judged rows of one query; None where they order nothing."""
+    gains = [max(0.0, 2 ** (row["relevance"] - 1) - 1) for row in rows]
+    order = sorted(range(len(rows)), key=lambda at: -by_document[rows[at]["document_id"]])
+    dcg = sum(gains[at] / math.log2(rank + 2) for rank, at in enumerate(order[:10]))
+    best = sum(gain / math.log2(rank + 2) for rank, gain in enumerate(sorted(gains, reverse=True)[:10]))
+    return dcg / best if len(rows) > 1 and best else None
+
+
+def test_figures_are_what_the_raw_rows_give(results: dict[str, Any], cosines: Cosines, judged: Rows) -> None:
+    figures = {metric: figure["value"] for metric, figure in results["systems"]["q2s_tf"].items()}
+    assert figures["roc_auc"] == pytest.approx(auc(judged, cosines), abs=1e-3)
+    assert figures["recall@10"] == pytest.approx(mean_recall(judged, cosines, 10))
     assert figures["recall@100"] == 1, "there are 60 documents"
-    gains = []
-    for query, by_document in cosines.items():
-        judged = [row for row in rows if (row["query"], row["country"]) == query]
-        judged.sort(key=lambda row: -by_document[row["document_id"]])
-        # Of grades 2, 1, 0, 0 only the first gains: 2^(2-1) - 1 = 1.
-        place = [row["relevance"] for row in judged].index(2)
-        gains.append(1 / math.log2(place + 2))
-    assert figures["ndcg@10"] == pytest.approx(np.mean(gains), abs=1e-6)
+    wanted = relevant_ids(judged)
+    ranks = [1 + min(best_first(cosines[query]).index(each) for each in ids) for query, ids in wanted.items()]
+    assert figures["mrr@100"] == pytest.approx(np.mean([1 / rank for rank in ranks]))
+    by_query = {query: [row for row in judged if (row["query"], row["country"]) == query] for query in cosines}
+    values = [ndcg(rows, cosines[query]) for query, rows in by_query.items()]
+    known = [value for value in values if value is not None]
+    assert figures["ndcg@10"] == pytest.approx(np.mean(known))
+    assert results["systems"]["q2s_tf"]["ndcg@10"]["queries"] == len(known)
 
 
-def test_batch_recall_is_over_the_relevant_pairs(
-    results: tuple[dict[str, Any], Path], cosines: dict[Any, dict[str, float]], market: TinyMarket
+def test_recall_of_later_days_is_over_their_own_queries(results: dict[str, Any], cosines: Cosines, later: Rows) -> None:
+    rows = [{key: value for key, value in row.items() if key != "relevance"} for row in later]
+    figure = results["systems"]["q2s_tf"]["later_recall@10"]
+    assert figure["value"] == pytest.approx(mean_recall(rows, cosines, 10))
+    assert figure["queries"] == results["sizes"]["later_queries"] == len(relevant_ids(rows))
+    assert results["sizes"]["later_pairs"] == sum(map(len, relevant_ids(rows).values()))
+
+
+def test_fusion_is_of_the_two_orders(
+    results: dict[str, Any], cosines: Cosines, market: TinyMarket, judged: Rows
 ) -> None:
-    relevant = [row for row in market.judgement_rows if row["relevance"] >= 2]
+    bm25 = Bm25(open_documents(market.documents))
+    ids = [row["document_id"] for row in market.document_rows]
+    fused = {}
+    for (query, country), by_document in cosines.items():
+        lexical = dict(zip(ids, next(bm25.rows([query])).tolist(), strict=True))
+        places = best_first(by_document)
+        fused[query, country] = {
+            # Equal scores of BM25 share the better rank, and what shares no word with the query has none.
+            each: 1 / (61 + places.index(each))
+            + (1 / (61 + sum(other > lexical[each] for other in lexical.values())) if lexical[each] else 0)
+            for each in ids
+        }
+    figure = results["systems"]["RRF"]["recall@10"]["value"]
+    assert figure == pytest.approx(mean_recall(judged, fused, 10))
+    assert results["systems"]["RRF"]["roc_auc"]["value"] == pytest.approx(auc(judged, fused), abs=1e-3)
+
+
+def test_an_exact_index_finds_what_exact_search_finds(results: dict[str, Any], models: Path) -> None:
+    systems = results["systems"]
+    assert (
+        systems["q2s_tf index"]["index_recall@10"]["value"] == systems["q2s_tf index"]["index_recall@100"]["value"] == 1
+    )
+    for metric in ("mrr@100", "recall@10", "later_recall@10"):
+        assert systems["q2s_tf index"][metric] == systems["q2s_tf"][metric]
+    assert (results["index"]["version"], results["index"]["index"]["kind"]) == (1, "exact")
+
+
+def test_batch_recall_is_over_the_relevant_pairs(results: dict[str, Any], cosines: Cosines, judged: Rows) -> None:
+    relevant = [row for row in judged if row["relevance"] >= 2]
     for k in (1, 10):
         hits = 0
         for row in relevant:
             mine = cosines[row["query"], row["country"]]
-            hits += sum(mine[other["document_id"]] > mine[row["document_id"]] for other in relevant) < k
-        assert results[0]["systems"]["q2s_tf"][f"batch_recall@{k}"] == pytest.approx(hits / len(relevant))
+            # A document that answers two queries of the batch stands in its own way.
+            hits += sum(mine[other["document_id"]] >= mine[row["document_id"]] for other in relevant) <= k
+        assert results["systems"]["q2s_tf"][f"batch_recall@{k}"]["value"] == pytest.approx(hits / len(relevant))
 
 
-def test_sizes_and_thresholds_are_told(results: tuple[dict[str, Any], Path]) -> None:
-    told, _ = results
-    sizes = {name: told[name] for name in ("queries", "pairs", "relevant_pairs", "left_out_pairs", "documents")}
-    assert sizes == {"queries": 30, "pairs": 120, "relevant_pairs": 30, "left_out_pairs": 0, "documents": 60}
-    assert (told["relevant_at"], told["recall_relevant_at"], told["negatives"]) == (2, 2, "rated")
+def test_sizes_and_thresholds_are_told(results: dict[str, Any], judged: Rows) -> None:
+    relevant = sum(row["relevance"] >= 2 for row in judged)
+    sizes = {"queries": 30, "pairs": len(judged), "relevant_pairs": relevant, "left_out_pairs": 0, "documents": 60}
+    assert sizes.items() <= results["sizes"].items()
+    assert results["thresholds"] == {"relevant_at": 2, "recall_relevant_at": 2}
+    assert results["negatives"] == "rated"
 
 
-def test_what_is_returned_is_written_and_printed(results: tuple[dict[str, Any], Path]) -> None:
-    told, out = results
-    assert json.loads((out / "metrics.json").read_text(encoding="utf-8")) == told
-    assert [path.name for path in out.iterdir()] == ["metrics.json"]
-    console = Console(width=100, file=io.StringIO())
-    console.print(metrics_table(told))
+def test_every_figure_lies_in_its_interval(results: dict[str, Any]) -> None:
+    for figures in results["systems"].values():
+        for metric, figure in figures.items():
+            assert figure["low"] <= figure["value"] <= figure["high"], metric
+            if metric in ("roc_auc", "ndcg@10", "mrr@100", "recall@10", "later_recall@10"):
+                assert 0 < figure["high"] - figure["low"] < 0.7, metric
+
+
+def test_systems_are_compared_query_by_query(evaluation: tuple[Evaluation, Path]) -> None:
+    told = evaluation[0]
+    row = next(row for row in told.results["significance"] if (row["metric"], row["b"]) == ("ndcg@10", "BM25"))
+    mine, theirs = (told.per_query[system]["ndcg@10"] for system in ("q2s_tf", "BM25"))
+    assert row["a"] == "q2s_tf"
+    assert (row["wins"], row["losses"]) == ((mine > theirs + 1e-6).sum(), (mine < theirs - 1e-6).sum())
+    assert row["wins"] + row["losses"] + row["ties"] == told.results["systems"]["BM25"]["ndcg@10"]["queries"]
+    assert row["difference"] == pytest.approx(np.nanmean(mine - theirs))
+    assert row["low"] <= row["difference"] <= row["high"]
+    assert 0 < row["p"] <= row["p_holm"] <= 1
+    same = [row for row in told.results["significance"] if row["a"] == "q2s_tf index"]
+    assert same and all(row["difference"] == 0 and row["p_holm"] == 1 for row in same)
+
+
+def test_what_is_returned_is_written_and_printed(evaluation: tuple[Evaluation, Path]) -> None:
+    told, out = evaluation
+    assert json.loads((out / "metrics.json").read_text(encoding="utf-8")) == told.results
+    assert {path.name for path in out.iterdir()} == {"metrics.json", "per_query.parquet"}
+    console = Console(width=120, file=io.StringIO())
+    console.print(metrics_table(told.results))
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    for system, figures in told["systems"].items():
+    for system, figures in told.results["systems"].items():
         assert system in text
-        for metric, value in figures.items():
+        for metric, figure in figures.items():
             assert metric in text
-            assert value is None or f"{value:.4f}" in text
+            assert f"{figure['value']:.4f}" in text
+
+
+def test_every_query_is_written_with_its_values(evaluation: tuple[Evaluation, Path], judged: Rows) -> None:
+    told, out = evaluation
+    table = pq.read_table(out / "per_query.parquet")
+    assert table.num_rows == len(told.judged.queries["query"]) == len(told.query_embeddings)
+    for system, figures in told.results["systems"].items():
+        for metric, figure in figures.items():
+            if metric == "roc_auc":
+                assert f"{system}/{metric}" not in table.column_names
+            else:
+                column = table[f"{system}/{metric}"]
+                weights = table["relevant_pairs"].to_numpy() if metric.startswith("batch") else np.ones(len(column))
+                known = ~np.isnan(column.to_numpy())
+                assert np.average(column.to_numpy()[known], weights=weights[known]) == pytest.approx(figure["value"])
+                assert known.sum() == figure["queries"]
+    rows = {(row["query"], row["country"]): row for row in table.to_pylist()}
+    for query, ids in relevant_ids(judged).items():
+        assert rows[query]["relevant_pairs"] == len(ids)
+        assert rows[query]["judged_pairs"] == sum((row["query"], row["country"]) == query for row in judged)
+        assert rows[query]["slice/country"] == query[1] or "missing"
+
+
+# --- slices
+
+
+def test_slices_sum_up_to_the_whole(results: dict[str, Any]) -> None:
+    names = [slicing["name"] for slicing in results["slices"]]
+    assert {"language", "script", "country", "length", "frequency"} <= set(names)
+    assert {"document_language", "language_pair", "missing_description", "missing_image_embeddings"} <= set(names)
+    for slicing in results["slices"]:
+        for size in ("pairs", "relevant_pairs"):
+            assert sum(part[size] for part in slicing["values"]) == results["sizes"][size], slicing["name"]
+        assert len(slicing["values"]) > 1
+        assert all(part["small"] == (part["queries"] < 30) for part in slicing["values"])
+    nothing = {"value": 0.0, "queries": 0}
+    for slicing in results["slices"][: names.index("document_language")]:
+        assert sum(part["queries"] for part in slicing["values"]) == results["sizes"]["queries"]
+        for system in ("q2s_tf", "q2s_tf index", "BM25", "RRF"):
+            for metric in ("mrr@100", "recall@10"):
+                parts = [part["systems"][system].get(metric, nothing) for part in slicing["values"]]
+                whole = sum(part["value"] * part["queries"] for part in parts) / sum(part["queries"] for part in parts)
+                assert whole == pytest.approx(results["systems"][system][metric]["value"]), (slicing["name"], metric)
+
+
+def find_slice(results: dict[str, Any], name: str, value: str) -> dict[str, Any]:
+    (slicing,) = [slicing for slicing in results["slices"] if slicing["name"] == name]
+    (part,) = [part for part in slicing["values"] if part["value"] == value]
+    return part
+
+
+def test_a_slice_of_documents_measures_its_own_pairs(
+    results: dict[str, Any], cosines: Cosines, market: TinyMarket, judged: Rows
+) -> None:
+    bare = {row["document_id"] for row in market.document_rows if row["image_embeddings"] is None}
+    rows = [row for row in judged if row["document_id"] in bare]
+    part = find_slice(results, "missing_image_embeddings", "missing")
+    assert part["pairs"] == len(rows)
+    assert part["systems"]["q2s_tf"]["roc_auc"]["value"] == pytest.approx(auc(rows, cosines), abs=1e-3)
+    recall = part["systems"]["q2s_tf"]["recall@10"]
+    assert recall["value"] == pytest.approx(mean_recall(rows, cosines, 10))
+    assert recall["queries"] == len(relevant_ids(rows))
+
+
+def test_a_slice_of_queries_measures_all_their_pairs(results: dict[str, Any], cosines: Cosines, judged: Rows) -> None:
+    for value, country in (("JP", "JP"), ("missing", None)):  # the Russian queries have no country
+        rows = [row for row in judged if row["country"] == country]
+        part = find_slice(results, "country", value)
+        assert part["pairs"] == len(rows) and part["queries"] == len({row["query"] for row in rows})
+        assert part["systems"]["q2s_tf"]["roc_auc"]["value"] == pytest.approx(auc(rows, cosines), abs=2e-3)
+        assert part["systems"]["q2s_tf"]["recall@10"]["value"] == pytest.approx(mean_recall(rows, cosines, 10))
+
+
+def test_queries_are_sliced_by_what_they_are(evaluation: tuple[Evaluation, Path], market: TinyMarket) -> None:
+    told = evaluation[0]
+    language = {row["title"]: row["language"] for row in market.document_rows}
+    scripts = {"en": {"Latin"}, "ru": {"Cyrillic"}, "ja": {"Kana", "Han"}, "ar": {"Arabic"}}
+    for number, query in enumerate(told.judged.queries["query"]):
+        found = {name: labels[number] for name, labels in told.query_slices.items()}
+        if query in language:
+            assert found["language"] == language[query]
+            assert found["script"] in scripts[language[query]]
+        shortest = {"1–4": 0, "5–9": 5, "10–19": 10, "20+": 20}[found["length"]]
+        assert shortest <= len(query) < {0: 5, 5: 10, 10: 20, 20: 9_999}[shortest]
+        assert found["words"] == str(len(query.split()))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("Sofá ﬁn", "Latin"), ("диван XL", "Cyrillic"), ("赤いソファ", "Kana"), ("自転車", "Han"), ("ﾃｰﾌﾞﾙ", "Kana"),
+     ("소파", "Hangul"), ("أريكة", "Arabic"), ("12 × 40!", "none"), ("", "none")],
+)  # fmt: skip
+def test_the_script_is_that_of_most_letters(text: str, expected: str) -> None:
+    assert script(text) == expected
+
+
+def test_frequent_queries_bring_a_third_of_the_searches_each() -> None:
+    queries = ["sofa", "SOFA", "bed", "lamp", "desk", "chair", None]
+    weights = [3.0, 1.0, 3.0, 2.0, None, 1.0, 1.0]
+    positives = pa.table({"query": queries, "weight": weights})
+    # Twelve searches: sofa 4 from 0, bed 3 from 4, lamp 2 from 7, then single ones from 9 on.
+    found = frequencies(["sofa", "bed", "lamp", "desk", "chair", "tent"], positives)
+    assert found.tolist() == ["head", "torso", "torso", "tail", "tail", "unseen"]
 
 
 def test_other_thresholds_can_be_asked_for(run: Path, market: TinyMarket, tmp_path: Path) -> None:
-    told = evaluate(run, market.documents, market.judgements, tmp_path / "a", relevant_at=1)
-    assert (told["relevant_at"], told["recall_relevant_at"], told["relevant_pairs"]) == (1, 1, 60)
-    told = evaluate(
-        run, market.documents, market.judgements, tmp_path / "b", relevant_at=1, recall_relevant_at=2, stage=1
-    )
-    assert (told["relevant_at"], told["recall_relevant_at"]) == (1, 2)
+    told = evaluate(run, market.documents, market.judgements, tmp_path / "a", relevant_at=1).results
+    assert told["thresholds"] == {"relevant_at": 1, "recall_relevant_at": 1}
+    assert told["sizes"]["relevant_pairs"] == 60
 
 
 def test_later_positives_stand_against_sampled_negatives(run: Path, market: TinyMarket, tmp_path: Path) -> None:
-    told = evaluate(run, market.documents, market.positives, tmp_path)
+    told = evaluate(run, market.documents, market.positives, tmp_path, stage=1).results
     assert told["negatives"] == "sampled"
-    assert told["systems"]["q2s_tf"]["ndcg@10"] is None
-    assert told["systems"]["q2s_tf"]["roc_auc"] > 0.7
+    assert "ndcg@10" not in told["systems"]["q2s_tf"]
+    assert told["systems"]["q2s_tf"]["roc_auc"]["value"] > 0.7
     pairs = {(row["query"], row["country"], row["document_id"]) for row in market.positive_rows}
-    assert told["relevant_pairs"] == len(pairs)
+    assert told["sizes"]["relevant_pairs"] == len(pairs)
 
 
 # --- BM25
@@ -150,7 +375,8 @@ def test_bm25_is_its_formula(tmp_path: Path) -> None:
 
     queries = ["11 22", "99", "１１", "nothing of this", "", None]
     expected = [[score((query or "").replace("１１", "11"), document) for document in words] for query in queries]
-    np.testing.assert_allclose(np.concatenate(list(bm25.scores(queries))), expected, atol=1e-5)
+    np.testing.assert_allclose(list(bm25.rows(queries)), expected, atol=1e-5)
+    assert first(np.array([2.0, -np.inf, 3.0, 2.0]), 6).tolist() == [2, 0, 3, -1, -1, -1]
 
 
 # --- judgements
@@ -211,3 +437,16 @@ def test_wrong_input_is_refused_and_nothing_is_written(run: Path, market: TinyMa
     with pytest.raises(InputError, match="must be a folder"):
         evaluate(run, market.documents, market.judgements, tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_what_cannot_be_measured_is_refused(run: Path, market: TinyMarket, models: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    clicks = write_rows(tmp_path / "clicks.parquet", [{**row, "relevance": 2_000.0} for row in market.judgement_rows])
+    with pytest.raises(InputError, match=r"clicks.parquet: a grade must be at most 30, .*; got 2000: map the grades"):
+        evaluate(run, market.documents, clicks, out)
+    with pytest.raises(InputError, match=r"--later .*judgements.parquet: must be positives"):
+        evaluate(run, market.documents, market.judgements, out, later=market.judgements)
+    for folder, stage in ((tmp_path, None), (models, 1)):  # an export holds the last stage
+        with pytest.raises(InputError, match="must hold a retriever with the weights of the run; there is none"):
+            evaluate(run, market.documents, market.judgements, out, models=folder, stage=stage)
+    assert not out.exists()

@@ -19,12 +19,13 @@ from tiny_market import IMAGE_DIM, TinyMarket
 from q2s_tf.config import IMAGES
 from q2s_tf.errors import InputError
 from q2s_tf.serving.export import export
-from q2s_tf.serving.versions import SERVABLES, new_version, next_version
+from q2s_tf.serving.versions import SERVABLES
 from q2s_tf.towers import Towers
 
 DIMENSION = 16
 QUERIES = ["red sofa", "ランプ", "", "أزرق دراجة", "👩‍👩‍👧 PHONE", "x\0y"]
 COUNTRIES = ["US", "JP", "", "AE", "ZZ", ""]
+FILTERS = {"country": ["us", "JP", "", "AE", "nowhere", ""], "language": ["", "ja", "ru", "en", "", "RU "]}
 
 
 def strings(values: list[str]) -> np.ndarray:
@@ -51,7 +52,7 @@ def partitioned_models(
     folder = tmp_path_factory.mktemp("partitioned") / "models"
     shutil.copytree(models, folder)
     before = files_of(folder)
-    return folder, export(run, market.documents, folder, "partitioned"), before
+    return folder, export(run, market.documents, folder, "partitioned", filters=["country", "language"]), before
 
 
 # --- one answer on every path
@@ -101,6 +102,9 @@ def fresh_answers(
     everywhere = {**asked["retriever", "retrieve"], "effort": np.int32(10**6)}
     version_2 = partitioned_models[0] / "retriever/2"
     jobs["session", "retriever", "all partitions"] = ("session", version_2, "retrieve", everywhere)
+    wanted = {f"filter_{name}": strings(values) for name, values in FILTERS.items()}
+    for loader in ("tf2", "session"):
+        jobs[loader, "retriever", "filtered"] = (loader, version_2, "retrieve_filtered", {**everywhere, **wanted})
     answers = fresh_process.answers(list(jobs.values()), tmp_path_factory.mktemp("fresh"))
     return dict(zip(jobs, answers, strict=True))
 
@@ -173,6 +177,23 @@ def test_all_partitions_answer_as_the_exact_index(
     check_retrieved(fresh_answers["session", "retriever", "all partitions"], vectors["query"], vectors["document"], 7)
 
 
+@pytest.mark.parametrize("loader", ["tf2", "session"])
+def test_filters_leave_what_they_say(
+    loader: str, fresh_answers: dict[Any, Any], market: TinyMarket, vectors: dict[str, np.ndarray]
+) -> None:
+    answer = fresh_answers[loader, "retriever", "filtered"]
+    for place, (query, ids) in enumerate(zip(vectors["query"], answer["document_id"], strict=True)):
+        rules = {name: values[place].strip().lower() for name, values in FILTERS.items() if values[place]}
+        allowed = [
+            number
+            for number, row in enumerate(market.document_rows)
+            if all((row[name] or "").lower() == value for name, value in rules.items())
+        ]
+        best = sorted(allowed, key=lambda number: -float(vectors["document"][number] @ query))[:7]
+        expected = [f"d{number:02}" for number in best] if query.any() else []
+        assert [each.decode() for each in ids if each] == expected
+
+
 # --- knobs at query time
 
 
@@ -233,17 +254,24 @@ def test_signatures_are_those_of_the_design(partitioned_models: tuple[Path, int,
         "min_score": ("DT_FLOAT", []),
     }
     found = {"document_id": ("DT_STRING", [-1, -1]), "score": ("DT_FLOAT", [-1, -1])}
-    expected = {
+    expected: dict[str, dict[str, Any]] = {
         "query_tower": {"serving_default": (texts, vectors)},
         "document_tower": {"serving_default": (document, {**vectors, "channel_weights": ("DT_FLOAT", [-1, 5])})},
         "retriever": {
             "serving_default": (texts, {"document_id": ("DT_STRING", [-1, 10]), "score": ("DT_FLOAT", [-1, 10])}),
             "retrieve": ({**texts, **knobs}, found),
             "by_embedding": ({"embedding": ("DT_FLOAT", [-1, DIMENSION]), **knobs}, found),
+            "index": ({}, {"partitions": ("DT_INT32", []), "default_effort": ("DT_INT32", [])}),
         },
     }
-    for servable, signatures in expected.items():
+    filters = {f"filter_{name}": ("DT_STRING", [-1]) for name in FILTERS}
+    with_filters = {
+        f"{name}_filtered": ({**expected["retriever"][name][0], **filters}, found)
+        for name in ("retrieve", "by_embedding")
+    }
+    for servable, plain in expected.items():
         for version in ("1", "2"):
+            signatures = plain | (with_filters if (servable, version) == ("retriever", "2") else {})
             (graph,) = saved_model(partitioned_models[0] / servable / version).meta_graphs
             assert set(graph.signature_def) - {"__saved_model_init_op"} == set(signatures)
             for name, (inputs, outputs) in signatures.items():
@@ -301,8 +329,9 @@ def test_warm_up_requests_cover_every_signature_and_run(models: Path) -> None:
             batched = [values for values in inputs.values() if values.ndim]
             signature = loaded.signatures[request.model_spec.signature_name]
             answer = signature(**{name: tf.constant(values) for name, values in inputs.items()})
-            assert all(len(tensor) == len(batched[0]) for tensor in answer.values())
-            covered.add((request.model_spec.signature_name, len(batched[0])))
+            rows = [len(values) for values in batched]
+            assert all(len(tensor) == rows[0] for tensor in answer.values() if rows)
+            covered |= {(request.model_spec.signature_name, count) for count in rows or [1]}
         assert {name for name, _ in covered} == set(loaded.signatures)
         assert {rows for _, rows in covered} >= {1}
         assert len({rows for _, rows in covered}) > 1, "more than one batch size"
@@ -330,7 +359,8 @@ def test_manifests_say_what_was_exported(
             }
             assert manifest["tokenizer_sha256"] == tokenizer
             if servable == "retriever":
-                assert manifest["documents"] == 60
+                assert manifest["documents"] == manifest["indexed"] == 60
+                assert manifest["filters"] == ([] if version == 1 else ["country", "language"])
                 assert manifest["index"]["kind"] == kind
 
 
@@ -341,32 +371,12 @@ def test_versions_grow_and_the_old_ones_stay(partitioned_models: tuple[Path, int
     folder, version, before = partitioned_models
     assert version == 2
     after = files_of(folder)
-    assert {name: after.get(name) for name in before} == before
-    assert sorted(path.name for path in folder.iterdir()) == sorted(SERVABLES)
+    assert {name: after.get(name) for name in before if not name.startswith(".")} == {
+        name: content for name, content in before.items() if not name.startswith(".")
+    }
+    assert sorted(path.name for path in folder.glob("[!.]*")) == sorted(SERVABLES)
     for servable in SERVABLES:
         assert sorted(path.name for path in (folder / servable).iterdir()) == ["1", "2"]
-
-
-def test_the_next_version_is_beyond_the_highest_of_any_servable(tmp_path: Path) -> None:
-    assert next_version(tmp_path) == 1
-    for folder in ("query_tower/3", "retriever/12", "document_tower/7.tmp", "other/99", "document_tower/notes"):
-        (tmp_path / folder).mkdir(parents=True)
-    assert next_version(tmp_path) == 13
-
-
-def test_an_interrupted_publication_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="stop"), new_version(tmp_path) as (_, folders):
-        (folders["query_tower"] / "half").write_text("half")
-        raise RuntimeError("stop")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_where_one_servable_cannot_be_put_none_is_published(tmp_path: Path) -> None:
-    (tmp_path / "retriever").write_text("a file where a folder has to be")
-    with pytest.raises(OSError), new_version(tmp_path) as (_, folders):
-        for folder in folders.values():
-            (folder / "saved_model.pb").write_text("model")
-    assert not [path for path in tmp_path.rglob("*") if path.name == "saved_model.pb"]
 
 
 def test_a_save_that_fails_leaves_the_old_version_alone(
@@ -403,4 +413,11 @@ def test_a_bad_catalogue_publishes_nothing(run: Path, market: TinyMarket, tmp_pa
             export(run, tmp_path / "documents.parquet", tmp_path / "models", "exact")
     with pytest.raises(InputError, match="index scann: needs .*1000 documents; got 60"):
         export(run, market.documents, tmp_path / "models", "scann")
+    for filters, message in (
+        (["brand"], "has no column brand to filter by"),
+        (["country", "country"], "filter country: is named twice"),
+        ([IMAGES], f"filter {IMAGES}: must be a text column"),
+    ):
+        with pytest.raises(InputError, match=message):
+            export(run, market.documents, tmp_path / "models", filters=filters)
     assert not (tmp_path / "models").exists()

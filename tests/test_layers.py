@@ -9,7 +9,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from q2s_tf.layers import AttentionFusion, DeepSets, TextEncoder, TrigramEmbedding
+from q2s_tf.layers import AttentionFusion, DeepSets, Embedding, TextEncoder, TrigramEmbedding
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -133,6 +133,21 @@ def test_the_gradient_of_the_table_is_sparse_and_counts_occurrences() -> None:
     assert gradient.values.shape[0] == (counts > 0).sum(), "one slice for each row that occurs"
 
 
+# --- categories
+
+
+def test_an_embedding_is_the_row_of_its_table_and_only_that_learns() -> None:
+    layer = Embedding(5, 3, "normal")
+    ids = np.array([[3], [0], [3]], np.int32)
+    with tf.GradientTape() as tape:
+        rows = layer(ids)
+        loss = tf.reduce_sum(rows)
+    (table,) = layer.get_weights()
+    np.testing.assert_array_equal(rows, table[[3, 0, 3]])
+    gradient = tape.gradient(loss, layer.table.value)
+    np.testing.assert_array_equal(tf.convert_to_tensor(gradient), np.repeat([[1], [0], [0], [2], [0]], 3, axis=1))
+
+
 # --- Deep Sets
 
 
@@ -209,6 +224,18 @@ def test_the_encoder_is_kerashubs_backbone_at_cls(num_layers: int) -> None:
     np.testing.assert_allclose(layer(ids), expected, atol=1e-4)
 
 
+def test_the_gradients_of_the_encoder_are_those_of_kerashubs_backbone(text_encoder: TextEncoder) -> None:
+    ids = tf.constant([[2, 7, 9, 4], [2, 11, 0, 0]], tf.int32)
+    weights = [weight.value for weight in text_encoder.trainable_variables]
+    with tf.GradientTape(persistent=True) as tape:
+        mine = tf.reduce_sum(text_encoder(ids) ** 3)
+        theirs = tf.reduce_sum(text_encoder.backbone({"token_ids": ids, "padding_mask": ids != 0})[:, 0] ** 3)
+    gradients, expected = [[tf.convert_to_tensor(each) for each in tape.gradient(of, weights)] for of in (mine, theirs)]
+    largest = max(float(tf.reduce_max(tf.abs(each))) for each in expected)
+    for weight, gradient, wanted in zip(weights, gradients, expected, strict=True):
+        np.testing.assert_allclose(gradient, wanted, atol=1e-5 * largest, err_msg=weight.name)
+
+
 def test_padding_does_not_change_the_vector_of_a_text(text_encoder: TextEncoder) -> None:
     ids = np.array([[2, 7, 9], [2, 11, 0]], np.int32)
     vectors = np.asarray(text_encoder(ids))
@@ -237,6 +264,7 @@ def test_a_row_of_padding_alone_is_finite(text_encoder: TextEncoder) -> None:
 LAYERS: dict[type[keras.layers.Layer], dict[str, Any]] = {
     TrigramEmbedding: {"buckets": 9, "dimension": 4},
     DeepSets: {"hidden_dim": 6, "dimension": 4},
+    Embedding: {"size": 5, "dimension": 3, "initializer": "normal"},
     AttentionFusion: {},
     TextEncoder: {
         "vocabulary_size": 50,

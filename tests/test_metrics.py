@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import ndcg_score
 
-from q2s_tf.evaluation.metrics import batch_recall_at_k, ndcg, recall_at_k, roc_auc
+from q2s_tf.evaluation.metrics import as_run, batch_hits, mean_by_query, ndcg, overlap_at_k, retrieval, roc_auc
 
 # Few distinct scores, so that ties are common.
 SCORES = st.sampled_from([-1.0, -0.25, 0.0, 0.5, 1.0])
@@ -55,47 +56,71 @@ GRADED = st.lists(st.tuples(SCORES, st.sampled_from([0.0, 1.0, 1.5, 2.0, 3.0])),
 
 
 @given(st.lists(GRADED, min_size=1, max_size=4), st.integers(1, 6))
-def test_ndcg_is_the_mean_over_queries_that_order_something(queries: list[list[tuple[float, float]]], k: int) -> None:
-    values = [
+def test_ndcg_is_that_of_every_order_of_ties(queries: list[list[tuple[float, float]]], k: int) -> None:
+    expected = [
         brute_force_ndcg([score for score, _ in query], [grade for _, grade in query], k)
-        for query in queries
         if len(query) > 1 and any(grade > 1 for _, grade in query)
+        else math.nan
+        for query in queries
     ]
-    scores = [np.array([score for score, _ in query]) for query in queries]
-    grades = [np.array([grade for _, grade in query]) for query in queries]
-    expected = sum(values) / len(values) if values else math.nan
-    assert ndcg(scores, grades, k) == pytest.approx(expected, nan_ok=True)
+    rows = [(number, *pair) for number, query in enumerate(queries) for pair in query]
+    # A last query without any judged document, and the pairs of the others in any order.
+    query, scores, grades = (np.array(column) for column in zip(*sorted(rows, key=hash), strict=True))
+    actual = ndcg(query, scores, grades, len(queries) + 1, k)
+    np.testing.assert_allclose(actual, [*expected, math.nan])
+
+
+def test_ndcg_is_that_of_scikit_learn() -> None:
+    generator = np.random.default_rng(1)
+    scores, gains = generator.integers(0, 6, (20, 30)) / 2, generator.integers(0, 4, (20, 30))
+    # Their relevance is our gain: g = 1 + log2(1 + gain).
+    actual = ndcg(np.repeat(np.arange(20), 30), scores.ravel(), 1 + np.log2(1 + gains).ravel(), 20)
+    assert actual.mean() == pytest.approx(ndcg_score(gains, scores, k=10))
 
 
 def test_ndcg_by_hand() -> None:
     # Grades 3 and 2 gain 3 and 1. In the wrong order: (1 + 3/log2(3)) / (3 + 1/log2(3)).
     wrong = (1 + 3 / math.log2(3)) / (3 + 1 / math.log2(3))
-    assert ndcg([np.array([0.1, 0.9])], [np.array([3.0, 2.0])]) == pytest.approx(wrong)
-    assert ndcg([np.array([0.9, 0.1])], [np.array([3.0, 2.0])]) == pytest.approx(1)
-    assert math.isnan(ndcg([np.array([0.9])], [np.array([3.0])])), "one document orders nothing"
-    assert math.isnan(ndcg([np.array([0.9, 0.1])], [np.array([1.0, 0.0])])), "no gain, nothing to order"
-    assert math.isnan(ndcg([], []))
+    one, two = np.array([0]), np.array([0, 0])
+    assert ndcg(two, np.array([0.1, 0.9]), np.array([3.0, 2.0]), 1) == pytest.approx(wrong)
+    assert ndcg(two, np.array([0.9, 0.1]), np.array([3.0, 2.0]), 1) == pytest.approx(1)
+    assert np.isnan(ndcg(one, np.array([0.9]), np.array([3.0]), 1)), "one document orders nothing"
+    assert np.isnan(ndcg(two, np.array([0.9, 0.1]), np.array([1.0, 0.0]), 1)), "no gain, nothing to order"
+    assert ndcg(np.zeros(0, int), np.zeros(0), np.zeros(0), 0).size == 0
 
 
 @given(
     st.lists(
         st.tuples(st.lists(st.integers(0, 9), unique=True, max_size=8), st.sets(st.integers(0, 9), max_size=5)),
+        min_size=1,
         max_size=5,
-    ),
-    st.integers(1, 10),
+    )
 )
-def test_recall_counts_what_was_found_of_what_is_relevant(queries: list[tuple[list[int], set[int]]], k: int) -> None:
-    shares = []
-    for found, wanted in queries:
-        if wanted:
-            shares.append(sum(1 for document in wanted if document in found[:k]) / len(wanted))
-    expected = sum(shares) / len(shares) if shares else math.nan
-    actual = recall_at_k([found for found, _ in queries], [wanted for _, wanted in queries], k)
-    assert actual == pytest.approx(expected, nan_ok=True)
+def test_recall_and_reciprocal_rank_count_what_was_found(queries: list[tuple[list[int], set[int]]]) -> None:
+    # Documents 0 to 4 stand far down: nothing from rank 11 to 94, then these.
+    found = np.full((len(queries), 100), -1)
+    expected: dict[str, list[float]] = {"recall@10": [], "recall@100": [], "mrr@100": []}
+    for row, (order, wanted) in zip(found, queries, strict=True):
+        near, far = [place for place in order if place > 4], [place for place in order if place <= 4]
+        row[: len(near)], row[95 : 95 + len(far)] = near, far
+        # Ranks count; −1 in between is a document that is not in the catalogue.
+        ranks = [row.tolist().index(place) + 1 for place in wanted if place in order]
+        expected["recall@10"].append(sum(rank <= 10 for rank in ranks) / len(wanted) if wanted else math.nan)
+        expected["recall@100"].append(len(ranks) / len(wanted) if wanted else math.nan)
+        first = 1 / min(ranks) if ranks else 0.0
+        expected["mrr@100"].append(first if wanted else math.nan)
+    pairs = [(number, place) for number, (_, wanted) in enumerate(queries) for place in wanted]
+    query, document = np.array(pairs, int).reshape(-1, 2).T
+    actual = retrieval(as_run(found), query, document)
+    for metric, values in expected.items():
+        np.testing.assert_allclose(actual[metric], values, err_msg=metric)
 
 
-def test_recall_of_fewer_than_k() -> None:
-    assert recall_at_k([[4, 2]], [{2, 7}], 100) == 0.5
+def test_overlap_is_what_both_found_of_what_exact_search_found() -> None:
+    exact = np.array([[4, 2, 7], [1, -1, -1], [-1, -1, -1]])
+    found = np.array([[2, 9, 4], [3, 1, -1], [5, -1, -1]])
+    np.testing.assert_allclose(overlap_at_k(found, exact, 2), [0.5, 1, math.nan])
+    np.testing.assert_allclose(overlap_at_k(found, exact, 3), [2 / 3, 1, math.nan])
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 20), st.integers(1, 5), st.integers(2, 7))
@@ -103,14 +128,15 @@ def test_batch_recall_ranks_each_document_within_its_batch(seed: int, rows: int,
     # Whole numbers: products are exact, so ties are real ties.
     generator = np.random.default_rng(seed)
     queries, documents = (generator.integers(-1, 2, (rows, 3)).astype(np.float32) for _ in range(2))
-    hits = 0
+    expected = []
     for row in range(rows):
         start = row // batch_size * batch_size
         scores = [float(queries[row] @ documents[other]) for other in range(start, min(rows, start + batch_size))]
         better_or_tied = sum(score >= scores[row - start] for score in scores) - 1
-        hits += better_or_tied < k
-    assert batch_recall_at_k(queries, documents, k, batch_size) == pytest.approx(hits / rows)
+        expected.append(better_or_tied < k)
+    assert batch_hits(queries, documents, k, batch_size).tolist() == expected
 
 
-def test_batch_recall_without_rows_is_not_defined() -> None:
-    assert math.isnan(batch_recall_at_k(np.empty((0, 4)), np.empty((0, 4)), 1))
+def test_the_mean_of_a_query_is_over_its_own_pairs() -> None:
+    values = mean_by_query(np.array([True, False, True]), np.array([2, 2, 0]), 4)
+    np.testing.assert_allclose(values, [1, math.nan, 0.5, math.nan])

@@ -1,15 +1,13 @@
 """The embedded server as a process of its own on a real port, asked with TensorFlow Serving's own stubs."""
 
-import os
 import re
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,86 +17,33 @@ import numpy as np
 import pytest
 import serving_models
 import tensorflow as tf
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from google.protobuf import descriptor_pb2
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from server_process import Process, predict_request, run, wait_until
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import (
     classification_pb2,
     get_model_metadata_pb2,
     get_model_status_pb2,
     inference_pb2,
-    model_management_pb2,
-    model_service_pb2_grpc,
     predict_pb2,
     prediction_service_pb2_grpc,
     regression_pb2,
 )
 
+from q2s_tf.serving.api import Api
+from q2s_tf.serving.errors import ServingError
+from q2s_tf.serving.folders import versions_in
+from q2s_tf.serving.limits import Limits
+from q2s_tf.serving.metrics import Metrics
+from q2s_tf.serving.models import Models
 from q2s_tf.serving.servable import Servable
+from q2s_tf.serving.server import Server
 
-ROOT = Path(__file__).parents[1]
 STATE = get_model_status_pb2.ModelVersionStatus.State
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, str(ROOT / "tools" / "serve.py"), *arguments]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1"}
-
-
-class Process:
-    """A server process and stubs to ask it."""
-
-    def __init__(self, models: Path) -> None:
-        self.process = subprocess.Popen(
-            command("--models", str(models), "--port", "0", "--poll-seconds", "0.1"),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=environment(),
-        )
-        assert self.process.stdout is not None
-        self.line = self.process.stdout.readline()
-        assert self.line, "the server ended before it was ready"
-        self.channel = grpc.insecure_channel(self.line.split()[-1])
-        self.prediction = prediction_service_pb2_grpc.PredictionServiceStub(self.channel)
-        self.models = model_service_pb2_grpc.ModelServiceStub(self.channel)
-        self.health = health_pb2_grpc.HealthStub(self.channel)
-
-    def status(self, model: str) -> dict[int, tuple[int, str]]:
-        request = get_model_status_pb2.GetModelStatusRequest()
-        request.model_spec.name = model
-        answer = self.models.GetModelStatus(request)
-        return {status.version: (status.state, status.status.error_message) for status in answer.model_version_status}
-
-    def healthy(self, service: str = "") -> int:
-        return self.health.Check(health_pb2.HealthCheckRequest(service=service)).status
-
-    def stop(self) -> tuple[int, str]:
-        """The exit status after SIGTERM, and what else came on standard output."""
-        self.channel.close()
-        self.process.send_signal(signal.SIGTERM)
-        rest, _ = self.process.communicate(timeout=30)
-        return self.process.returncode, rest
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "what was waited for did not happen"
-        time.sleep(0.02)
-
-
-def predict_request(model: str = "query_tower", signature: str = "", **inputs: Any) -> predict_pb2.PredictRequest:
-    request = predict_pb2.PredictRequest()
-    request.model_spec.name = model
-    request.model_spec.signature_name = signature
-    for key, value in (inputs or {"query": ["red sofa"], "country": ["US"]}).items():
-        request.inputs[key].CopyFrom(tf.make_tensor_proto(value))
-    return request
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +55,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(models: Path) -> Iterator[Process]:
-    process = Process(models)
+    process = Process("--models", str(models))
     yield process
     assert process.stop() == (0, "")
 
@@ -177,10 +122,20 @@ def bad(code: str, fragment: str, request: predict_pb2.PredictRequest, **spec: A
 
 US: dict[str, Any] = {"country": ["US"]}
 BAD = [
+    bad(
+        "INVALID_ARGUMENT",
+        'must have as many rows each, and "country" has 1, "query" has 2',
+        predict_request(query=["a", "b"], **US),
+    ),
+    bad(
+        "INVALID_ARGUMENT",
+        "a batch may have at most 4096 rows, and 4097 came",
+        predict_request(query=["a"] * 4097, country=["US"] * 4097),
+    ),
     bad("INVALID_ARGUMENT", "name is empty", predict_request(""), name=""),
     bad("NOT_FOUND", 'no model "toaster"', predict_request("toaster")),
     bad("NOT_FOUND", "no version 7 loaded; version 1 is served", predict_request(), version=7),
-    bad("NOT_FOUND", 'no version label "canary"', predict_request(), version_label="canary"),
+    bad("INVALID_ARGUMENT", 'no version label "canary"; its labels: none', predict_request(), version_label="canary"),
     bad("NOT_FOUND", 'no signature "nope"; it has serving_default', predict_request(signature="nope")),
     bad("NOT_FOUND", 'no signature "__saved_model_init_op"', predict_request(signature="__saved_model_init_op")),
     bad("INVALID_ARGUMENT", 'no output "scores"', predict_request(), output_filter="scores"),
@@ -251,7 +206,6 @@ def test_what_is_not_served_says_so(server: Process) -> None:
         (server.prediction.Classify, classification_pb2.ClassificationRequest()),
         (server.prediction.Regress, regression_pb2.RegressionRequest()),
         (server.prediction.MultiInference, inference_pb2.MultiInferenceRequest()),
-        (server.models.HandleReloadConfigRequest, model_management_pb2.ReloadConfigRequest()),
     ]
     for method, request in calls:
         with pytest.raises(grpc.RpcError) as caught:
@@ -290,7 +244,7 @@ def test_a_new_version_takes_over_without_a_failed_request(models: Path, tmp_pat
     shutil.copytree(models / "query_tower", served / "query_tower")
     serving_models.save_query_tower(tmp_path / "second", turn=1)
     second = tmp_path / "second"
-    server = Process(served)
+    server = Process("--models", str(served))
     first_vector = embedding(server, "red sofa", "US")
     vectors = {1: first_vector, 2: np.roll(first_vector, 1)}
     done = threading.Event()
@@ -347,7 +301,7 @@ def test_a_model_without_a_loadable_version_says_so_until_it_has_one(models: Pat
     (tmp_path / "query_tower" / "1").mkdir(parents=True)
     (tmp_path / "query_tower" / "1" / "saved_model.pb").write_bytes(b"no saved model")
     (tmp_path / "notes").mkdir()
-    server = Process(tmp_path)
+    server = Process("--models", str(tmp_path))
     assert server.line.startswith("serving query_tower (no version), retriever 1 on ")
     assert server.status("query_tower")[1][0] == STATE.END
     assert server.status("query_tower")[1][1]
@@ -371,6 +325,62 @@ def test_a_package_that_a_model_needs_is_named(tmp_path: Path, monkeypatch: pyte
         Servable("retriever", 1, tmp_path)
 
 
+@pytest.mark.parametrize("damage", ["truncated", "missing", "warm-up"])
+def test_a_corrupt_version_is_refused_and_the_old_one_goes_on(models: Path, tmp_path: Path, damage: str) -> None:
+    for name in ("query_tower", "retriever"):
+        shutil.copytree(models / name, tmp_path / name)
+    served = Models(tmp_path)
+    served.refresh()
+    for name in ("query_tower", "retriever"):
+        shutil.copytree(models / name / "1", tmp_path / name / "2")
+    version = tmp_path / "query_tower" / "2"
+    (variables,) = version.glob("variables/variables.data-*")
+    if damage == "truncated":
+        variables.write_bytes(variables.read_bytes()[:-100])
+    elif damage == "missing":
+        variables.unlink()
+    else:
+        serving_models.write_warmup(version, {"query": ["a", "b"], "country": ["US"]})
+    assert served.refresh()
+    assert served.serving() == {"query_tower": [1], "retriever": [2]}
+    assert served.refused() == {"query_tower": [2], "retriever": []}
+    assert served.states("query_tower")[2].error
+    response = served.find("query_tower").predict(predict_request())
+    assert response.model_spec.version.value == 1
+    assert not served.refresh()  # it is not tried again and again
+
+
+def test_a_folder_that_cannot_be_read_keeps_no_other_model_from_its_new_version(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(models / "query_tower", tmp_path / "a")
+    shutil.copytree(models / "query_tower", tmp_path / "b")
+    served = Models(tmp_path)
+    served.refresh()
+    shutil.copytree(models / "query_tower" / "1", tmp_path / "b" / "2")
+
+    def stale(model: Path) -> dict[int, Path]:
+        if model.name == "a":
+            raise OSError("Stale file handle")
+        return versions_in(model)
+
+    monkeypatch.setattr("q2s_tf.serving.model.versions_in", stale)
+    assert served.refresh()
+    assert served.serving() == {"a": [1], "b": [2]}
+
+
+def test_the_server_tells_what_it_serves(server: Process) -> None:
+    stub = reflection_pb2_grpc.ServerReflectionStub(server.channel)
+    question = reflection_pb2.ServerReflectionRequest(list_services="")
+    (answer,) = stub.ServerReflectionInfo(iter([question]))
+    names = {service.name for service in answer.list_services_response.service}
+    assert {"tensorflow.serving.PredictionService", "tensorflow.serving.ModelService", "grpc.health.v1.Health"} < names
+    question = reflection_pb2.ServerReflectionRequest(file_containing_symbol="tensorflow.serving.PredictionService")
+    (answer,) = stub.ServerReflectionInfo(iter([question]))
+    file = descriptor_pb2.FileDescriptorProto.FromString(answer.file_descriptor_response.file_descriptor_proto[0])
+    assert "Predict" in [method.name for method in file.service[0].method]
+
+
 class Counter(tf.Module):
     """Counts to ``n`` one by one, so that a test can choose how long a request takes."""
 
@@ -379,21 +389,58 @@ class Counter(tf.Module):
         return {"counted": tf.while_loop(lambda i: i < n, lambda i: (i + 1,), [tf.constant(0)])[0]}
 
 
-def test_requests_under_way_are_answered_before_the_server_ends(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def counters(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("counters")
     counter = Counter()
-    tf.saved_model.save(counter, str(tmp_path / "counter" / "1"), signatures={"serving_default": counter.__call__})
-    server = Process(tmp_path)
-    slow = server.prediction.Predict.future(predict_request("counter", n=200_000))
+    tf.saved_model.save(counter, str(folder / "counter" / "1"), signatures={"serving_default": counter.__call__})
+    return folder
+
+
+def test_requests_under_way_are_answered_before_the_server_ends(counters: Path) -> None:
+    """And whoever watches its health is told first that it takes no new ones."""
+    server = Process("--models", str(counters))
+    health = server.health.Watch(health_pb2.HealthCheckRequest())
+    assert next(health).status == SERVING
+    slow = server.prediction.Predict.future(predict_request("counter", n=20_000))
     server.prediction.Predict(predict_request("counter", n=1))  # sent after the slow one: that one is under way
-    server.process.send_signal(signal.SIGINT)
-    assert tf.make_ndarray(slow.result(timeout=30).outputs["counted"]) == 200_000
+    server.process.send_signal(signal.SIGTERM)
+    assert next(health).status == NOT_SERVING
+    assert not slow.done()
+    assert tf.make_ndarray(slow.result(timeout=30).outputs["counted"]) == 20_000
     assert server.process.wait(timeout=30) == 0
     server.stop()
 
 
-def run(*arguments: str) -> tuple[int, str, str]:
-    result = subprocess.run(command(*arguments), capture_output=True, text=True, env=environment(), timeout=60)
-    return result.returncode, result.stdout, result.stderr
+def stub(server: Server) -> prediction_service_pb2_grpc.PredictionServiceStub:
+    return prediction_service_pb2_grpc.PredictionServiceStub(grpc.insecure_channel(server.address))
+
+
+def test_a_request_that_does_not_end_is_broken_off_when_its_grace_is_over(counters: Path) -> None:
+    """So that its thread is free again: otherwise the process could not end."""
+    with Server(counters, port=0, grace_seconds=0.2) as server:
+        endless = stub(server).Predict.future(predict_request("counter", n=2**31 - 1))
+        stub(server).Predict(predict_request("counter", n=1))
+    assert endless.exception(timeout=30) is not None
+    server._workers.shutdown(wait=True)  # pytest-timeout ends the test if it hangs
+
+
+def test_a_request_that_waited_too_long_for_a_thread_is_not_run(counters: Path) -> None:
+    with Server(counters, port=0, limits=Limits(max_seconds=0.2)) as server:
+        slow = [stub(server).Predict.future(predict_request("counter", n=20_000)) for _ in range(10)]
+        assert {future.code().name for future in slow} <= {"OK", "DEADLINE_EXCEEDED"}
+        assert "DEADLINE_EXCEEDED" in {future.code().name for future in slow}  # there are fewer threads than requests
+        details = next(future.details() for future in slow if future.code() is grpc.StatusCode.DEADLINE_EXCEEDED)
+        assert "s for a thread, and 0.2 s are the limit here" in details
+        assert stub(server).Predict(predict_request("counter", n=1)).model_spec.version.value == 1
+
+
+def test_a_request_whose_deadline_is_over_is_not_run() -> None:
+    api = Api(Models([]), Metrics(), Limits(), None, lambda: None)
+    now = time.monotonic()
+    with pytest.raises(ServingError, match="the deadline was over before") as caught:
+        api.predict(predict_request("there is none"), arrival=now, deadline=now - 0.001)
+    assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 def test_bad_input_is_one_line_and_exit_status_2(models: Path, tmp_path: Path) -> None:
@@ -407,7 +454,11 @@ def test_bad_input_is_one_line_and_exit_status_2(models: Path, tmp_path: Path) -
             f"cannot listen on 127.0.0.1:{port}": ["--models", str(models), "--port", port],
             "port must be 0 to 65535": ["--models", str(models), "--port", "70000"],
             "poll_seconds must be above 0": ["--models", str(models), "--port", "0", "--poll-seconds", "0"],
-            "--models": [],
+            "give either --models, a folder, or --model-config-file, a file": [],
+            f"cannot listen on 127.0.0.1:{port}: the port is in use or not allowed; give another --rest-port": [
+                *("--models", str(models), "--port", "0", "--rest-port", port)
+            ],
+            "max_rows must be above 0": ["--models", str(models), "--max-rows", "0"],
         }
         for fragment, arguments in cases.items():
             status, output, errors = run(*arguments)

@@ -1,18 +1,23 @@
-"""What the operator deploys, against TensorFlow Serving's own messages and flags."""
+"""What the operator deploys, against TensorFlow Serving's own messages, flags and routes, and against the tools."""
 
 import os
 import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 from tensorflow_serving.config import model_server_config_pb2
 
-FOLDER = Path(__file__).parents[1] / "serving_config"
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "serving_config"
 SERVABLES = ["document_tower", "query_tower", "retriever"]
-# The flags of tensorflow_model_server, from tensorflow_serving/model_servers/main.cc of github.com/tensorflow/serving.
-# An unknown flag does not stop that server, so a misspelt one would go unnoticed.
+# The flags of tensorflow_model_server, from tensorflow_serving/model_servers/main.cc of github.com/tensorflow/serving
+# at 2.20.0. An unknown flag does not stop that server, so a misspelt one would go unnoticed.
 FLAGS = """
 allow_version_labels_for_unavailable_models batching_parameters_file enable_batching
 enable_grpc_healthcheck_service enable_model_warmup enable_per_model_batching_parameters enable_profiler
@@ -27,42 +32,86 @@ skip_initialize_tpu ssl_config_file tensorflow_inter_op_parallelism tensorflow_i
 tensorflow_session_config_file tensorflow_session_parallelism thread_pool_factory_config_file
 use_alts_credentials version xla_cpu_compilation_enabled xla_gpu_compilation_enabled
 """
+# Its metrics by model, from tensorflow_serving/servables/tensorflow/util.cc; the Prometheus route writes : for /.
+METRICS = {
+    ":tensorflow:serving:request_latency": {"model_name", "API", "entrypoint", "le"},
+    ":tensorflow:serving:request_count": {"model_name", "status"},
+}
+# What kPathRegex of http_rest_api_util.cc lets through for GET.
+STATUS_ROUTE = r"/v1/models(?:/([^/:]+))?(?:(?:/versions/(\d+))|(?:/labels/([^/:]+)))?(?:\/(metadata))?"
 
 
-def test_the_model_config_names_every_servable_and_its_folder() -> None:
-    config = text_format.Parse((FOLDER / "models.config").read_text(), model_server_config_pb2.ModelServerConfig())
+def models_of(name: str) -> dict[str, Any]:
+    config = text_format.Parse((FOLDER / name).read_text(), model_server_config_pb2.ModelServerConfig())
     models = {model.name: model for model in config.model_config_list.config}
     assert sorted(models) == SERVABLES
-    for name, model in models.items():
-        assert (model.base_path, model.model_platform) == (f"/models/{name}", "tensorflow")
-        assert not model.HasField("model_version_policy")  # the default: the newest version
+    for model in models.values():
+        assert (model.base_path, model.model_platform) == (f"/models/{model.name}", "tensorflow")
+    return models
 
 
-def monitoring_config() -> type:
-    """The message of tensorflow_serving/config/monitoring_config.proto, which the Python package leaves out."""
-    file = descriptor_pb2.FileDescriptorProto(
-        name="monitoring_config.proto", package="tensorflow.serving", syntax="proto3"
-    )
+def test_the_newest_version_of_every_servable_is_served() -> None:
+    for model in models_of("models.config").values():
+        assert model.model_version_policy.latest.num_versions == 1 and not model.version_labels
+
+
+def test_a_label_stands_for_a_version_that_is_loaded() -> None:
+    for model in models_of("models.canary.config").values():
+        assert set(model.version_labels) == {"stable", "canary"}
+        assert set(model.version_labels.values()) == set(model.model_version_policy.specific.versions)
+
+
+def message_class(package_file: str, messages: dict[str, dict[str, Any]]) -> Any:
+    """The last of the messages of a .proto file of tensorflow_serving/config that the Python package leaves out."""
     field = descriptor_pb2.FieldDescriptorProto
-    prometheus = file.message_type.add(name="PrometheusConfig")
-    prometheus.field.add(name="enable", number=1, type=field.TYPE_BOOL, label=field.LABEL_OPTIONAL)
-    prometheus.field.add(name="path", number=2, type=field.TYPE_STRING, label=field.LABEL_OPTIONAL)
-    file.message_type.add(name="MonitoringConfig").field.add(
-        name="prometheus_config",
-        number=1,
-        type=field.TYPE_MESSAGE,
-        type_name=".tensorflow.serving.PrometheusConfig",
-        label=field.LABEL_OPTIONAL,
-    )
+    file = descriptor_pb2.FileDescriptorProto(name=package_file, package="tensorflow.serving", syntax="proto3")
+    for name, fields in messages.items():
+        message = file.message_type.add(name=name)
+        for number, (key, kind) in enumerate(fields.items(), start=1):
+            added = message.field.add(name=key, number=number, label=field.LABEL_OPTIONAL)
+            if isinstance(kind, str):
+                added.type, added.type_name = field.TYPE_MESSAGE, f".tensorflow.serving.{kind}"
+            else:
+                added.type = {bool: field.TYPE_BOOL, bytes: field.TYPE_STRING}[kind]
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("tensorflow.serving.MonitoringConfig"))
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"tensorflow.serving.{name}"))
+
+
+SSL_CONFIG = {"SSLConfig": {"server_key": bytes, "server_cert": bytes, "custom_ca": bytes, "client_verify": bool}}
+MONITORING_CONFIG = {
+    "PrometheusConfig": {"enable": bool, "path": bytes},
+    "MonitoringConfig": {"prometheus_config": "PrometheusConfig"},
+}
 
 
 def test_the_monitoring_config_turns_prometheus_on() -> None:
-    config = text_format.Parse((FOLDER / "monitoring.config").read_text(), monitoring_config()())
+    message = message_class("monitoring_config.proto", MONITORING_CONFIG)()
+    config = text_format.Parse((FOLDER / "monitoring.config").read_text(), message)
     assert config.prometheus_config.enable
-    assert config.prometheus_config.path.startswith("/monitoring/")
+    assert config.prometheus_config.path == "/monitoring/prometheus/metrics"
+
+
+def test_the_example_of_tls_has_every_part_where_it_belongs() -> None:
+    config = text_format.Parse((FOLDER / "ssl.config.example").read_text(), message_class("ssl.proto", SSL_CONFIG)())
+    for part, kind in (("server_key", "PRIVATE KEY"), ("server_cert", "CERTIFICATE"), ("custom_ca", "CERTIFICATE")):
+        first, *_, last = getattr(config, part).splitlines()
+        assert (first, last) == (f"-----BEGIN {kind}-----", f"-----END {kind}-----")
+    assert config.client_verify
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is not installed")
+def test_the_script_makes_certificates_that_belong_together(tmp_path: Path) -> None:
+    script = str(FOLDER / "make_test_certificates.sh")
+    subprocess.run([script, "keys", "q2s.example"], check=True, capture_output=True, cwd=tmp_path, timeout=60)
+    keys = tmp_path / "keys"
+    config = text_format.Parse((keys / "ssl.config").read_text(), message_class("ssl.proto", SSL_CONFIG)())
+    assert config.client_verify
+    for part, file in (("server_key", "server.key"), ("server_cert", "server.pem"), ("custom_ca", "ca.pem")):
+        assert getattr(config, part) == (keys / file).read_text()
+    verify = ["openssl", "verify", "-CAfile", "ca.pem", "-verify_hostname", "q2s.example", "server.pem", "client.pem"]
+    subprocess.run(verify, check=True, capture_output=True, cwd=keys, timeout=60)
+    assert {path.stat().st_mode & 0o077 for path in keys.iterdir()} == {0}
 
 
 @pytest.fixture
@@ -89,8 +138,141 @@ def test_the_script_starts_the_server_as_a_small_model_needs_it(started: tuple[d
         assert Path(flags[name]).parent == FOLDER and Path(flags[name]).is_file()
 
 
+def test_labels_can_be_there_from_the_start_and_be_moved_while_it_runs(
+    started: tuple[dict[str, str], dict[str, str]],
+) -> None:
+    assert started[0]["allow_version_labels_for_unavailable_models"] == "true"
+    assert int(started[0]["model_config_file_poll_wait_seconds"]) > 0
+
+
 def test_every_flag_is_spelt_as_the_server_spells_it(started: tuple[dict[str, str], dict[str, str]]) -> None:
-    named = set(re.findall(r"--([a-z_]+)", (FOLDER / "README.md").read_text()))
-    named -= {"rm", "entrypoint", "country", "target", "index"}  # of docker and of the project's own tools
-    assert len(named) > 3
+    pages = [FOLDER / "README.md", FOLDER / "serve.sh", FOLDER / "ssl.config.example", ROOT / "docs" / "operating.md"]
+    named = {flag for page in pages for flag in re.findall(r"--([a-z]+(?:_[a-z]+)+)", page.read_text())}
+    assert {"ssl_config_file", "model_config_file"} <= named
     assert set(started[0]) | named <= set(FLAGS.split())
+
+
+# --- containers
+
+
+def test_compose_runs_the_stock_image_over_the_exports_which_it_cannot_change() -> None:
+    service = yaml.safe_load((FOLDER / "docker-compose.yml").read_text())["services"]["serving"]
+    mounts = dict(reversed(volume.removesuffix(":ro").split(":")) for volume in service["volumes"])
+    assert all(volume.endswith(":ro") for volume in service["volumes"])
+    assert (FOLDER / mounts["/models"]).resolve() == ROOT / "saved_models"
+    (script,) = service["entrypoint"]
+    assert (FOLDER / mounts["/serving_config"] / Path(script).name).resolve() == FOLDER / "serve.sh"
+    assert service["image"] == stock_image()
+    (route,) = re.findall(r"GET (\S+) HTTP", " ".join(service["healthcheck"]["test"]))
+    assert re.fullmatch(STATUS_ROUTE, route)
+
+
+def stock_image() -> str:
+    """Of the TensorFlow that writes the exports."""
+    (version,) = re.findall(r"^tensorflow==(\S+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    return f"tensorflow/serving:{version}"
+
+
+@pytest.fixture(scope="module")
+def objects() -> dict[str, dict[str, Any]]:
+    """The Kubernetes objects by kind."""
+    files = sorted((FOLDER / "kubernetes").glob("*.yaml"))
+    return {item["kind"]: item for file in files for item in yaml.safe_load_all(file.read_text())}
+
+
+def test_pods_run_the_script_with_the_config_and_the_models_where_it_looks_for_them(
+    objects: dict[str, dict[str, Any]],
+) -> None:
+    pod = objects["Deployment"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+    assert set(mounts) == {"/models", "/serving_config"} and all(mount["readOnly"] for mount in mounts.values())
+    assert container["command"] == ["sh", "/serving_config/serve.sh"] and container["image"] == stock_image()
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    claim = volumes[mounts["/models"]["name"]]["persistentVolumeClaim"]["claimName"]
+    assert claim == objects["PersistentVolumeClaim"]["metadata"]["name"]
+    config = volumes[mounts["/serving_config"]["name"]]["configMap"]["name"]
+    (command,) = re.findall(r"kubectl create configmap .*", (FOLDER / "kubernetes" / "serving.yaml").read_text())
+    assert config in command.split()
+    files = set(re.findall(r"--from-file=(\S+)", command))
+    assert files == {"models.config", "monitoring.config", "serve.sh"} and all(
+        (FOLDER / name).exists() for name in files
+    )
+
+
+def test_a_pod_is_ready_when_its_models_are(objects: dict[str, dict[str, Any]]) -> None:
+    (container,) = objects["Deployment"]["spec"]["template"]["spec"]["containers"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports == {"grpc": 8500, "rest": 8501}
+    for probe in ("startupProbe", "readinessProbe"):
+        get = container[probe]["httpGet"]
+        assert re.fullmatch(STATUS_ROUTE, get["path"]) and get["port"] == "rest"
+    assert container["livenessProbe"]["tcpSocket"]["port"] == "grpc"
+    assert set(container["resources"]["requests"]) == {"cpu", "memory"}
+
+
+def test_a_rollout_takes_no_replica_away_before_the_next_is_ready(objects: dict[str, dict[str, Any]]) -> None:
+    deployment = objects["Deployment"]["spec"]
+    assert deployment["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    grace = deployment["template"]["spec"]["terminationGracePeriodSeconds"]
+    (container,) = deployment["template"]["spec"]["containers"]
+    assert int(container["lifecycle"]["preStop"]["exec"]["command"][1]) < grace
+    assert objects["PodDisruptionBudget"]["spec"]["minAvailable"] < deployment["replicas"]
+
+
+def test_objects_find_each_other(objects: dict[str, dict[str, Any]]) -> None:
+    labels = objects["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    assert objects["Deployment"]["spec"]["selector"]["matchLabels"] == labels
+    assert objects["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"] == labels
+    assert objects["Service"]["spec"]["selector"] == labels
+    scaled = objects["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]
+    assert (scaled["kind"], scaled["name"]) == ("Deployment", objects["Deployment"]["metadata"]["name"])
+
+
+def test_the_scann_image_is_of_the_server_that_the_exports_are_for() -> None:
+    lines = (FOLDER / "Dockerfile.scann").read_text().splitlines()
+    (version,) = [line.removeprefix("ARG SERVING=") for line in lines if line.startswith("ARG SERVING=")]
+    assert f"tensorflow/serving:{version}" == stock_image()
+    stages = [line for line in lines if line.startswith("FROM ")]
+    assert stages == ["FROM tensorflow/serving:${SERVING}-devel AS build", "FROM tensorflow/serving:${SERVING}"]
+
+
+# --- metrics and commands
+
+
+def test_alerts_are_on_metrics_that_the_servers_have() -> None:
+    from q2s_tf.serving import metrics
+
+    known = {**METRICS, **{name: set() for name in re.findall(r"`(q2s_[a-z_]+)`", metrics.__doc__ or "")}}
+    groups = yaml.safe_load((FOLDER / "alerts.yml").read_text())["groups"]
+    assert sorted({rule["alert"] for group in groups for rule in group["rules"]}) == [
+        "RetrieverFails", "RetrieverSlow", "VersionRefused",
+    ]  # fmt: skip
+    for expression in (rule["expr"] for group in groups for rule in group["rules"]):
+        used = re.findall(r"(:tensorflow:[a-z_:]+|q2s_[a-z_]+)(?:\{([^}]*)\})?", expression)
+        assert used
+        for series, labels in used:
+            name = series if series in known else re.sub("_(bucket|count)$", "", series)
+            assert name in known, series
+            if name in METRICS:
+                assert {label.split("=")[0].strip(" !") for label in labels.split(",")} <= METRICS[name]
+
+
+def commands(page: str) -> list[tuple[str, set[str]]]:
+    """The tools in the code of a page, with the options that each line gives them."""
+    code = "\n".join(re.findall(r"```sh\n(.*?)```", page, re.DOTALL)).replace("\\\n", " ")
+    calls = re.findall(r"^(?:python )?tools/(\w+\.py)([^#&|\n]*)", code, re.MULTILINE)
+    return [(tool, set(re.findall(r"--[a-z][a-z-]*", arguments))) for tool, arguments in calls]
+
+
+def test_every_option_on_the_operators_page_is_one_of_its_tool() -> None:
+    options: dict[str, set[str]] = {}
+    for page in (ROOT / "docs" / "operating.md", FOLDER / "README.md"):
+        for tool, used in commands(page.read_text()):
+            options.setdefault(tool, set()).update(used)
+    assert set(options) == {"export.py", "query.py", "serve.py", "update_index.py"}
+    for tool, used in options.items():
+        command = [sys.executable, str(ROOT / "tools" / tool), "--help"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+        shown = subprocess.run(command, check=True, capture_output=True, text=True, env=environment, timeout=60).stdout
+        assert used <= set(re.findall(r"--[a-z][a-z-]*", shown)), tool

@@ -1,24 +1,30 @@
-"""Evaluation of a run on judgements, beside BM25: metrics on the judged pairs and over the whole catalogue."""
+"""Evaluation of a run on judgements, beside BM25. What it returns and writes: see `q2s_tf.evaluation.evaluation`."""
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table as RichTable
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from q2s_tf.cli import track
+from q2s_tf.cli import console, track
 from q2s_tf.errors import InputError
-from q2s_tf.evaluation.judgements import Judgements, read_judgements
-from q2s_tf.evaluation.metrics import batch_recall_at_k, ndcg, recall_at_k, roc_auc
-from q2s_tf.evaluation.rankers import Bm25, cosine_ranker
-from q2s_tf.tables import open_documents, open_judgements
-from q2s_tf.towers import embed_catalogue, load
+from q2s_tf.evaluation.encoding import DEPTH, Encoded, Grades, choose_grades, encode, rank
+from q2s_tf.evaluation.evaluation import FUSED, INDEX, LEXICAL, MODEL, Evaluation
+from q2s_tf.evaluation.exported import find_retriever, search
+from q2s_tf.evaluation.judgements import Judgements
+from q2s_tf.evaluation.measures import Measures, measure
+from q2s_tf.evaluation.metrics import Run, as_run, batch_hits, mean_by_query, overlap_at_k
+from q2s_tf.evaluation.rankers import Bm25
+from q2s_tf.evaluation.resampling import LEVEL, RESAMPLES, TEST_RESAMPLES
+from q2s_tf.evaluation.slices import Slicing, cut
+from q2s_tf.tables import open_documents, open_positives
+from q2s_tf.towers import load
 
-DEPTHS = (10, 100)
-MODEL = "q2s_tf"
+SMALL = 30
+"""A slice of fewer queries is flagged: its interval says little."""
 
 
 def evaluate(
@@ -29,11 +35,11 @@ def evaluate(
     relevant_at: float | None = None,
     recall_relevant_at: float | None = None,
     stage: int | None = None,
-) -> dict[str, Any]:
-    """Evaluates a run, and BM25, and writes `OUT/metrics.json`.
-
-    `roc_auc` and `ndcg@10` are over the judged pairs, `recall@k` over the whole catalogue by exact search, and
-    `batch_recall@k` over the relevant pairs in batches of 768 (the model alone).
+    later: Path | None = None,
+    positives: Path | None = None,
+    models: Path | None = None,
+) -> Evaluation:
+    """Evaluates a run, BM25 and their fusion, and writes `OUT/metrics.json` and `OUT/per_query.parquet`.
 
     Args:
         run: a trained run directory.
@@ -41,103 +47,166 @@ def evaluate(
         judgements: rated pairs; or later positives, which stand against sampled negatives and give no nDCG.
         out: folder of the results.
         relevant_at: the grade from which a pair is relevant; the run's config when None.
-        recall_relevant_at: the same for recall; the run's config when None.
+        recall_relevant_at: the same for recall and MRR; the run's config when None.
         stage: 1 or 2; the last one that was trained when None.
-
-    Returns:
-        What was written: sizes, thresholds, and by system the metrics (None where a metric is not defined).
+        later: positives of later days, for recall of what people went on to choose.
+        positives: what the run was trained on, to tell frequent queries from rare ones.
+        models: folder of exported servables, to measure search through the index too.
 
     Raises:
-        InputError: not a trained run, a table that breaks its contract, judgements of another catalogue.
+        InputError: not a trained run, a table that breaks its contract, judgements of another catalogue, no export.
     """
-    table = open_documents(documents)
-    rated_pairs = open_judgements(judgements)
+    open_documents(documents)
+    trained_on = open_positives(positives) if positives else None
     towers = load(run, stage)
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out}: must be a folder; it is a file")
-    settings = towers.config.evaluation
-    table = open_documents(documents, towers.document.preprocessor.inputs, towers.config.vector_inputs())
-    ids, embeddings = embed_catalogue(towers.document, table)
-    judged = read_judgements(rated_pairs, ids, towers.config.seed)
-    pair_at = settings.relevant_at if relevant_at is None else relevant_at
-    recall_grades = (recall_relevant_at, relevant_at, settings.recall_relevant_at, settings.relevant_at)
-    recall_at = next(grade for grade in recall_grades if grade is not None)
-    relevant = judged.relevant(pair_at)
-    queries = towers.query.predict(judged.queries)["embedding"]
-    bm25 = Bm25(table)
-    systems = {
-        MODEL: _measure(cosine_ranker(queries, embeddings), judged, relevant, recall_at, MODEL),
-        "BM25": _measure(bm25.scores(judged.queries["query"]), judged, relevant, recall_at, "BM25"),
-    }
-    for k in (1, 10):
-        recall = batch_recall_at_k(queries[judged.query[relevant]], embeddings[judged.document[relevant]], k)
-        systems[MODEL][f"batch_recall@{k}"] = _defined(recall)
+    check_out(out)
+    exported = find_retriever(models, towers) if models else None
+    encoded = encode(towers, documents, judgements, later, towers.config.seed)
+    judged, catalogue = encoded.judged, encoded.documents
+    grades = choose_grades(towers.config, relevant_at, recall_relevant_at)
+    scores, found = rank(encoded, Bm25(encoded.table))
+    if exported:
+        through_index = search(*exported, encoded.embeddings, catalogue.ids, DEPTH)
+        found = {MODEL: found[MODEL], INDEX: through_index, **found}
+    seed = towers.config.seed
+    compared = [(MODEL, LEXICAL), (FUSED, MODEL)] + [(INDEX, MODEL)] * bool(exported)
+    with console.status("measuring"):
+        runs = {system: as_run(places) for system, places in found.items()}
+        measures = measure(judged, *grades, encoded.later, scores, runs)
+        _add_model_metrics(measures, encoded, found)
+        figures, significance = measures.figures(seed), measures.differences(compared, seed)
+        slicings = cut(judged.queries, catalogue, trained_on.read() if trained_on else None)
     results = {
         "run": run.resolve().name,
         "judgements": judgements.name,
-        "queries": len(judged.queries["query"]),
-        "pairs": len(judged.query),
-        "relevant_pairs": int(relevant.sum()),
-        "left_out_pairs": judged.left_out,
-        "documents": len(ids),
-        "relevant_at": pair_at if judged.rated else None,
-        "recall_relevant_at": recall_at if judged.rated else None,
-        "negatives": "rated" if judged.rated else "sampled",
-        "systems": systems,
+        "later": later.name if later else None,
+        "index": {key: exported[1][key] for key in ("version", "index")} if exported else None,
+        **describe(encoded, grades),
+        "systems": figures,
+        "significance": significance,
+        "slices": _measure_slices(slicings, measures, encoded, grades, runs),
     }
     out.mkdir(parents=True, exist_ok=True)
-    aside = out / "partial.metrics.json"
-    aside.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    os.replace(aside, out / "metrics.json")
-    return results
+    write_json(results, out / "metrics.json")
+    query_slices = {each.name: each.query for each in slicings if each.query is not None and each.document is None}
+    write_per_query(judged, measures, query_slices, out / "per_query.parquet")
+    return Evaluation(
+        run=run,
+        towers=towers,
+        table=encoded.table,
+        documents=catalogue.texts,
+        missing=catalogue.missing,
+        document_embeddings=catalogue.embeddings,
+        document_weights=catalogue.weights,
+        query_embeddings=encoded.embeddings,
+        query_weights=encoded.weights,
+        judged=judged,
+        relevant=measures.relevant,
+        recall_relevant=judged.relevant(grades[1]),
+        scores=scores,
+        found=found,
+        per_query=measures.per_query,
+        query_slices=query_slices,
+        results=results,
+    )
 
 
-def metrics_table(results: dict[str, Any]) -> RichTable:
-    """The results of `evaluate` as a table for the console."""
-    kind = "later positives against sampled negatives"
-    if results["negatives"] == "rated":
-        kind = f"relevant from {results['relevant_at']:g}, for recall from {results['recall_relevant_at']:g}"
-    title = f"{results['pairs']:,} pairs of {results['queries']:,} queries, {results['documents']:,} documents\n{kind}"
-    table = RichTable(title=title, min_width=60)
-    table.add_column("metric")
-    for system in results["systems"]:
-        table.add_column(system, justify="right")
-    for metric in results["systems"][MODEL]:
-        values = [figures.get(metric) for figures in results["systems"].values()]
-        table.add_row(metric, *("–" if value is None else f"{value:.4f}" for value in values))
-    return table
+def check_out(out: Path) -> None:
+    """`InputError` if `--out` is a file."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: must be a folder; it is a file")
 
 
-def _measure(
-    scores: Iterator[np.ndarray], judged: Judgements, relevant: np.ndarray, recall_at: float, name: str
-) -> dict[str, float | None]:
-    """Every metric of one system, from its scores `[C, N]` a chunk of queries at a time."""
-    by_query = judged.by_query()
-    pair_scores = np.empty(len(judged.query))
-    retrieved: list[list[int]] = []
-    rows = track((row for chunk in scores for row in chunk), f"scoring with {name}", len(by_query))
-    for pairs, row in zip(by_query, rows, strict=True):
-        pair_scores[pairs] = row[judged.document[pairs]]
-        retrieved.append(_best(row, max(DEPTHS)).tolist())
-    found = judged.relevant(recall_at)
-    wanted = [set(judged.document[pairs[found[pairs]]]) for pairs in by_query]
-    metrics: dict[str, float | None] = {"roc_auc": _defined(roc_auc(pair_scores, relevant))}
-    graded = [judged.relevance[pairs] for pairs in by_query] if judged.rated else []
-    metrics["ndcg@10"] = _defined(ndcg([pair_scores[pairs] for pairs in by_query[: len(graded)]], graded))
-    for k in DEPTHS:
-        metrics[f"recall@{k}"] = _defined(recall_at_k(retrieved, wanted, k))
-    return metrics
+def write_json(results: dict[str, Any], path: Path) -> None:
+    """Writes results as JSON, whole or not at all."""
+    aside = path.with_name("partial." + path.name)
+    aside.write_text(json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(aside, path)
 
 
-def _best(scores: np.ndarray, k: int) -> np.ndarray:
-    """Rows of the k highest scores, falling; equal scores by row."""
-    if k < len(scores):
-        threshold = np.partition(scores, -k)[-k]
-        candidates = np.flatnonzero(scores >= threshold)
-    else:
-        candidates = np.arange(len(scores))
-    return candidates[np.argsort(-scores[candidates], kind="stable")][:k]
+def write_per_query(judged: Judgements, measures: Measures, slices: dict[str, np.ndarray], path: Path) -> None:
+    """Writes a row a query, whole or not at all: see `q2s_tf.evaluation.evaluation`."""
+    columns: dict[str, Any] = {**judged.queries, **{f"slice/{name}": labels for name, labels in slices.items()}}
+    columns["judged_pairs"] = np.bincount(measures.query, minlength=measures.num_queries)
+    columns["relevant_pairs"] = np.bincount(measures.query[measures.relevant], minlength=measures.num_queries)
+    for system, metrics in measures.per_query.items():
+        for metric, values in metrics.items():
+            columns[f"{system}/{metric}"] = pa.array(values, from_pandas=True)  # NaN becomes null
+    aside = path.with_name("partial." + path.name)
+    pq.write_table(pa.table(columns), aside)
+    os.replace(aside, path)
 
 
-def _defined(value: float) -> float | None:
-    return None if np.isnan(value) else value
+def _add_model_metrics(measures: Measures, encoded: Encoded, found: dict[str, np.ndarray]) -> None:
+    """Batch recall of the run, and what the index loses against exact search."""
+    query, document = measures.query[measures.relevant], encoded.judged.document[measures.relevant]
+    for k in (1, 10):
+        hits = batch_hits(encoded.embeddings[query], encoded.documents.embeddings[document], k)
+        measures.per_query[MODEL][f"batch_recall@{k}"] = mean_by_query(hits, query, measures.num_queries)
+    if INDEX in found:
+        for k in (10, DEPTH):
+            measures.per_query[INDEX][f"index_recall@{k}"] = overlap_at_k(found[INDEX], found[MODEL], k)
+
+
+def describe(encoded: Encoded, grades: Grades) -> dict[str, Any]:
+    """What was measured on: sizes, thresholds, where the irrelevant pairs come from."""
+    judged, later = encoded.judged, encoded.later
+    return {
+        "sizes": {
+            "queries": len(np.unique(judged.query)),
+            "pairs": len(judged.query),
+            "relevant_pairs": int(judged.relevant(grades[0]).sum()),
+            "left_out_pairs": judged.left_out,
+            "documents": len(encoded.documents.ids),
+            "later_queries": len(np.unique(later.query)) if later else 0,
+            "later_pairs": len(later.query) if later else 0,
+        },
+        "thresholds": {
+            "relevant_at": grades[0] if judged.rated else None,
+            "recall_relevant_at": grades[1] if judged.rated else None,
+        },
+        "negatives": "rated" if judged.rated else "sampled",
+        "bootstrap": {"resamples": RESAMPLES, "test_resamples": TEST_RESAMPLES, "level": LEVEL},
+    }
+
+
+def _measure_slices(
+    slicings: list[Slicing],
+    measures: Measures,
+    encoded: Encoded,
+    grades: Grades,
+    runs: dict[str, Run],
+) -> list[dict[str, Any]]:
+    """Every slicing that has at least two slices, as `metrics.json` holds it."""
+    told = []
+    for slicing in track(slicings, "measuring slices"):
+        names = slicing.names(encoded.judged)
+        if len(names) == 1:
+            continue
+        values = []
+        for label in names:
+            part = _measure_slice(slicing, label, measures, encoded, grades, runs)
+            queries = len(np.unique(part.query))
+            sizes = {"queries": queries, "pairs": len(part.query), "relevant_pairs": int(part.relevant.sum())}
+            figures = part.figures(encoded.towers.config.seed)
+            values.append({"value": label, **sizes, "small": queries < SMALL, "systems": figures})
+        told.append({"name": slicing.name, "about": slicing.about, "values": values})
+    return told
+
+
+def _measure_slice(
+    slicing: Slicing,
+    label: str,
+    measures: Measures,
+    encoded: Encoded,
+    grades: Grades,
+    runs: dict[str, Run],
+) -> Measures:
+    if slicing.document is None and slicing.query is not None:
+        return measures.of_queries(slicing.query == label)
+    pairs = slicing.labels(encoded.judged) == label
+    judged = encoded.judged.select(pairs)
+    later = encoded.later and encoded.later.select(slicing.labels(encoded.later) == label)
+    scores = {system: values[pairs] for system, values in measures.scores.items()}
+    part = measure(judged, *grades, later, scores, runs)
+    return part.of_queries(np.isin(np.arange(part.num_queries), [*judged.query, *(later.query if later else [])]))

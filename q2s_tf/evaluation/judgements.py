@@ -1,6 +1,6 @@
 """Judged pairs of a query and a document, ready to be scored."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +9,9 @@ import pyarrow.compute as pc
 from q2s_tf.cli import console
 from q2s_tf.errors import InputError
 from q2s_tf.tables import Table, check_judgements
+
+MAX_GRADE = 30
+"""The gain 2^(g−1) of a higher grade would drown all others."""
 
 
 @dataclass
@@ -35,6 +38,10 @@ class Judgements:
         """Which pairs are relevant from a grade on, bool `[J]`; compared as float32, which tables may hold."""
         return self.relevance.astype(np.float32) >= np.float32(grade if self.rated else 1)
 
+    def select(self, pairs: np.ndarray) -> "Judgements":
+        """Some of the pairs, bool or int `[J]`; all queries stay."""
+        return replace(self, query=self.query[pairs], document=self.document[pairs], relevance=self.relevance[pairs])
+
     def by_query(self) -> list[np.ndarray]:
         """For each query the numbers of its pairs."""
         order = np.argsort(self.query, kind="stable")
@@ -54,7 +61,7 @@ def read_judgements(table: Table, document_ids: pa.Array, seed: int) -> Judgemen
         seed: of the sampled negatives.
 
     Raises:
-        InputError: no usable pair.
+        InputError: no usable pair, or a grade above `MAX_GRADE`.
     """
     rated = check_judgements(table)
     rows = table.read()
@@ -66,6 +73,11 @@ def read_judgements(table: Table, document_ids: pa.Array, seed: int) -> Judgemen
     rows = rows.append_column("document", place).filter(usable)
     if not len(rows):
         raise InputError(f"judgements {table.path}: no row has a query, a rating and a document of the catalogue")
+    if rated and (highest := pc.max(rows["relevance"]).as_py()) > MAX_GRADE:
+        raise InputError(
+            f"judgements {table.path}: a grade must be at most {MAX_GRADE}, as nDCG gains 2^(grade-1) from it; got "
+            f"{highest:g}: map the grades to a short scale such as 0 to 3"
+        )
     best = rows.group_by(["query", "country", "document"], use_threads=False).aggregate([("relevance", "max")])
     queries = best.group_by(["query", "country"], use_threads=False).aggregate([]).to_pylist()
     number = {(row["query"], row["country"]): at for at, row in enumerate(queries)}
@@ -83,6 +95,15 @@ def read_judgements(table: Table, document_ids: pa.Array, seed: int) -> Judgemen
         relevance = np.concatenate([relevance, np.zeros(len(negative))])
     columns: dict[str, list[str | None]] = {name: [row[name] for row in queries] for name in ("query", "country")}
     return Judgements(columns, query, document, relevance, rated, left_out)
+
+
+def share_queries(judged: Judgements, later: Judgements) -> tuple[Judgements, Judgements]:
+    """Both over one list of queries: those of `judged`, and after them those that only `later` has."""
+    pairs = [list(zip(each.queries["query"], each.queries["country"], strict=True)) for each in (judged, later)]
+    number = {pair: at for at, pair in enumerate(dict.fromkeys([*pairs[0], *pairs[1]]))}
+    columns: dict[str, list[str | None]] = {"query": [pair[0] for pair in number], "country": [p[1] for p in number]}
+    place = np.array([number[pair] for pair in pairs[1]])
+    return replace(judged, queries=columns), replace(later, queries=columns, query=place[later.query])
 
 
 def _sample_negatives(

@@ -4,12 +4,13 @@ import os
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import ibis
 import ibis.expr.types as ir
+from duckdb import InvalidInputException
 
 from q2s_tf.errors import InputError
 
@@ -29,11 +30,18 @@ def duckdb(memory: str, scratch: Path) -> Iterator[Any]:
         threads=os.cpu_count() or 1,
         preserve_insertion_order=False,
     )
-    connection.raw_sql("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
+    connection.raw_sql("SET TimeZone = 'UTC'")
+    hide_progress(connection)
     try:
         yield connection
     finally:
         connection.disconnect()
+
+
+def hide_progress(connection: Any) -> None:
+    """Keeps DuckDB's own progress bar off the terminal; ours say what goes on."""
+    with suppress(InvalidInputException):  # in a notebook without ipywidgets it has no bar, and refuses the setting
+        connection.raw_sql("SET enable_progress_bar = false")
 
 
 @contextmanager

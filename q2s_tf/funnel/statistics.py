@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from q2s_tf.errors import InputError
 from q2s_tf.funnel import sources
+from q2s_tf.funnel.backends import hide_progress
 from q2s_tf.funnel.events import text, with_document_id
 
 KEYS = ("query", "country", "document_id")
@@ -23,7 +24,7 @@ def read_positives(path: str | Path) -> ir.Table:
         InputError: Nothing can be read there, or a column is missing.
     """
     connection = ibis.duckdb.connect()
-    connection.raw_sql("SET enable_progress_bar = false")
+    hide_progress(connection)
     table = with_document_id(sources.read(connection, sources.find(path), (*KEYS, "product_id", "weight")))
     missing = [name for name in KEYS if name not in table.columns]
     if missing:

@@ -48,6 +48,7 @@ class Signature:
         self.name = name
         self.inputs = {key: _input(key, info) for key, info in sorted(definition.inputs.items())}
         self.outputs = sorted(definition.outputs)
+        self._batched = [key for key, wanted in self.inputs.items() if wanted.shape and wanted.shape[0] is None]
         options = config_pb2.CallableOptions(
             feed=[definition.inputs[key].name for key in self.inputs],
             fetch=[definition.outputs[key].name for key in self.outputs],
@@ -57,17 +58,19 @@ class Signature:
         # The public `make_callable` goes the slow way of `Session.run` as soon as there is something to feed.
         self._call = session._make_callable_from_options(options)
 
-    def run(self, tensors: Mapping[str, tensor_pb2.TensorProto]) -> dict[str, np.ndarray]:
+    def run(self, tensors: Mapping[str, tensor_pb2.TensorProto], max_rows: int | None = None) -> dict[str, np.ndarray]:
         """Every output of the signature for the given inputs.
 
         Raises:
-            ServingError: INVALID_ARGUMENT if the inputs do not fit the signature, else what the graph reported.
+            ServingError: INVALID_ARGUMENT if the inputs do not fit the signature or each other, or have more rows than
+                ``max_rows``; else what the graph reported.
         """
         if len(tensors) != len(self.inputs) or any(key not in tensors for key in self.inputs):
             raise self._wrong_keys(tensors)
-        feeds = [self._read(wanted, tensors[key]) for key, wanted in self.inputs.items()]
+        arrays = {key: self._read(wanted, tensors[key]) for key, wanted in self.inputs.items()}
+        self._check_rows({key: len(arrays[key]) for key in self._batched}, max_rows)
         try:
-            values = self._call(*feeds)
+            values = self._call(*arrays.values())
         except tf.errors.OpError as error:
             message = f'signature "{self.name}": {" ".join(error.message.split())}'
             raise ServingError(_STATUS_CODES.get(error.error_code, grpc.StatusCode.INTERNAL), message) from error
@@ -85,6 +88,15 @@ class Signature:
         except ValueError as error:
             raise self._invalid(f'input "{wanted.key}": {error}') from error
 
+    def _check_rows(self, rows: dict[str, int], max_rows: int | None) -> None:
+        """The inputs whose first size is open are columns of one batch."""
+        sizes = set(rows.values())
+        if len(sizes) > 1:
+            came = ", ".join(f'"{key}" has {count}' for key, count in rows.items())
+            raise self._invalid(f"the inputs must have as many rows each, and {came}")
+        if max_rows is not None and sizes and max(sizes) > max_rows:
+            raise self._invalid(f"a batch may have at most {max_rows} rows, and {max(sizes)} came; send smaller ones")
+
     def _wrong_keys(self, tensors: Iterable[str]) -> ServingError:
         came = set(tensors)
         problems = [f'input "{key}" ({wanted}) is missing' for key, wanted in self.inputs.items() if key not in came]
@@ -101,7 +113,9 @@ class Servable:
     Attributes:
         name: The model.
         version: Its version.
+        loading: Another object for each loading, also of the same version.
         signature_defs: The signatures as the export wrote them, by name.
+        signatures: Those of them that can be called.
     """
 
     def __init__(self, name: str, version: int, folder: Path) -> None:
@@ -116,14 +130,16 @@ class Servable:
         """
         self.name = name
         self.version = version
+        self.loading = object()
         _import_ops(folder)
         config = tf.compat.v1.ConfigProto(intra_op_parallelism_threads=1, inter_op_parallelism_threads=1)
         graph = tf.Graph()
         session = tf.compat.v1.Session(graph=graph, config=config)
+        self._session = session
         with graph.as_default():
             meta_graph = tf.compat.v1.saved_model.loader.load(session, [tf.saved_model.SERVING], str(folder))
         self.signature_defs = dict(meta_graph.signature_def)
-        self._signatures = {
+        self.signatures = {
             key: Signature(key, definition, session)
             for key, definition in self.signature_defs.items()
             if definition.method_name == _PREDICT_METHOD
@@ -131,31 +147,45 @@ class Servable:
         for request in _warmup_requests(folder / WARMUP_FILE):
             self.predict(request)
 
-    def predict(self, request: predict_pb2.PredictRequest) -> predict_pb2.PredictResponse:
+    def close(self) -> None:
+        """Ends the session: what it still runs is broken off with CANCELLED, and it takes no more requests."""
+        self._session.close()
+
+    def signature(self, name: str) -> Signature:
+        """A signature by name, ``""`` for the default.
+
+        Raises:
+            ServingError: NOT_FOUND if there is none.
+        """
+        found = self.signatures.get(name or DEFAULT_SIGNATURE)
+        if found is None:
+            raise ServingError(
+                grpc.StatusCode.NOT_FOUND,
+                f'{self.name} {self.version} has no signature "{name or DEFAULT_SIGNATURE}"; '
+                f"it has {', '.join(sorted(self.signatures))}",
+            )
+        return found
+
+    def predict(self, request: predict_pb2.PredictRequest, max_rows: int | None = None) -> predict_pb2.PredictResponse:
         """Answers one request; its model and version are taken to be this one.
 
         Raises:
             ServingError: NOT_FOUND for an unknown signature, INVALID_ARGUMENT for inputs or an ``output_filter`` that
-                do not fit it, else what the graph reported.
+                do not fit it or for more than ``max_rows`` rows, else what the graph reported.
         """
-        key = request.model_spec.signature_name or DEFAULT_SIGNATURE
-        signature = self._signatures.get(key)
-        if signature is None:
-            raise ServingError(
-                grpc.StatusCode.NOT_FOUND,
-                f'{self.name} {self.version} has no signature "{key}"; it has {", ".join(sorted(self._signatures))}',
-            )
+        signature = self.signature(request.model_spec.signature_name)
         for name in request.output_filter:
             if name not in signature.outputs:
                 raise ServingError(
                     grpc.StatusCode.INVALID_ARGUMENT,
-                    f'signature "{key}" has no output "{name}" to filter by; it has {", ".join(signature.outputs)}',
+                    f'signature "{signature.name}" has no output "{name}" to filter by; '
+                    f"it has {', '.join(signature.outputs)}",
                 )
-        arrays = signature.run(request.inputs)
+        arrays = signature.run(request.inputs, max_rows)
         response = predict_pb2.PredictResponse()
         response.model_spec.name = self.name
         response.model_spec.version.value = self.version
-        response.model_spec.signature_name = key
+        response.model_spec.signature_name = signature.name
         for name in request.output_filter or signature.outputs:
             response.outputs[name].CopyFrom(tensor_proto.encode(arrays[name]))
         return response

@@ -1,133 +1,133 @@
-"""TensorFlow Serving's gRPC services over the loaded models."""
+"""TensorFlow Serving's gRPC services, and what serves REST beside them, over one `Api`."""
 
 import logging
+import time
 from collections.abc import Callable
-from typing import NoReturn, TypeVar
+from contextlib import suppress
+from functools import partial
+from typing import Any, NoReturn
 
 import grpc
+from google.protobuf import descriptor_pb2, descriptor_pool
 from google.protobuf.message import Message
-from tensorflow_serving.apis import (
-    get_model_metadata_pb2,
-    get_model_status_pb2,
-    model_pb2,
-    model_service_pb2_grpc,
-    predict_pb2,
-    prediction_service_pb2_grpc,
-)
+from tensorflow_serving.apis.classification_pb2 import ClassificationRequest, ClassificationResponse
+from tensorflow_serving.apis.get_model_metadata_pb2 import GetModelMetadataRequest, GetModelMetadataResponse
+from tensorflow_serving.apis.get_model_status_pb2 import GetModelStatusRequest, GetModelStatusResponse
+from tensorflow_serving.apis.inference_pb2 import MultiInferenceRequest, MultiInferenceResponse
+from tensorflow_serving.apis.model_management_pb2 import ReloadConfigRequest, ReloadConfigResponse
+from tensorflow_serving.apis.predict_pb2 import PredictRequest, PredictResponse
+from tensorflow_serving.apis.regression_pb2 import RegressionRequest, RegressionResponse
 
+from q2s_tf.serving.api import Api
 from q2s_tf.serving.errors import ServingError
-from q2s_tf.serving.models import Models
 
 log = logging.getLogger(__name__)
 
-Request = TypeVar("Request", bound=Message)
-Response = TypeVar("Response", bound=Message)
+PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
+MODEL_SERVICE = "tensorflow.serving.ModelService"
+
+_Calls = dict[str, tuple[type[Message], type[Message]]]
+_CALLS: dict[str, _Calls] = {
+    PREDICTION_SERVICE: {
+        "Predict": (PredictRequest, PredictResponse),
+        "GetModelMetadata": (GetModelMetadataRequest, GetModelMetadataResponse),
+        "Classify": (ClassificationRequest, ClassificationResponse),
+        "Regress": (RegressionRequest, RegressionResponse),
+        "MultiInference": (MultiInferenceRequest, MultiInferenceResponse),
+    },
+    MODEL_SERVICE: {
+        "GetModelStatus": (GetModelStatusRequest, GetModelStatusResponse),
+        "HandleReloadConfigRequest": (ReloadConfigRequest, ReloadConfigResponse),
+    },
+}
 
 
-class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
-    """Predict and GetModelMetadata; the towers have no other kind of signature."""
+def declare_services() -> list[str]:
+    """Puts the services into the pool that the reflection service looks in; their names.
 
-    def __init__(self, models: Models) -> None:
-        """Answers from ``models``."""
-        self._models = models
-
-    def Predict(
-        self, request: predict_pb2.PredictRequest, context: grpc.ServicerContext
-    ) -> predict_pb2.PredictResponse:
-        """Runs one signature of one model."""
-        return _answer(self._predict, request, context)
-
-    def GetModelMetadata(
-        self, request: get_model_metadata_pb2.GetModelMetadataRequest, context: grpc.ServicerContext
-    ) -> get_model_metadata_pb2.GetModelMetadataResponse:
-        """Tells the signatures of a model."""
-        return _answer(self._metadata, request, context)
-
-    def Classify(self, request: Message, context: grpc.ServicerContext) -> NoReturn:
-        """Not served."""
-        _unimplemented("Classify", context)
-
-    def Regress(self, request: Message, context: grpc.ServicerContext) -> NoReturn:
-        """Not served."""
-        _unimplemented("Regress", context)
-
-    def MultiInference(self, request: Message, context: grpc.ServicerContext) -> NoReturn:
-        """Not served."""
-        _unimplemented("MultiInference", context)
-
-    def _predict(self, request: predict_pb2.PredictRequest) -> predict_pb2.PredictResponse:
-        return self._models.find(request.model_spec.name, _version(request.model_spec)).predict(request)
-
-    def _metadata(
-        self, request: get_model_metadata_pb2.GetModelMetadataRequest
-    ) -> get_model_metadata_pb2.GetModelMetadataResponse:
-        if list(request.metadata_field) != ["signature_def"]:
-            came = ", ".join(request.metadata_field) or "none"
-            raise ServingError(
-                grpc.StatusCode.INVALID_ARGUMENT, f"metadata_field must be signature_def, and {came} came"
-            )
-        servable = self._models.find(request.model_spec.name, _version(request.model_spec))
-        signatures = get_model_metadata_pb2.SignatureDefMap()
-        for key, definition in servable.signature_defs.items():
-            signatures.signature_def[key].CopyFrom(definition)
-        response = get_model_metadata_pb2.GetModelMetadataResponse()
-        response.model_spec.name = servable.name
-        response.model_spec.version.value = servable.version
-        response.metadata["signature_def"].Pack(signatures)
-        return response
-
-
-class ModelService(model_service_pb2_grpc.ModelServiceServicer):
-    """GetModelStatus; what is served is decided by the folder on disk, so there is no config to reload."""
-
-    def __init__(self, models: Models) -> None:
-        """Answers from ``models``."""
-        self._models = models
-
-    def GetModelStatus(
-        self, request: get_model_status_pb2.GetModelStatusRequest, context: grpc.ServicerContext
-    ) -> get_model_status_pb2.GetModelStatusResponse:
-        """Tells the state of each version of a model, and why one was refused."""
-        return _answer(self._status, request, context)
-
-    def HandleReloadConfigRequest(self, request: Message, context: grpc.ServicerContext) -> NoReturn:
-        """Not served."""
-        _unimplemented("HandleReloadConfigRequest", context)
-
-    def _status(
-        self, request: get_model_status_pb2.GetModelStatusRequest
-    ) -> get_model_status_pb2.GetModelStatusResponse:
-        response = get_model_status_pb2.GetModelStatusResponse()
-        states = self._models.states(request.model_spec.name, _version(request.model_spec))
-        for version, (state, error) in states.items():
-            status = response.model_version_status.add(version=version, state=state)
-            status.status.error_code = grpc.StatusCode.UNKNOWN.value[0] if error else 0
-            status.status.error_message = error
-        return response
-
-
-def _version(spec: model_pb2.ModelSpec) -> int | None:
-    if spec.HasField("version_label"):
-        raise ServingError(
-            grpc.StatusCode.NOT_FOUND, f'there is no version label "{spec.version_label}"; ask by version'
+    ``tensorflow-serving-api`` has modules for that, ``*_service_pb2``, which today's protobuf cannot import.
+    """
+    pool = descriptor_pool.Default()
+    for full_name, calls in _CALLS.items():
+        with suppress(KeyError):
+            pool.FindServiceByName(full_name)
+            continue  # another server of this process has put it there
+        package, _, name = full_name.rpartition(".")
+        kinds = [kind.DESCRIPTOR for pair in calls.values() for kind in pair]
+        file = descriptor_pb2.FileDescriptorProto(
+            name=f"tensorflow_serving/apis/{name}.proto",
+            package=package,
+            dependency=sorted({kind.file.name for kind in kinds}),
+            syntax="proto3",
         )
-    return spec.version.value if spec.HasField("version") else None
+        service = file.service.add(name=name)
+        for method, (request, response) in calls.items():
+            types = {"input_type": request.DESCRIPTOR.full_name, "output_type": response.DESCRIPTOR.full_name}
+            service.method.add(name=method, **types)
+        pool.AddSerializedFile(file.SerializeToString())
+    return list(_CALLS)
 
 
-def _answer(compute: Callable[[Request], Response], request: Request, context: grpc.ServicerContext) -> Response:
+class Services(grpc.GenericRpcHandler):
+    """Finds the handler of a method.
+
+    It is asked when a request comes, before a thread is free for it: so it can be told how long the request waited.
+    """
+
+    def __init__(self, api: Api) -> None:
+        """Answers through ``api``."""
+        self._api = api
+        served = {
+            "GetModelMetadata": api.metadata,
+            "GetModelStatus": api.status,
+            "HandleReloadConfigRequest": api.reload,
+        }
+        self._handlers = {
+            f"/{service}/{method}": _handler(served.get(method, partial(_refuse, api, method)), request)
+            for service, calls in _CALLS.items()
+            for method, (request, _) in calls.items()
+        }
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        """The handler of a method, None for one that is not ours."""
+        if details.method != f"/{PREDICTION_SERVICE}/Predict":
+            return self._handlers.get(details.method)
+        arrival = time.monotonic()
+
+        def predict(request: PredictRequest, context: grpc.ServicerContext) -> bytes:
+            left = context.time_remaining()
+            deadline = None if left is None else time.monotonic() + left
+
+            def compute() -> bytes:
+                with self._api.counted(request.model_spec, "GRPC"):
+                    return self._api.predict(request, arrival, deadline)
+
+            return answer(compute, context.abort)
+
+        return grpc.unary_unary_rpc_method_handler(predict, PredictRequest.FromString, _unchanged)
+
+
+def answer(compute: Callable[[], Any], refuse: Callable[[grpc.StatusCode, str], Any]) -> Any:
+    """What ``compute`` returns, or what ``refuse`` makes of the error that it raises."""
     try:
-        return compute(request)
+        return compute()
     except ServingError as error:
-        _abort(context, error.code, error.message)
+        return refuse(error.code, error.message)
     except Exception:
         log.exception("a request failed: this is a defect of the server")
-        _abort(context, grpc.StatusCode.INTERNAL, "the server failed on this request; its log says where")
+        return refuse(grpc.StatusCode.INTERNAL, "the server failed on this request; its log says where")
 
 
-def _unimplemented(method: str, context: grpc.ServicerContext) -> NoReturn:
-    _abort(context, grpc.StatusCode.UNIMPLEMENTED, f"{method} is not served here; use Predict")
+def _handler(compute: Callable[[Any], Message], kind: type[Message]) -> grpc.RpcMethodHandler:
+    def serve(request: Message, context: grpc.ServicerContext) -> Message:
+        return answer(lambda: compute(request), context.abort)
+
+    return grpc.unary_unary_rpc_method_handler(serve, kind.FromString, lambda message: message.SerializeToString())
 
 
-def _abort(context: grpc.ServicerContext, code: grpc.StatusCode, message: str) -> NoReturn:
-    context.abort(code, message)
-    raise AssertionError("grpc's abort raises")
+def _refuse(api: Api, method: str, request: Message) -> NoReturn:
+    api.unimplemented(method)
+
+
+def _unchanged(message: bytes) -> bytes:
+    return message

@@ -1,6 +1,6 @@
 """The two towers: from raw inputs to unit vectors, and back from a run directory."""
 
-from q2s_tf.towers.embedding import embed_catalogue, embed_documents, read_ids
+from q2s_tf.towers.embedding import embed_catalogue, embed_documents, predict_documents, read_ids, unique_ids
 from q2s_tf.towers.encoders import (
     EncoderParts,
     aligned_projection,
@@ -36,10 +36,12 @@ __all__ = [
     "embed_documents",
     "load",
     "load_weights",
+    "predict_documents",
     "pretrained_tokenizer",
     "read_ids",
     "read_run_config",
     "read_tokenizers",
     "save_weights",
     "split_encoder",
+    "unique_ids",
 ]

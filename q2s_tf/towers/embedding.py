@@ -33,14 +33,18 @@ def embed_catalogue(tower: Tower, documents: Table) -> tuple[pa.Array, np.ndarra
 
 
 def embed_documents(tower: Tower, rows: pa.RecordBatch | pa.Table, batch_size: int = 256) -> np.ndarray:
-    """Embeds rows of a documents table, `[N, D]`. Rows of like length go together, so little padding is paid for."""
+    """Embeds rows of a documents table, `[N, D]`."""
+    return predict_documents(tower, rows, batch_size)["embedding"]
+
+
+def predict_documents(tower: Tower, rows: pa.RecordBatch | pa.Table, batch_size: int = 256) -> dict[str, np.ndarray]:
+    """`Tower.predict` on rows of a documents table. Rows of like length go together, so little padding is paid for."""
     columns = {name: rows.column(name).to_pylist() for name in tower.preprocessor.inputs}
     texts = [columns[name] for name, spec in tower.preprocessor.signature().items() if spec.dtype.name == "string"]
     order = np.argsort([sum(len(text or "") for text in row) for row in zip(*texts, strict=True)], kind="stable")
     ordered = {name: [column[place] for place in order] for name, column in columns.items()}
-    embeddings = np.empty((len(order), tower.dimension), np.float32)
-    embeddings[order] = tower.predict(ordered, batch_size=batch_size)["embedding"]
-    return embeddings
+    back = np.argsort(order)
+    return {name: values[back] for name, values in tower.predict(ordered, batch_size=batch_size).items()}
 
 
 def unique_ids(ids: list[pa.Array], documents: Table) -> pa.Array:

@@ -1,0 +1,142 @@
+"""The query tower without TensorFlow: text work in Python, the rest as an ONNX graph of the same weights and economy.
+
+It is for one query at a time whose channels are all there, so it has no mask at all.
+"""
+
+import unicodedata
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import sentencepiece
+from onnx import helper, numpy_helper
+
+from q2s_tf.towers import Tower
+
+OPSET = 20
+_MULTIPLIERS = np.array([-7046029254386353131, 7640891576956012809, -4942790177534073029])
+
+
+def query_tower(tower: Tower) -> Callable[[str, str], np.ndarray]:
+    """The tower as a function from a query and a country to the embedding `[D]`, on one thread."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(build_graph(tower).SerializeToString(), options, ["CPUExecutionProvider"])
+    tokenizer = sentencepiece.SentencePieceProcessor(model_proto=tower.preprocessor.tokenizer.model)
+    channels = tower.preprocessor.channels
+
+    def embed(query: str, country: str) -> np.ndarray:
+        texts = {"query": normalise(query), "country": normalise(country)}
+        ids = {name: _ids(channel, texts[channel.input], tokenizer) for name, channel in channels.items()}
+        return session.run(None, ids)[0][0]
+
+    return embed
+
+
+def _ids(channel: Any, text: str, tokenizer: sentencepiece.SentencePieceProcessor) -> np.ndarray:
+    if channel.kind == "trigrams":
+        return trigram_ids(text, channel.buckets)[: channel.max_trigrams]
+    if channel.kind == "text":
+        return np.array([tokenizer.bos_id(), *tokenizer.encode(text)][: channel.max_tokens])
+    return np.array([channel.values.index(text) + 1])
+
+
+def normalise(text: str) -> str:
+    """`q2s_tf.text.normalise` for a clean text."""
+    return " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).split())
+
+
+def trigram_ids(text: str, buckets: int) -> np.ndarray:
+    """`q2s_tf.text.trigram_ids` for one text."""
+    points = np.frombuffer(f" {text} ".encode("utf-32-le"), np.int32).astype(np.int64)
+    mixed = points[:-2] * _MULTIPLIERS[0] + points[1:-1] * _MULTIPLIERS[1] + points[2:] * _MULTIPLIERS[2]
+    return (mixed ^ (mixed >> 32)) % buckets + 1
+
+
+def build_graph(tower: Tower) -> onnx.ModelProto:
+    """The encoder of a query tower: int64 ids by channel, each `[L]`, to `embedding` `[1, D]`."""
+    graph = _Graph()
+    vectors = []
+    for name, channel in tower.preprocessor.channels.items():
+        layer = tower.encoder.get_layer(f"{name}_vector")
+        if channel.kind == "text":
+            cls = _encode(graph, tower.encoder.get_layer(f"{channel.encoder}_text_encoder").backbone, name)
+            vectors.append(graph("Gemm", cls, layer.kernel, layer.bias))
+        else:
+            rows = graph("Gather", layer.table, name)
+            vectors.append(graph("ReduceSum", rows, np.array([0]), keepdims=1))
+    weights = graph(
+        "Softmax", graph("MatMul", graph("Concat", *vectors, axis=1), tower.encoder.get_layer("fusion").kernel)
+    )
+    fused = graph("MatMul", weights, graph("Concat", *vectors, axis=0))
+    embedding = graph("LpNormalization", fused, axis=1, p=2)
+    inputs = [helper.make_tensor_value_info(name, onnx.TensorProto.INT64, [None]) for name in tower.channels]
+    output = helper.make_tensor_value_info(embedding, onnx.TensorProto.FLOAT, [1, tower.dimension])
+    made = helper.make_graph(graph.nodes, "query_tower", inputs, [output], graph.constants)
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+
+
+class _Graph:
+    """Nodes and constants under construction; a call adds a node and gives the name of its output."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+
+    def __call__(self, op: str, *inputs: Any, outputs: int = 1, **attributes: Any) -> Any:
+        names = [each if isinstance(each, str) else self._constant(each) for each in inputs]
+        made = [f"{op}_{len(self.nodes)}_{place}" for place in range(outputs)]
+        self.nodes.append(helper.make_node(op, names, made, **attributes))
+        return made[0] if outputs == 1 else made
+
+    def _constant(self, value: Any) -> str:
+        self.constants.append(numpy_helper.from_array(np.asarray(value), f"constant_{len(self.constants)}"))
+        return self.constants[-1].name
+
+
+def _encode(graph: _Graph, backbone: Any, ids: str) -> str:
+    """[CLS] `[1, H]` of the token ids `[L]`; the last layer for [CLS] alone."""
+    embeddings = backbone.embeddings
+    tokens = graph("Gather", embeddings.token_embedding.embeddings, ids)
+    places = graph("Slice", embeddings.position_embedding.position_embeddings, np.array([0]), graph("Shape", ids))
+    hidden = _normalise(graph, backbone.embeddings_layer_norm, graph("Add", tokens, places))
+    layers = backbone.transformer_layers
+    for layer in layers:
+        tokens = hidden if layer is not layers[-1] else graph("Slice", hidden, np.array([0]), np.array([1]))
+        attended = graph("Add", tokens, _attend(graph, layer._self_attention_layer, tokens, hidden))
+        attended = _normalise(graph, layer._self_attention_layer_norm, attended)
+        inner, outer = layer._feedforward_intermediate_dense, layer._feedforward_output_dense
+        forward = graph("Gelu", graph("Gemm", attended, inner.kernel, inner.bias))
+        forward = graph("Gemm", forward, outer.kernel, outer.bias)
+        hidden = _normalise(graph, layer._feedforward_layer_norm, graph("Add", attended, forward))
+    return hidden
+
+
+def _attend(graph: _Graph, attention: Any, tokens: str, context: str) -> str:
+    dimension, heads, width = attention._query_dense.kernel.shape
+
+    def project(source: str, *layers: Any) -> Any:
+        kernel = np.concatenate([np.reshape(layer.kernel, (dimension, -1)) for layer in layers], axis=1)
+        made = graph("Gemm", source, kernel, np.concatenate([np.reshape(layer.bias, -1) for layer in layers]))
+        return made if len(layers) == 1 else graph("Split", made, outputs=len(layers), axis=1, num_outputs=len(layers))
+
+    def by_head(projected: str, order: list[int]) -> str:
+        return graph("Transpose", graph("Reshape", projected, np.array([-1, heads, width])), perm=order)
+
+    if tokens == context:
+        query, key, value = project(context, attention._query_dense, attention._key_dense, attention._value_dense)
+    else:
+        query = project(tokens, attention._query_dense)
+        key, value = project(context, attention._key_dense, attention._value_dense)
+    query = graph("Mul", query, np.float32(width**-0.5))
+    weights = graph("Softmax", graph("MatMul", by_head(query, [1, 0, 2]), by_head(key, [1, 2, 0])))
+    mixed = graph("Transpose", graph("MatMul", weights, by_head(value, [1, 0, 2])), perm=[1, 0, 2])
+    output = attention._output_dense
+    kernel = np.reshape(output.kernel, (heads * width, -1))
+    return graph("Gemm", graph("Reshape", mixed, np.array([-1, heads * width])), kernel, output.bias)
+
+
+def _normalise(graph: _Graph, layer: Any, tokens: str) -> str:
+    return graph("LayerNormalization", tokens, layer.gamma, layer.beta, epsilon=layer.epsilon)

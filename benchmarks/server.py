@@ -1,0 +1,159 @@
+#!/usr/bin/env python
+"""What the embedded server adds to a query, and how many queries it answers in a second.
+
+The server is a process of its own, as `tools/serve.py` starts it. Latency: the same queries in turn through the loaded
+servable in this process, over gRPC and over REST, so that the machine's speed is the same for all of them. Throughput:
+clients that are processes of their own, each with one query under way.
+"""
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from q2s_tf.cli import run, track
+
+QUERIES = ("red sofa", "sofá rojo", "赤いソファ", "kids bike 20 inch", "iphone case black new")
+PREDICT = "/tensorflow.serving.PredictionService/Predict"
+WARM_UP = 200
+
+
+def main(
+    models: Annotated[Path, typer.Option(help="Folder of exported servables.")] = Path("demo/saved_models"),
+    rounds: Annotated[int, typer.Option(help="Queries of each way, after those that are not counted.")] = 2_000,
+    seconds: Annotated[float, typer.Option(help="How long each number of clients asks.")] = 5.0,
+) -> None:
+    """Measure latency (p50, p99) and queries per second of the query tower and the retriever behind the server.
+
+    Example: benchmarks/server.py --models demo/saved_models
+    """
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # as tools/serve.py does
+    console = Console(width=100)
+    for cache_seconds in (0, 60):
+        with _server(models, cache_seconds) as (grpc_address, rest_address):
+            for model in ("query_tower", "retriever"):
+                if not cache_seconds:
+                    console.print(_latency(models, model, grpc_address, rest_address, rounds))
+                console.print(_throughput(model, grpc_address, seconds, "cached" if cache_seconds else "computed"))
+
+
+@contextmanager
+def _server(models: Path, cache_seconds: float) -> Iterator[tuple[str, str]]:
+    tool = Path(__file__).parents[1] / "tools" / "serve.py"
+    command = [sys.executable, str(tool), "--models", str(models), "--port", "0", "--rest-port", "0"]
+    command += ["--cache-seconds", str(cache_seconds)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        assert process.stdout is not None
+        words = process.stdout.readline().replace(",", "").split()
+        yield words[words.index("on") + 1], words[-1].removeprefix("http://")
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _latency(models: Path, model: str, grpc_address: str, rest_address: str, rounds: int) -> Table:
+    import grpc
+    import numpy as np
+
+    channel = grpc.insecure_channel(grpc_address)
+    over_grpc = channel.unary_unary(PREDICT)
+    http = HTTPConnection(rest_address)
+    requests = _requests(model)
+    bodies = [json.dumps({"instances": [{"query": query, "country": "US"}]}) for query in QUERIES]
+
+    def over_rest(number: int) -> object:
+        http.request("POST", f"/v1/models/{model}:predict", bodies[number])
+        return http.getresponse().read()
+
+    ways: dict[str, Callable[[int], object]] = {
+        "in process": _in_process(models, model, requests),
+        "gRPC": lambda number: over_grpc(requests[number]),
+        "REST": over_rest,
+    }
+    milliseconds: dict[str, list[float]] = {name: [] for name in ways}
+    for count in track(range(rounds + WARM_UP), model):
+        for name, ask in ways.items():
+            begin = time.perf_counter()
+            ask(count % len(QUERIES))
+            if count >= WARM_UP:
+                milliseconds[name].append(1e3 * (time.perf_counter() - begin))
+    table = Table("latency, ms", "p50", "p99", "p50 above in process", title=model, title_justify="left")
+    floor = float(np.median(milliseconds["in process"]))
+    for name, values in milliseconds.items():
+        p50, p99 = np.percentile(values, [50, 99])
+        table.add_row(name, f"{p50:.2f}", f"{p99:.2f}", f"{p50 - floor:.2f}")
+    return table
+
+
+def _in_process(models: Path, model: str, requests: list[bytes]) -> Callable[[int], object]:
+    """What the server does with a message, without the server."""
+    from tensorflow_serving.apis import predict_pb2
+
+    from q2s_tf.serving.folders import versions_in
+    from q2s_tf.serving.servable import Servable
+
+    version, folder = max(versions_in(models / model).items())
+    servable = Servable(model, version, folder)
+    messages = [predict_pb2.PredictRequest.FromString(request) for request in requests]
+    return lambda number: servable.predict(messages[number])
+
+
+def _requests(model: str) -> list[bytes]:
+    import numpy as np
+    from tensorflow_serving.apis import predict_pb2
+
+    from q2s_tf.serving.tensor_proto import encode
+
+    requests = []
+    for query in QUERIES:
+        request = predict_pb2.PredictRequest()
+        request.model_spec.name = model
+        for key, value in (("query", query), ("country", "US")):
+            request.inputs[key].CopyFrom(encode(np.array([value.encode()], object)))
+        requests.append(request.SerializeToString())
+    return requests
+
+
+def _throughput(model: str, address: str, seconds: float, how: str) -> Table:
+    table = Table("clients", "queries/s", "p50, ms", "p99, ms", title=f"{model}, {how}", title_justify="left")
+    spawn = multiprocessing.get_context("spawn")  # the clients import neither TensorFlow nor anything of ours
+    requests = _requests(model)
+    for clients in track((1, 4, 16), f"{model}, {how}"):
+        with spawn.Pool(clients) as pool:
+            start = time.time() + 1 + clients * 0.3  # when all of them have been imported
+            took = pool.starmap(_ask, [(address, requests, start, seconds)] * clients, chunksize=1)
+        values = sorted(value for of_one in took for value in of_one)
+        p50, p99 = (1e3 * values[int(len(values) * share)] for share in (0.5, 0.99))
+        table.add_row(str(clients), f"{len(values) / seconds:.0f}", f"{p50:.2f}", f"{p99:.2f}")
+    return table
+
+
+def _ask(address: str, requests: list[bytes], start: float, seconds: float) -> list[float]:
+    import grpc
+
+    took: list[float] = []
+    with grpc.insecure_channel(address) as channel:
+        ask = channel.unary_unary(PREDICT)
+        ask(requests[0])
+        time.sleep(max(0.0, start - time.time()))
+        end = time.perf_counter() + seconds
+        while (begin := time.perf_counter()) < end:
+            ask(requests[len(took) % len(requests)])
+            took.append(time.perf_counter() - begin)
+    return took
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,209 @@
+// The page asks /api/search and shows the answer. Listings are written by strangers: all text goes in by textContent.
+
+const find = (selector, within = document) => within.querySelector(selector);
+const form = find("#search");
+const more = find("#more");
+const sides = { semantic: "Que2Search", bm25: "BM25" };
+const percent = new Intl.NumberFormat("en", { style: "percent" });
+const score = new Intl.NumberFormat("en", { minimumFractionDigits: 3, maximumFractionDigits: 3 });
+const milliseconds = new Intl.NumberFormat("en", { maximumSignificantDigits: 2, style: "unit", unit: "millisecond" });
+const languages = new Intl.DisplayNames("en", { type: "language" });
+const regions = new Intl.DisplayNames("en", { type: "region" });
+
+/** The search that is shown: {query, country, page, busy, focus, controller}, or null on the first page. */
+let shown = null;
+
+function nameOf(names, code) {
+  try {
+    return names.of(code);
+  } catch {
+    return code; // not a code of the standard: shown as it is
+  }
+}
+
+/** The lang attribute: the listing's language where it is a valid tag, else "", which means unknown. */
+function languageTag(language) {
+  try {
+    return language ? Intl.getCanonicalLocales(language)[0] : "";
+  } catch {
+    return "";
+  }
+}
+
+/** 0 leaves the effort to the index, and the greatest int32 is more partitions than any has. */
+function effortName(effort) {
+  return { 0: "the index’s own effort", 2147483647: "full effort" }[effort] ?? `effort ${effort}`;
+}
+
+function instance(template) {
+  return find(`#${template}-template`).content.cloneNode(true);
+}
+
+async function ask({ query, country, controller }, page) {
+  const asked = new URLSearchParams({ query, country, page });
+  let response;
+  try {
+    response = await fetch(`/api/search?${asked}`, { signal: controller.signal });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Error("the demo page itself does not answer; is tools/demo_app.py still running?");
+  }
+  const answer = await response.json().catch(() => ({ error: `the demo page failed with status ${response.status}` }));
+  if (!response.ok) throw new Error(answer.error);
+  return answer;
+}
+
+function bars(channels) {
+  return channels.map(({ name, weight }) => {
+    const bar = instance("bar");
+    find(".name", bar).textContent = name.replaceAll("_", " ");
+    find(".name", bar).title = name;
+    find(".fill", bar).style.width = `${100 * weight}%`;
+    find(".share", bar).textContent = 0 < weight && weight < 0.005 ? "<1%" : percent.format(weight);
+    return bar;
+  });
+}
+
+function card(result) {
+  const item = instance("card");
+  const lang = languageTag(result.language);
+  find(".card", item).dataset.id = result.document_id;
+  find(".rank", item).textContent = result.rank;
+  find(".title", item).textContent = result.title ?? (result.channels.length ? "(no title)" : "(not in the documents table)");
+  find(".description", item).textContent = result.description ?? "";
+  for (const text of [find(".title", item), find(".description", item)]) text.lang = lang;
+  find(".score", item).textContent = score.format(result.score);
+  const about = [result.document_id];
+  if (result.country) about.unshift(nameOf(regions, result.country));
+  if (result.language) about.unshift(nameOf(languages, result.language));
+  find(".about", item).textContent = `· ${about.join(" · ")}`;
+  find(".bars", item).replaceChildren(...bars(result.channels));
+  find(".bars", item).hidden = result.channels.length === 0;
+  if (result.picture) {
+    const image = find("img", item);
+    image.addEventListener("error", () => image.remove());
+    image.src = result.picture;
+    image.hidden = false;
+  }
+  return item;
+}
+
+/** Adds a page to one side and returns how many results are new: a version that changed in between may repeat some. */
+function addPage(side, number, { results, milliseconds: took, effort }) {
+  const before = new Set([...document.querySelectorAll(`#${side} .card`)].map((item) => item.dataset.id));
+  const fresh = results.filter((result) => !before.has(result.document_id));
+  const page = instance("page");
+  const facts = [`Page ${number}`, milliseconds.format(took)];
+  if (typeof effort === "number") facts.splice(1, 0, effortName(effort));
+  if (fresh.length === 0) facts.push(number === 1 ? "nothing found" : "nothing more");
+  find(".note", page).textContent = facts.join(" · ");
+  find("ol", page).append(...fresh.map(card));
+  if (fresh.length > 0 || number === 1) find(`#${side} .pages`).append(page);
+  return fresh.length;
+}
+
+/** Says of each result where the other side has it. */
+function markShared() {
+  for (const [side, other] of [["semantic", "bm25"], ["bm25", "semantic"]]) {
+    const ranks = new Map(
+      [...document.querySelectorAll(`#${other} .card`)].map((item) => [item.dataset.id, find(".rank", item).textContent]),
+    );
+    for (const item of document.querySelectorAll(`#${side} .card`)) {
+      const rank = ranks.get(item.dataset.id);
+      find(".shared", item).textContent = rank ? `number ${rank} of ${sides[other]}` : "";
+    }
+  }
+}
+
+function showAnswer(answer) {
+  find("#answers").hidden = false;
+  if (answer.page === 1) find("#query-channels").replaceChildren(...bars(answer.channels));
+  const counts = Object.entries(sides).map(([side, name]) => {
+    const count = addPage(side, answer.page, answer[side]);
+    return `${name}: ${count} results in ${milliseconds.format(answer[side].milliseconds)}`;
+  });
+  markShared();
+  more.hidden = !(answer.semantic.more || answer.bm25.more);
+  find("#status").textContent = `Page ${answer.page}. ${counts.join(". ")}.${more.hidden ? " These are all." : ""}`;
+}
+
+function focusOn(page) {
+  const cards = document.querySelectorAll(`.pages > ol:nth-of-type(${page}) h3`);
+  const headings = cards.length ? cards : [...document.querySelectorAll("h3")].reverse(); // else the last result
+  [...headings].find((heading) => heading.checkVisibility())?.focus();
+}
+
+/** Loads the next page of the search that is shown; `focus` moves the focus to its first result. */
+async function loadMore(focus = false) {
+  const search = shown;
+  search.focus ||= focus;
+  if (search.busy) return;
+  search.busy = true;
+  find("#results").setAttribute("aria-busy", "true");
+  find("#error").textContent = "";
+  find("#status").textContent = "Searching…";
+  try {
+    const answer = await ask(search, search.page + 1);
+    if (search !== shown) return; // another search has begun
+    search.page += 1;
+    showAnswer(answer);
+    if (search.focus) focusOn(search.page);
+    search.focus = false;
+    watchEnd();
+  } catch (error) {
+    if (search !== shown) return;
+    find("#status").textContent = "";
+    find("#error").textContent = error.message;
+  } finally {
+    search.busy = false;
+    if (search === shown) find("#results").removeAttribute("aria-busy");
+  }
+}
+
+const observer = new IntersectionObserver((entries) => {
+  if (entries.some((entry) => entry.isIntersecting) && shown?.page > 0) loadMore();
+}, { rootMargin: "200px" });
+
+/** Asks the observer anew, because it is silent while the button stays in view. After an error it is left alone. */
+function watchEnd() {
+  observer.unobserve(more);
+  observer.observe(more);
+}
+
+/** Shows what the address asks for. */
+function start() {
+  shown?.controller.abort();
+  const asked = new URLSearchParams(location.search);
+  const query = asked.get("query") ?? "";
+  const country = asked.get("country") ?? "";
+  form.elements.query.value = query;
+  if (form.elements.country) chooseCountry(country);
+  find("#intro").hidden = query !== "";
+  find("#answers").hidden = true;
+  for (const pages of document.querySelectorAll(".pages")) pages.replaceChildren();
+  find("#error").textContent = find("#status").textContent = "";
+  more.hidden = true;
+  document.title = query ? `${query} – q2s_tf search` : "q2s_tf search";
+  shown = query ? { query, country, page: 0, busy: false, focus: false, controller: new AbortController() } : null;
+  if (shown) loadMore();
+  else form.elements.query.focus();
+}
+
+function chooseCountry(country) {
+  const choices = form.elements.country;
+  if (![...choices.options].some((option) => option.value === country)) choices.add(new Option(country, country));
+  choices.value = country;
+}
+
+for (const option of form.elements.country?.options ?? []) {
+  if (option.value) option.textContent = `${nameOf(regions, option.value)} (${option.value})`;
+}
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  const address = `?${new URLSearchParams(new FormData(form))}`;
+  if (address !== location.search) history.pushState(null, "", address);
+  start();
+});
+more.addEventListener("click", () => loadMore(true));
+addEventListener("popstate", start);
+start();

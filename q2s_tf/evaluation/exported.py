@@ -1,0 +1,68 @@
+"""Search through an exported retriever, as a server would: the signature `by_embedding` of its newest version."""
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import tensorflow as tf
+
+from q2s_tf.cli import track
+from q2s_tf.errors import InputError
+from q2s_tf.serving.export import hash_towers
+from q2s_tf.serving.folders import MANIFEST_FILE, versions_in
+from q2s_tf.towers import Towers
+
+BATCH = 32
+
+
+def find_retriever(models: Path, towers: Towers) -> tuple[Path, dict[str, Any]]:
+    """The newest version of the retriever that holds these very towers, and its manifest.
+
+    Raises:
+        InputError: there is none.
+    """
+    wanted = hash_towers(towers)
+    for _, folder in sorted(versions_in(models / "retriever").items(), reverse=True):
+        if (folder / MANIFEST_FILE).is_file():
+            manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+            if wanted.items() <= manifest.items():
+                return folder, manifest
+    raise InputError(
+        f"--models {models}: must hold a retriever with the weights of the run; there is none: export the run with "
+        "tools/export.py"
+    )
+
+
+def search(version: Path, manifest: dict[str, Any], queries: np.ndarray, ids: pa.Array, k: int) -> np.ndarray:
+    """The first k documents of each query by the index, at its default effort.
+
+    Args:
+        version: folder of the exported retriever.
+        manifest: its manifest.
+        queries: unit vectors `[Q, D]`.
+        ids: document ids `[N]` of the catalogue.
+        k: how many.
+
+    Returns:
+        int `[Q, k]`: places in the catalogue, −1 where there is no document or one that is not in the catalogue.
+    """
+    if manifest["index"]["kind"] == "scann":
+        importlib.import_module("scann")  # registers its ops
+    loaded = tf.saved_model.load(str(version))
+    by_embedding = loaded.signatures["by_embedding"]
+    found = np.full((len(queries), k), -1)
+    for start in track(range(0, len(queries), BATCH), "searching the index", -(-len(queries) // BATCH)):
+        answer = by_embedding(
+            embedding=tf.constant(queries[start : start + BATCH]),
+            k=tf.constant(k),
+            effort=tf.constant(0),
+            min_score=tf.constant(-1.0),
+        )["document_id"].numpy()
+        named = pa.array(answer.ravel().tolist(), pa.binary()).cast(pa.string())
+        places = pc.fill_null(pc.index_in(named, ids), -1).to_numpy().reshape(answer.shape)
+        found[start : start + BATCH, : answer.shape[1]] = places
+    return found

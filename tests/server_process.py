@@ -1,0 +1,114 @@
+"""The embedded server as a process of its own on real ports, and what asks it."""
+
+import atexit
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import tensorflow as tf
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tensorflow_serving.apis import (
+    get_model_status_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
+
+ROOT = Path(__file__).parents[1]
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, str(ROOT / "tools" / "serve.py"), *arguments]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1"}
+
+
+def run(*arguments: str) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error of a server that ends by itself."""
+    result = subprocess.run(command(*arguments), capture_output=True, text=True, env=environment(), timeout=60)
+    return result.returncode, result.stdout, result.stderr
+
+
+class Process:
+    """A server process and stubs to ask it."""
+
+    def __init__(self, *arguments: str, credentials: grpc.ChannelCredentials | None = None) -> None:
+        log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (as long as the process)
+        self.process = subprocess.Popen(
+            command(*arguments, "--port", "0", "--poll-seconds", "0.1"),
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=environment(),
+        )
+        atexit.register(self.process.kill)  # of a test that failed before it came to `stop`
+        assert self.process.stdout is not None
+        self.line = self.process.stdout.readline()
+        if not self.line:
+            log.seek(0)
+            raise AssertionError(f"the server ended before it was ready: {log.read()[-2000:]}")
+        words = self.line.replace(",", "").split()
+        self.address = words[words.index("on") + 1]
+        self.rest = words[-1]
+        self.connect(credentials)
+
+    def connect(self, credentials: grpc.ChannelCredentials | None = None) -> None:
+        """New stubs, on a connection with these credentials."""
+        self.channel = (
+            grpc.insecure_channel(self.address)
+            if credentials is None
+            else grpc.secure_channel(self.address.replace("127.0.0.1", "localhost"), credentials)
+        )
+        self.prediction = prediction_service_pb2_grpc.PredictionServiceStub(self.channel)
+        self.models = model_service_pb2_grpc.ModelServiceStub(self.channel)
+        self.health = health_pb2_grpc.HealthStub(self.channel)
+
+    def status(self, model: str) -> dict[int, tuple[int, str]]:
+        request = get_model_status_pb2.GetModelStatusRequest()
+        request.model_spec.name = model
+        answer = self.models.GetModelStatus(request)
+        return {status.version: (status.state, status.status.error_message) for status in answer.model_version_status}
+
+    def healthy(self, service: str = "") -> int:
+        return self.health.Check(health_pb2.HealthCheckRequest(service=service)).status
+
+    def stop(self) -> tuple[int, str]:
+        """The exit status after SIGTERM, and what else came on standard output."""
+        self.channel.close()
+        self.process.send_signal(signal.SIGTERM)
+        rest, _ = self.process.communicate(timeout=30)
+        return self.process.returncode, rest
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "what was waited for did not happen"
+        time.sleep(0.02)
+
+
+def predict_request(model: str = "query_tower", signature: str = "", **inputs: Any) -> predict_pb2.PredictRequest:
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = model
+    request.model_spec.signature_name = signature
+    for key, value in (inputs or {"query": ["red sofa"], "country": ["US"]}).items():
+        request.inputs[key].CopyFrom(tf.make_tensor_proto(value))
+    return request
+
+
+def refusal(call: Callable[[], Any]) -> tuple[str, str]:
+    """Code and message of the gRPC error that a call raises."""
+    try:
+        call()
+    except grpc.RpcError as error:
+        return error.code().name, error.details()
+    raise AssertionError("it was answered")

@@ -1,0 +1,300 @@
+"""The demo page's HTML and JSON, over a real server and a real port; tools/demo_app.py as a process of its own."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import demo_page
+import grpc
+import httpx
+import numpy as np
+import pytest
+import serving_models
+from demo_page import CHANNELS, HOSTILE, LEFT_OUT, WORD, DemoPage
+from starlette.testclient import TestClient
+
+from q2s_tf.demo_app.app import make_app, serve
+from q2s_tf.demo_app.search import Search, tower_inputs
+from q2s_tf.errors import InputError
+from q2s_tf.serving import Client, Server, ServingError
+from q2s_tf.serving.messages import SignatureInfo, TensorInfo
+
+ROOT = Path(__file__).parents[1]
+PIXEL = bytes.fromhex("47494638396101000100800000ffffff00000021f90400000000002c00000000010001000002024401003b")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("demo_page")
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> Iterator[DemoPage]:
+    with demo_page.serve_market(folder) as running:
+        yield running
+
+
+def ask(page: DemoPage, query: str, country: str = "", number: int = 1) -> dict[str, Any]:
+    asked = {"query": query, "country": country, "page": str(number)}
+    answer = httpx.get(f"{page.address}/api/search", params=asked)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def ids(side: dict[str, Any]) -> list[str]:
+    return [result["document_id"] for result in side["results"]]
+
+
+def test_the_pages_together_are_the_retrievers_ranking(page: DemoPage) -> None:
+    pages = [ask(page, "red sofa", "US", number)["semantic"] for number in (1, 2, 3, 4)]
+    expected = serving_models.scores(serving_models.Tower().embed("red sofa", "US").numpy())
+    assert [name for side in pages for name in ids(side)] == [name for name, _ in expected]
+    found = [result["score"] for side in pages for result in side["results"]]
+    np.testing.assert_allclose(found, [score for _, score in expected], atol=1e-5)
+    assert [result["rank"] for side in pages for result in side["results"]] == list(range(1, len(expected) + 1))
+    assert [side["more"] for side in pages] == [True, True, True, False]
+
+
+def test_later_pages_are_searched_with_more_effort(page: DemoPage) -> None:
+    efforts = []
+    for number in (1, 2, 3):
+        efforts.append(ask(page, "lamp", number=number)["semantic"]["effort"])
+        assert page.efforts[-1] == efforts[-1]  # what the server was asked with
+    assert efforts[0] < efforts[1] <= efforts[2]
+
+
+def test_bm25_has_the_documents_that_share_a_word(page: DemoPage) -> None:
+    side = ask(page, WORD.upper())["bm25"]
+    sharing = {row["document_id"] for row in demo_page.make_rows() if WORD in row["title"]}
+    assert set(ids(side)) == sharing
+    assert not side["more"]
+    scores = [result["score"] for result in side["results"]]
+    assert scores == sorted(scores, reverse=True)
+    assert min(scores) > 0
+    assert ids(ask(page, "unheard-of")["bm25"]) == []
+
+
+def test_pages_of_bm25_do_not_overlap(page: DemoPage) -> None:
+    pages = [ask(page, f"{WORD} lamp", number=number)["bm25"] for number in (1, 2, 3)]
+    names = [name for side in pages for name in ids(side)]
+    rows = demo_page.make_rows()
+    assert sorted(names) == sorted(r["document_id"] for r in rows if {WORD, "lamp"} & set(r["title"].split()))
+    assert [side["more"] for side in pages] == [True, True, False]
+
+
+def test_results_are_what_the_documents_table_says(page: DemoPage) -> None:
+    rows = {row["document_id"]: row for row in demo_page.make_rows()}
+    pages = [ask(page, "sofa", number=number) for number in (1, 2, 3)]
+    results = [result for answer in pages for side in ("semantic", "bm25") for result in answer[side]["results"]]
+    for result in results:
+        row = rows.get(result["document_id"], {})
+        for name in ("title", "description", "language", "country"):
+            assert result[name] == row.get(name)
+    assert LEFT_OUT in {result["document_id"] for result in results}
+
+
+def test_channel_weights_are_those_of_the_towers(page: DemoPage) -> None:
+    images = {row["document_id"]: row["image_embeddings"] for row in demo_page.make_rows()}
+    answer = ask(page, "sofa", "AE")
+    assert [channel["name"] for channel in answer["channels"]] == CHANNELS["query_tower"]
+    vector = serving_models.Tower().embed("sofa", "AE").numpy()[:3]
+    softmax = np.exp(vector) / np.exp(vector).sum()
+    np.testing.assert_allclose([channel["weight"] for channel in answer["channels"]], softmax, atol=1e-6)
+    pages = [answer, ask(page, "sofa", "AE", 2), ask(page, "sofa", "AE", 3)]
+    for result in (result for each in pages for result in each["semantic"]["results"]):
+        weights = [channel["weight"] for channel in result["channels"]]
+        if result["document_id"] == LEFT_OUT:
+            assert weights == []
+            continue
+        assert [channel["name"] for channel in result["channels"]] == CHANNELS["document_tower"]
+        np.testing.assert_allclose(weights, np.sum(images[result["document_id"]], axis=0), atol=1e-6)
+
+
+def test_channels_have_numbers_where_the_export_is_not_at_hand(folder: Path, page: DemoPage) -> None:
+    with (
+        Server(folder / "models", port=0) as server,
+        demo_page.serve_page(server.address, folder / "documents.parquet", folder / "elsewhere") as other,
+    ):
+        channels = ask(other, "sofa")["channels"]
+    assert [channel["name"] for channel in channels] == ["channel 1", "channel 2", "channel 3"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({}, "query must not be empty; write what is looked for"),
+        ({"query": " \n"}, "query must not be empty; write what is looked for"),
+        ({"query": "x" * 2_049}, "query and country may have 2048 characters each; shorten them"),
+        ({"query": "x", "page": "0"}, "page must be 1 to 50, got 0"),
+        ({"query": "x", "page": "51"}, "page must be 1 to 50, got 51"),
+        ({"query": "x", "page": "-1"}, "page must be a whole number, got '-1'"),
+        ({"query": "x", "page": "²"}, "page must be a whole number, got '²'"),
+    ],
+)
+def test_a_wrong_request_is_refused_in_one_line(page: DemoPage, asked: dict[str, str], message: str) -> None:
+    answer = httpx.get(f"{page.address}/api/search", params=asked)
+    assert (answer.status_code, answer.json()) == (400, {"error": message})
+
+
+def test_bytes_that_are_no_text_are_a_query_like_any_other(page: DemoPage) -> None:
+    answer = httpx.get(f"{page.address}/api/search?query=%00%ff%ed%a0%80&country=%00")
+    assert answer.status_code == 200
+    assert len(answer.json()["semantic"]["results"]) == 10
+
+
+def test_a_server_that_goes_away_is_one_line_and_its_return_is_noticed(
+    tmp_path: Path, folder: Path, page: DemoPage
+) -> None:
+    with ExitStack() as stack:
+        first = stack.enter_context(Server(folder / "models", port=0))
+        other = stack.enter_context(demo_page.serve_page(first.address, folder / "documents.parquet", None))
+        first.stop()
+        answer = httpx.get(f"{other.address}/api/search", params={"query": "sofa"}, timeout=30)
+        line = f"no server answers at {first.address}; start one with: python tools/serve.py --models saved_models"
+        assert (answer.status_code, answer.json()) == (503, {"error": line})
+        stack.enter_context(Server(folder / "models", port=int(first.address.rpartition(":")[2])))
+        statuses = (httpx.get(f"{other.address}/api/search", params={"query": "sofa"}, timeout=30) for _ in range(60))
+        assert any(answer.status_code == 200 for answer in statuses)
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "line"),
+    [
+        (grpc.StatusCode.DEADLINE_EXCEEDED, 504, "the server at there:1 did not answer in time; try again"),
+        (grpc.StatusCode.INTERNAL, 502, "the server at there:1 refused: INTERNAL: two lines"),
+    ],
+)
+def test_what_a_server_refuses_is_one_line(
+    folder: Path, page: DemoPage, code: grpc.StatusCode, status: int, line: str
+) -> None:
+    class Refusing(Search):
+        def page(self, query: str, country: str = "", number: int = 1) -> dict[str, Any]:
+            if query == "refused":
+                raise ServingError(code, "two\nlines")
+            return super().page(query, country, number)
+
+    with Server(folder / "models", port=0) as server, Client(server.address) as client:
+        app = make_app(Refusing(client, folder / "documents.parquet"), "there:1")
+    answer = TestClient(app).get("/api/search?query=refused")
+    assert (answer.status_code, answer.json()) == (status, {"error": line})
+
+
+def test_the_page_escapes_listings_and_asks_nobody_else(page: DemoPage) -> None:
+    answer = httpx.get(f"{page.address}/?query=x")
+    assert "<script>document" not in answer.text
+    assert HOSTILE not in answer.text
+    assert answer.headers["content-security-policy"].startswith("default-src 'none'; script-src 'self';")
+    files = re.findall(r'(?:src|href)="(/static/[^"]+)"', answer.text)
+    assert len(files) == 3
+    for text in [answer.text, *(httpx.get(page.address + file).text for file in files)]:
+        assert not re.search(r"(?<!xmlns=\")https?://", text)
+
+
+def test_only_pictures_beneath_the_documents_folder_are_sent(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "market", tmp_path / "secret.gif"
+    (inside / "pictures").mkdir(parents=True)
+    outside.write_bytes(PIXEL)
+    (inside / "pictures" / "a.gif").write_bytes(PIXEL)
+    (inside / "pictures" / "a.svg").write_text("<svg/>")
+    (inside / "pictures" / "link.gif").symlink_to(outside)
+    refused = ["../secret.gif", str(outside), "pictures/a.svg", "documents.parquet", "pictures/link.gif", "no.gif"]
+    refused += ["\0.gif", "x" * 5_000 + ".gif", "javascript:alert(1)", "pictures"]
+    named = ["pictures/a.gif", "https://pictures.example/a.gif", *refused]
+    models, rows = inside / "models", demo_page.make_rows()
+    for row, name in zip(rows, named, strict=False):
+        row["image"] = name
+    demo_page.save_models(models)
+    documents = demo_page.write_documents(inside / "documents.parquet", rows)
+    with Server(models, port=0) as server, demo_page.serve_page(server.address, documents, models, "image") as page:
+        answers = [ask(page, "sofa", number=number) for number in (1, 2, 3)]
+        shown = {r["document_id"]: r["picture"] for answer in answers for r in answer["semantic"]["results"]}
+        assert {name: picture for name, picture in shown.items() if picture} == {
+            "d0": "/picture?document_id=d0",
+            "d1": "https://pictures.example/a.gif",
+        }
+        picture = httpx.get(page.address + shown["d0"])
+        assert (picture.content, picture.headers["content-type"]) == (PIXEL, "image/gif")
+        for number in range(1, len(named)):
+            assert httpx.get(f"{page.address}/picture", params={"document_id": f"d{number}"}).status_code == 404
+        assert httpx.get(f"{page.address}/picture").status_code == 404
+
+
+def test_a_picture_column_that_is_not_there_is_named(folder: Path, page: DemoPage) -> None:
+    documents = folder / "documents.parquet"
+    with (
+        Server(folder / "models", port=0) as server,
+        Client(server.address) as client,
+        pytest.raises(InputError, match=f"documents {documents}: has no column photo to take pictures from"),
+    ):
+        Search(client, documents, pictures="photo")
+
+
+def test_rows_become_what_the_signature_takes() -> None:
+    inputs = {
+        "title": TensorInfo("string", (None,)),
+        "brand": TensorInfo("string", (None,)),
+        "photos": TensorInfo("float32", (None, None, 2)),
+    }
+    rows = [{"title": "sofa", "photos": [[1.0, 2.0]], "colour": "red"}, {"brand": "x", "photos": None}]
+    taken = tower_inputs(rows, SignatureInfo(inputs, {}))
+    assert {name: values.tolist() for name, values in taken.items()} == {
+        "title": ["sofa", ""],
+        "brand": ["", "x"],
+        "photos": [[[1.0, 2.0]], [[0.0, 0.0]]],
+    }
+    assert tower_inputs(rows[1:], SignatureInfo(inputs, {}))["photos"].shape == (1, 0, 2)
+    with pytest.raises(InputError, match="photos must have vectors of 2 numbers; one has 3"):
+        tower_inputs([{"photos": [[1.0, 2.0, 3.0]]}], SignatureInfo(inputs, {}))
+
+
+def test_a_page_without_a_server_does_not_start(folder: Path, page: DemoPage) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound and not listening: nobody answers there
+        target = f"127.0.0.1:{unused.getsockname()[1]}"
+        with pytest.raises(InputError, match=f"no server answers at {target}; start one with"):
+            serve(folder / "documents.parquet", target, folder / "models", port=0)
+
+
+def test_a_server_without_a_retriever_is_named(tmp_path: Path, folder: Path, page: DemoPage) -> None:
+    for tower in CHANNELS:
+        shutil.copytree(folder / "models" / tower, tmp_path / tower)
+    with Server(tmp_path, port=0) as server, pytest.raises(InputError, match=f"{server.address} refused: .*retriever"):
+        serve(folder / "documents.parquet", server.address, tmp_path, port=0)
+
+
+def test_a_taken_port_is_named(folder: Path, page: DemoPage) -> None:
+    port = int(page.address.rpartition(":")[2])
+    with pytest.raises(InputError, match=f"cannot listen on 127.0.0.1:{port}: .*; give another --port, or 0"):
+        serve(folder / "documents.parquet", "127.0.0.1:1", folder / "models", port=port)
+
+
+def test_the_command_line_serves_until_it_is_told_to_end(folder: Path, page: DemoPage) -> None:
+    tool = [sys.executable, str(ROOT / "tools" / "demo_app.py"), "--port", "0"]
+    options = ["--documents", str(folder / "documents.parquet"), "--models", str(folder / "models")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1"}
+    with Server(folder / "models", port=0) as server:
+        process = subprocess.Popen(
+            [*tool, *options, "--target", server.address],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+        )
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert re.fullmatch(r"demo page on http://127\.0\.0\.1:\d+\n", line)
+            assert len(ask(DemoPage(line.split()[-1], []), "sofa")["semantic"]["results"]) == 10
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+            process.wait()

@@ -1,0 +1,402 @@
+"""Insight: what makes a score, what a channel is worth, what a catalogue looks like, against plain computations."""
+
+import io
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+from sklearn.metrics import roc_auc_score
+from test_command_lines import main_of
+from tiny_market import TinyMarket
+
+from q2s_tf.cli import run as run_command
+from q2s_tf.errors import InputError
+from q2s_tf.insight.catalogue import draw_map, measure_hubness, name_clusters, near_duplicates
+from q2s_tf.insight.channels import ChannelVectors, fuse, read_channels, take_rows
+from q2s_tf.insight.contributions import contributions, trigram_contributions
+from q2s_tf.insight.explain import Explanation, explain
+from q2s_tf.insight.importance import Pairs, measure_importance
+from q2s_tf.insight.show import show
+from q2s_tf.insight.study import read_curves
+from q2s_tf.insight.weights import length_group, mean_weights, weights_by_length, weights_by_missing
+from q2s_tf.layers import AttentionFusion
+from q2s_tf.tables import open_documents
+from q2s_tf.towers import Towers
+
+COLUMNS = ("title", "description", "language", "country", "image_embeddings")
+QUERIES = ["red sofa", "диван", "赤いソファ", "bike", "", "أريكة أحمر 12"]
+COUNTRIES = ["US", None, "JP", "nowhere", "US", None]
+
+
+@pytest.fixture(scope="module")
+def document_columns(market: TinyMarket) -> dict[str, list[Any]]:
+    return {name: [row[name] for row in market.document_rows] for name in COLUMNS}
+
+
+@pytest.fixture(scope="module")
+def documents(towers: Towers, document_columns: dict[str, list[Any]]) -> ChannelVectors:
+    return read_channels(towers.document, document_columns)
+
+
+@pytest.fixture(scope="module")
+def queries(towers: Towers) -> ChannelVectors:
+    return read_channels(towers.query, {"query": QUERIES, "country": COUNTRIES})
+
+
+# --- inside a tower
+
+
+def test_the_inside_of_a_tower_gives_what_the_tower_gives(
+    towers: Towers, documents: ChannelVectors, document_columns: dict[str, list[Any]]
+) -> None:
+    outside = towers.document.predict(document_columns)
+    np.testing.assert_allclose(documents.embedding, outside["embedding"], atol=1e-5)
+    np.testing.assert_allclose(documents.weights, outside["channel_weights"], atol=1e-5)
+    in_small_batches = read_channels(towers.document, document_columns, batch_size=7)
+    np.testing.assert_allclose(in_small_batches.vectors, documents.vectors, atol=1e-5)
+
+
+def test_missing_channels_are_marked_and_zero(documents: ChannelVectors, market: TinyMarket) -> None:
+    there = documents.present[:, documents.names.index("images")]
+    assert there.tolist() == [row["image_embeddings"] is not None for row in market.document_rows]
+    assert not documents.vectors[~documents.present].any()
+
+
+def test_rows_of_a_table_come_in_the_order_asked_for(market: TinyMarket) -> None:
+    rows = take_rows(open_documents(market.documents), [41, 3, 3, 59])
+    assert rows["document_id"].to_pylist() == ["d41", "d03", "d03", "d59"]
+
+
+# --- contributions
+
+
+def test_contributions_add_up_to_the_score(queries: ChannelVectors, documents: ChannelVectors) -> None:
+    for query in range(len(QUERIES)):
+        for document in range(0, 60, 7):
+            parts = contributions(queries, query, documents, document)
+            assert parts.shape == (3, 5)
+            assert parts.sum() == pytest.approx(
+                float(queries.embedding[query] @ documents.embedding[document]), abs=1e-5
+            )
+            assert not parts[~queries.present[query]].any()
+            assert not parts[:, ~documents.present[document]].any()
+
+
+def test_a_contribution_is_its_formula() -> None:
+    channels = _hand_made(np.array([[[3.0, 0.0], [0.0, 8.0]]]), np.ones((1, 2), bool))
+    parts = contributions(channels, 0, channels, 0)
+    # Equal weights: f = (1.5, 4), |f|² = 18.25; the two channels are at right angles.
+    np.testing.assert_allclose(parts, [[2.25 / 18.25, 0], [0, 16 / 18.25]], atol=1e-6)
+
+
+def test_trigrams_add_up_to_their_channel(
+    towers: Towers, queries: ChannelVectors, documents: ChannelVectors, market: TinyMarket
+) -> None:
+    for query, document in ((0, 0), (1, 20), (2, 33), (5, 50)):
+        parts = contributions(queries, query, documents, document)
+        found = trigram_contributions(
+            towers.query, queries, query, "query_trigrams", QUERIES[query], documents.embedding[document]
+        )
+        assert sum(share for _, share in found.values()) == pytest.approx(parts[0].sum(), abs=1e-5)
+        title = market.document_rows[document]["title"]
+        found = trigram_contributions(
+            towers.document, documents, document, "title_trigrams", title, queries.embedding[query]
+        )
+        column = documents.names.index("title_trigrams")
+        assert sum(share for _, share in found.values()) == pytest.approx(parts[:, column].sum(), abs=1e-5)
+
+
+def test_trigrams_are_those_of_the_normalised_text(towers: Towers, queries: ChannelVectors) -> None:
+    found = trigram_contributions(towers.query, queries, 0, "query_trigrams", " ＢＯ  bo", np.ones(16))
+    assert {trigram: count for trigram, (count, _) in found.items()} == {" bo": 2, "bo ": 2, "o b": 1}
+    long = trigram_contributions(towers.query, queries, 0, "query_trigrams", "x" * 500, np.ones(16))
+    assert sum(count for count, _ in long.values()) == 24, "the channel reads max_trigrams and no more"
+
+
+# --- explain
+
+
+@pytest.fixture(scope="module")
+def explanation(run: Path, market: TinyMarket) -> Explanation:
+    return explain(run, market.documents, "red sofa", None, "d20", k=3)
+
+
+def test_an_explanation_agrees_with_the_towers(
+    explanation: Explanation, towers: Towers, documents: ChannelVectors
+) -> None:
+    query = towers.query.predict({"query": ["red sofa"]})
+    scores = documents.embedding @ query["embedding"][0]
+    order = np.argsort(-scores)
+    assert explanation.score == pytest.approx(scores[20], abs=1e-5)
+    assert sum(sum(row.values()) for row in explanation.contributions.values()) == pytest.approx(scores[20], abs=1e-5)
+    assert order[explanation.rank - 1] == 20
+    assert [match.document_id for match in explanation.best] == [f"d{row:02}" for row in order[:3]]
+    assert [match.rank for match in explanation.best] == [1, 2, 3]
+    rival = order[explanation.rank - 2] if explanation.rank > 1 else order[1]
+    assert explanation.competitor is not None
+    assert explanation.competitor.document_id == f"d{rival:02}"
+    assert explanation.competitor.score == pytest.approx(scores[rival], abs=1e-5)
+    assert sum(explanation.competitor.contributions.values()) == pytest.approx(scores[rival], abs=1e-5)
+    assert explanation.query.weights["query_country"] is None, "no country was given"
+    assert explanation.query.weights["query_text"] == pytest.approx(query["channel_weights"][0, 2], abs=1e-5)
+
+
+def test_the_first_document_competes_with_the_second(run: Path, market: TinyMarket, explanation: Explanation) -> None:
+    first = explain(run, market.documents, "red sofa", None, explanation.best[0].document_id, k=0)
+    assert (first.rank, first.best) == (1, [])
+    assert first.competitor is not None
+    assert first.competitor.document_id == explanation.best[1].document_id
+
+
+def test_shared_trigrams_are_marked(run: Path, market: TinyMarket) -> None:
+    told = explain(run, market.documents, "red lamp", "US", "d00")  # "red sofa"
+    shared = {each.trigram for each in told.query.trigrams if each.shared}
+    assert shared == {" re", "red", "ed "}
+    assert {each.trigram for each in told.document.trigrams if each.shared} == shared
+    adds = [each.contribution for each in told.query.trigrams]
+    assert adds == sorted(adds, reverse=True)
+
+
+def test_what_cannot_be_explained_is_one_clear_error(run: Path, market: TinyMarket) -> None:
+    with pytest.raises(
+        InputError, match=r"--document nothere: no such document_id among the 60 of .*documents.parquet"
+    ):
+        explain(run, market.documents, "red sofa", "US", "nothere")
+    with pytest.raises(InputError, match="query ' ': no channel of this run can read anything of it"):
+        explain(run, market.documents, " ", "nowhere", "d00")
+
+
+def test_the_command_line_prints_json(
+    run: Path, market: TinyMarket, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = ["--document", "d00", "--run", str(run), "--documents", str(market.documents), "--json"]
+    monkeypatch.setattr(sys, "argv", ["explain.py", "red sofa", *common])
+    with pytest.raises(SystemExit) as exit_:
+        run_command(main_of("explain"))
+    assert exit_.value.code == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["match"]["title"] == "red sofa"
+    assert told["document"]["weights"]["description_text"] is None, "d00 has no description"
+    assert told["document"]["inputs"]["image_embeddings"] is None
+
+
+def test_an_explanation_is_printed_as_tables(explanation: Explanation) -> None:
+    console = Console(file=io.StringIO(), width=140)
+    show(explanation, console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert f"score {explanation.score:.4f}, rank {explanation.rank} of 60 documents" in text
+    assert "query_country (missing)" in text
+    assert f"→ {explanation.rank}" in text
+    assert "◀ " in text
+    for query, row in explanation.contributions.items():
+        assert query in text
+        for value in row.values():
+            assert value == 0 or f"{value:+.4f}" in text
+
+
+# --- importance
+
+
+def _hand_made(vectors: np.ndarray, present: np.ndarray) -> ChannelVectors:
+    """Rows of a made-up tower whose fusion weighs the channels that are there alike."""
+    fusion = AttentionFusion()
+    fusion.build((None, *vectors.shape[1:]), (None, vectors.shape[1]))
+    vectors = vectors.astype(np.float32)
+    embedding, weights = fuse(fusion, vectors, present)
+    names = [f"channel{at}" for at in range(vectors.shape[1])]
+    return ChannelVectors(names, vectors, present, weights, embedding, fusion)
+
+
+def test_importance_of_a_made_up_tower() -> None:
+    # Channel 0 says which of 12 things a row is; channel 1 says nothing.
+    vectors = np.stack([np.eye(12), np.zeros((12, 12))], axis=1)
+    channels = _hand_made(vectors, np.ones((12, 2), bool))
+    query, document = (places.ravel() for places in np.mgrid[:12, :12])
+    relevant = query == document
+    full, found = measure_importance(channels, channels, Pairs(query, document, relevant, relevant), seed=1)
+    assert full == {"roc_auc": 1, "recall@10": 1}
+    by_key = {(each.tower, each.channel, each.method): each for each in found}
+    assert len(by_key) == 8
+    for tower in ("query", "document"):
+        masked = by_key[tower, "channel0", "missing"]
+        assert (masked.roc_auc_drop, masked.recall_drop, masked.share) == (0.5, 1, 1), "all scores are 0 then"
+        permuted = by_key[tower, "channel0", "permuted"]
+        # No row keeps its own thing: 12 of 132 wrong pairs score 1, the right ones 0 with the other 120.
+        assert permuted.roc_auc_drop == pytest.approx(1 - 0.5 * 120 / 132)
+        assert permuted.recall_drop == 1
+        for method in ("missing", "permuted"):
+            ignored = by_key[tower, "channel1", method]
+            assert (ignored.roc_auc_drop, ignored.recall_drop, ignored.share) == (0, 0, 0)
+
+
+def test_masking_a_channel_is_leaving_its_input_out(
+    towers: Towers, market: TinyMarket, documents: ChannelVectors, document_columns: dict[str, list[Any]]
+) -> None:
+    rows = market.judgement_rows
+    asked = list(dict.fromkeys((row["query"], row["country"]) for row in rows))
+    columns = {"query": [query for query, _ in asked], "country": [country for _, country in asked]}
+    query = np.array([asked.index((row["query"], row["country"])) for row in rows])
+    document = np.array([int(row["document_id"][1:]) for row in rows])
+    relevant = np.array([row["relevance"] >= 2 for row in rows])
+    pairs = Pairs(query, document, relevant, relevant)
+    full, found = measure_importance(read_channels(towers.query, columns), documents, pairs, seed=1)
+    by_key = {(each.channel, each.method): each for each in found}
+    questions = towers.query.predict(columns)["embedding"]
+
+    def figures(answers: np.ndarray) -> tuple[float, float]:
+        scores = questions @ answers.T
+        best = np.argsort(-scores, axis=1)[:, :10]
+        recall = np.mean([at in best[asked_] for asked_, at in zip(query[relevant], document[relevant], strict=True)])
+        return roc_auc_score(relevant, scores[query, document]), float(recall)
+
+    whole = figures(towers.document.predict(document_columns)["embedding"])
+    assert (full["roc_auc"], full["recall@10"]) == pytest.approx(whole, abs=1e-3)
+    for name, channel in (("image_embeddings", "images"), ("language", "language")):
+        without = figures(towers.document.predict({**document_columns, name: [None] * 60})["embedding"])
+        drops = (by_key[channel, "missing"].roc_auc_drop, by_key[channel, "missing"].recall_drop)
+        assert drops == pytest.approx((whole[0] - without[0], whole[1] - without[1]), abs=2e-3)
+    assert by_key["images", "missing"].present == 0.75
+
+
+def test_importance_is_none_where_nothing_is_relevant(queries: ChannelVectors, documents: ChannelVectors) -> None:
+    nothing = np.zeros(3, bool)
+    full, found = measure_importance(queries, documents, Pairs(np.arange(3), np.arange(3), nothing, nothing), seed=1)
+    assert full == {"roc_auc": None, "recall@10": None}
+    assert {(each.roc_auc_drop, each.recall_drop, each.share) for each in found} == {(None, None, 0.0)}
+
+
+# --- weights
+
+
+def test_mean_weights_are_plain_means(documents: ChannelVectors, market: TinyMarket) -> None:
+    groups = [row["country"] for row in market.document_rows]
+    found = {group.group: group for group in mean_weights(documents, groups)}
+    assert set(found) == {"US", "JP", "AE"}
+    rows = [at for at, country in enumerate(groups) if country == "JP"]
+    for place, name in enumerate(documents.names):
+        values = [float(documents.weights[row, place]) for row in rows]
+        mean = sum(values) / len(values)
+        error = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
+        assert found["JP"].mean[name] == pytest.approx(mean)
+        assert found["JP"].error[name] == pytest.approx(error, abs=1e-6)
+    assert found["JP"].rows == 16
+
+
+def test_weights_by_length_are_in_order_and_leave_empty_queries_out(queries: ChannelVectors) -> None:
+    assert [length_group(text) for text in (None, " ", "a", " abcd ", "abcde", "x" * 39, "x" * 40)] == [
+        *(None, None, "1–4", "1–4", "5–9", "30–39", "40+")
+    ]
+    found = weights_by_length(queries, QUERIES)
+    assert [(group.group, group.rows) for group in found] == [("1–4", 1), ("5–9", 3), ("10–14", 1)]
+    assert sum(found[0].mean.values()) == pytest.approx(1)
+
+
+def test_weights_by_missing_channel(documents: ChannelVectors) -> None:
+    found = {group.group: group for group in weights_by_missing(documents)}
+    assert {name: group.rows for name, group in found.items()} == {
+        "nothing missing": 60 - 12 - 15 + 3,
+        "no description_text": 12,
+        "no images": 15,
+    }
+    assert found["no images"].mean["images"] == 0
+
+
+# --- the catalogue
+
+
+@pytest.mark.parametrize(("dimension", "seed"), [(4, 1), (64, 2), (64, 3)])
+def test_near_duplicates_are_what_links_connect(dimension: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    seeds = generator.normal(size=(150, dimension))
+    # Copies at all distances around the threshold, and chains: a copy of a copy.
+    copies = seeds[generator.integers(150, size=200)] + generator.normal(size=(200, dimension)) * 0.1
+    chained = copies[:100] + generator.normal(size=(100, dimension)) * 0.1
+    rows = generator.permutation(np.concatenate([seeds, copies, chained])).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    near = rows.astype(float) @ rows.T.astype(float) >= 0.99
+    seen: set[int] = set()
+    expected = []
+    for start in range(len(rows)):
+        group, waiting = set[int](), [start]
+        while waiting and start not in seen:
+            at = waiting.pop()
+            if at not in group:
+                group.add(at)
+                waiting += np.flatnonzero(near[at]).tolist()
+        seen |= group
+        if len(group) > 1:
+            expected.append(sorted(group))
+    expected.sort(key=lambda group: (-len(group), group[0]))
+    assert expected
+    assert [group.tolist() for group in near_duplicates(rows)] == expected
+
+
+def test_a_collapsed_catalogue_is_one_group() -> None:
+    rows = np.full((700, 64), 0.125, np.float32)
+    rows[3] *= -1
+    assert [len(group) for group in near_duplicates(rows)] == [699]
+
+
+def test_hubness_is_its_formula() -> None:
+    generator = np.random.default_rng(5)
+    found = [generator.choice(40, size=12, replace=False, p=np.arange(1, 41) / 820).tolist() for _ in range(25)]
+    found[3] = [7, -1, -1]
+    counts = [sum(document in each[:10] for each in found) for document in range(40)]
+    mean = sum(counts) / 40
+    spread = math.sqrt(sum((count - mean) ** 2 for count in counts) / 40)
+    hubness = measure_hubness(found, 40, hubs=3)
+    assert hubness.skewness == pytest.approx(sum((count - mean) ** 3 for count in counts) / 40 / spread**3)
+    assert hubness.even == pytest.approx(mean**-0.5)
+    assert hubness.never == counts.count(0) / 40
+    assert hubness.hubs == sorted(enumerate(counts), key=lambda pair: (-pair[1], pair[0]))[:3]
+    assert hubness.histogram == [counts.count(value) for value in range(max(counts) + 1)]
+
+
+def test_hubness_of_nothing() -> None:
+    assert measure_hubness([], 3).hubs == []
+    assert measure_hubness([[0, 1, 2]], 3).skewness == 0
+
+
+@pytest.mark.parametrize("rows", [1, 2, 9, 40])
+def test_a_map_places_every_document(rows: int) -> None:
+    embeddings = np.random.default_rng(1).normal(size=(rows, 6)).astype(np.float32)
+    places = draw_map(embeddings, seed=1)
+    assert places.shape == (rows, 2)
+    assert np.isfinite(places).all()
+
+
+def test_a_map_keeps_neighbours_together() -> None:
+    generator = np.random.default_rng(2)
+    groups = np.repeat(np.arange(3), 20)
+    places = draw_map(np.eye(3)[groups] * 10 + generator.normal(size=(60, 3)), seed=1)
+    centres = np.array([places[groups == group].mean(axis=0) for group in range(3)])
+    nearest = np.linalg.norm(places[:, None] - centres, axis=2).argmin(axis=1)
+    assert (nearest == groups).mean() > 0.95
+
+
+def test_clusters_are_named_by_words_of_their_own() -> None:
+    embeddings = np.eye(2)[[0, 0, 0, 1, 1]]
+    titles = ["red sofa 12", "blue Sofa new", "sofa bed new", "new lamp", "desk lamp"]
+    names = name_clusters(embeddings, titles, clusters=2, seed=1)
+    assert len(set(names[:3])) == len(set(names[3:])) == 1
+    assert names[0].startswith("sofa, ")
+    assert names[3].startswith("lamp, ")
+
+
+# --- learning curves
+
+
+def test_an_epoch_that_was_resumed_counts_once(tmp_path: Path) -> None:
+    lines = [
+        {"stage": 1, "epoch": 1, "loss": 3.0},
+        {"stage": 2, "epoch": 1, "loss": 9.0},
+        {"stage": 1, "epoch": 1, "loss": 2.0},
+    ]
+    assert read_curves(tmp_path) == []
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert [line["loss"] for line in read_curves(tmp_path)] == [2.0, 9.0]

@@ -1,0 +1,95 @@
+"""Intervals and significance against scipy, scikit-learn and what is known of planted samples."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
+
+from q2s_tf.evaluation.resampling import RESAMPLES, bootstrap, holm, interval, mean, p_value, pair_auc
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_a_pair_counts_as_often_as_its_query_was_drawn(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    query, relevant = generator.integers(5, size=30), generator.random(30) < 0.4
+    scores = generator.integers(4, size=30) / 3
+    counts = generator.integers(4, size=(5, 3)).astype(float)
+    for draw, auc in zip(counts.T, pair_auc(scores, relevant, query)(counts), strict=True):
+        weights = draw[query]
+        if weights[relevant].any() and weights[~relevant].any():
+            assert auc == pytest.approx(roc_auc_score(relevant, scores, sample_weight=weights))
+        else:
+            assert math.isnan(auc)
+
+
+def test_a_mean_leaves_out_what_is_not_defined() -> None:
+    values, weights = np.array([1.0, math.nan, 0.0, 0.5]), np.array([1.0, 7.0, 3.0, 2.0])
+    counts = np.array([[1.0, 0, 2], [1, 5, 0], [1, 0, 0], [1, 0, 1]])
+    np.testing.assert_allclose(mean(values)(counts), [0.5, math.nan, 2.5 / 3])
+    np.testing.assert_allclose(mean(values, weights)(counts), [2 / 6, math.nan, 3 / 4])
+
+
+def test_the_interval_of_a_mean_is_that_of_scipy() -> None:
+    values = np.random.default_rng(2).beta(0.5, 1, 300)
+    low, high = interval(bootstrap({"x": mean(values)}, 300, seed=1)["x"])
+    theirs = scipy.stats.bootstrap((values,), np.mean, method="percentile", rng=3).confidence_interval
+    width = theirs.high - theirs.low
+    assert low == pytest.approx(theirs.low, abs=0.1 * width)
+    assert high == pytest.approx(theirs.high, abs=0.1 * width)
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
+    generator = np.random.default_rng(4)
+    held = 0
+    for trial in range(200):
+        low, high = interval(bootstrap({"x": mean(generator.random(60))}, 60, trial)["x"])
+        held += low <= 0.5 <= high
+    assert 178 <= held <= 199, "95 % of 200, within five standard deviations"
+
+
+def test_an_interval_of_auc_widens_with_how_alike_the_pairs_of_a_query_are() -> None:
+    generator = np.random.default_rng(5)
+    relevant, query = np.tile([True, False], 400), np.repeat(np.arange(40), 20)
+    own = generator.normal(size=800) + relevant
+    shared = generator.normal(size=40)[query] * np.where(relevant, 1, -1) + relevant
+    statistics = {"own": pair_auc(own, relevant, query), "shared": pair_auc(shared, relevant, query)}
+    width = {key: np.ptp(interval(samples)) for key, samples in bootstrap(statistics, 40, 6).items()}
+    assert width["shared"] > 1.5 * width["own"]
+
+
+def test_the_same_draws_serve_all_and_follow_the_seed() -> None:
+    values = np.random.default_rng(7).random(50)
+    first = bootstrap({"a": mean(values), "b": mean(values)}, 50, 1)
+    np.testing.assert_array_equal(first["a"], first["b"])
+    assert len(first["a"]) == RESAMPLES
+    np.testing.assert_array_equal(first["a"], bootstrap({"a": mean(values)}, 50, 1)["a"])
+    assert first["a"].tolist() != bootstrap({"a": mean(values)}, 50, 2)["a"].tolist()
+
+
+def test_significance_of_nothing_something_and_the_undefined() -> None:
+    assert p_value(np.zeros(1000)) == 1
+    assert p_value(np.full(1000, 0.1)) == pytest.approx(2 / 1001)
+    assert p_value(np.array([*[-1.0] * 20, *[1.0] * 979, math.nan])) == pytest.approx(2 * 21 / 1000)
+    assert interval(np.full(5, math.nan)) == pytest.approx((math.nan, math.nan), nan_ok=True)
+
+
+def test_p_values_of_no_difference_are_even() -> None:
+    generator = np.random.default_rng(8)
+    values = [p_value(bootstrap({"x": mean(generator.normal(size=80))}, 80, trial)["x"]) for trial in range(200)]
+    assert scipy.stats.kstest(values, "uniform").pvalue > 0.001
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_rejects_what_its_definition_rejects(p_values: list[float]) -> None:
+    corrected = holm(p_values)
+    for level in (0.01, 0.05, 0.3):
+        rejected = set()
+        for step, place in enumerate(sorted(range(len(p_values)), key=lambda at: p_values[at])):
+            if p_values[place] * (len(p_values) - step) > level:
+                break
+            rejected.add(place)
+        assert {place for place, p in enumerate(corrected) if p <= level} == rejected

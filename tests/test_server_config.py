@@ -1,0 +1,308 @@
+"""The config files of TensorFlow Serving, HandleReloadConfigRequest, and TLS with real certificates."""
+
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+import serving_models
+from google.protobuf import text_format
+from server_process import Process, predict_request, refusal, run, wait_until
+from tensorflow_serving.apis import model_management_pb2, prediction_service_pb2_grpc
+from tensorflow_serving.config.model_server_config_pb2 import ModelConfig, ModelServerConfig
+
+from q2s_tf.errors import InputError
+from q2s_tf.serving.config import (
+    check_model_configs,
+    read_metrics_path,
+    read_model_configs,
+    read_server_credentials,
+    wanted_versions,
+)
+from q2s_tf.serving.server import Server
+
+SERVING_CONFIG = Path(__file__).parents[1] / "serving_config"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Versions 1, 2 and 4 of a query tower in `tower/`, version 1 of another in `other/`, a broken one in `broken/`."""
+    folder = tmp_path_factory.mktemp("models")
+    serving_models.save_query_tower(folder / "tower" / "1")
+    for copy in ("tower/2", "tower/4", "other/1", "broken/1"):
+        shutil.copytree(folder / "tower" / "1", folder / copy)
+    for variables in (folder / "broken" / "1" / "variables").iterdir():
+        variables.unlink()
+    return folder
+
+
+def config(folder: Path, *models: str) -> str:
+    """A model config in text format of `name: what else` for each model, whose base path is the name's folder."""
+    text = ""
+    for name, _, rest in (model.partition(":") for model in models):
+        text += f'config {{ name: "{name}" base_path: "{folder / name}" model_platform: "tensorflow" {rest} }} '
+    return f"model_config_list {{ {text}}}"
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    file = tmp_path_factory.mktemp("config") / "models.config"
+    labels = 'version_labels { key: "stable" value: 1 } version_labels { key: "canary" value: 4 }'
+    file.write_text(
+        config(folder, f"tower: model_version_policy {{ specific {{ versions: 1 versions: 4 }} }} {labels}")
+    )
+    process = Process("--model-config-file", str(file))
+    yield process
+    assert process.stop() == (0, "")
+
+
+def version(server: Process, model: str = "tower", **spec: object) -> int:
+    """The version that answers."""
+    request = predict_request(model)
+    if "version" in spec:
+        request.model_spec.version.value = spec["version"]
+    if "label" in spec:
+        request.model_spec.version_label = spec["label"]
+    return server.prediction.Predict(request).model_spec.version.value
+
+
+def reload(server: Process, text: str) -> None:
+    request = model_management_pb2.ReloadConfigRequest(config=text_format.Parse(text, ModelServerConfig()))
+    assert server.models.HandleReloadConfigRequest(request).status.error_code == 0
+
+
+def test_versions_are_served_side_by_side_and_have_names(server: Process) -> None:
+    assert server.line.startswith("serving tower 1 and 4 on ")
+    assert version(server) == 4
+    assert [version(server, version=number) for number in (1, 4)] == [1, 4]
+    assert [version(server, label=label) for label in ("stable", "canary")] == [1, 4]
+    assert refusal(lambda: version(server, version=2)) == (
+        "NOT_FOUND",
+        'model "tower" has no version 2 loaded; versions 1, 4 are served',
+    )
+    assert refusal(lambda: version(server, label="beta")) == (
+        "INVALID_ARGUMENT",
+        'model "tower" has no version label "beta"; its labels: canary, stable',
+    )
+
+
+def test_a_reload_replaces_models_policies_and_labels(server: Process, folder: Path) -> None:
+    reload(server, config(folder, "other", 'tower: version_labels { key: "stable" value: 4 }'))
+    assert version(server, "other") == 1
+    assert (version(server), version(server, label="stable")) == (4, 4)
+    assert refusal(lambda: version(server, version=1))[0] == "NOT_FOUND"  # by default the newest only
+    assert server.healthy("other") == server.healthy() == 1
+
+    policy = "model_version_policy { latest { num_versions: 2 } }"
+    reload(server, config(folder, f'tower: {policy} version_labels {{ key: "stable" value: 2 }}'))
+    assert (version(server), version(server, label="stable")) == (4, 2)
+    assert refusal(lambda: version(server, "other"))[0] == "NOT_FOUND"
+    assert refusal(lambda: server.status("other"))[0] == "NOT_FOUND"
+
+    reload(server, config(folder, "tower: model_version_policy { all { } }"))
+    assert [version(server, version=number) for number in (1, 2, 4)] == [1, 2, 4]
+
+
+NOT_LOADED = 'label "stable" of model "tower" names version 3, which is not loaded; loaded: 4'
+REFUSED: list[tuple[str, str, Callable[[Path], str]]] = [
+    ("FAILED_PRECONDITION", NOT_LOADED, lambda f: config(f, 'tower: version_labels { key: "stable" value: 3 }')),
+    ("FAILED_PRECONDITION", 'model "nowhere" has no version to serve', lambda f: config(f, "tower", "nowhere")),
+    ("FAILED_PRECONDITION", 'model "broken" has no version to serve: version 1: ', lambda f: config(f, "broken")),
+    (
+        "FAILED_PRECONDITION",
+        'model "tower" has no version to serve',
+        lambda f: config(f, "tower: model_version_policy { specific { versions: 9 } }"),
+    ),
+    ("INVALID_ARGUMENT", 'model "tower" is there 2 times', lambda f: config(f, "tower", "tower")),
+    ("INVALID_ARGUMENT", "must be a model_config_list with at least one config", lambda f: ""),
+]
+
+
+@pytest.mark.parametrize(("code", "fragment", "text"), REFUSED, ids=[fragment[:40] for _, fragment, _ in REFUSED])
+def test_a_reload_that_cannot_be_served_changes_nothing(
+    server: Process, folder: Path, code: str, fragment: str, text: Callable[[Path], str]
+) -> None:
+    reload(server, config(folder, 'tower: version_labels { key: "stable" value: 4 }'))
+    came, details = refusal(lambda: reload(server, text(folder)))
+    assert came == code
+    assert fragment in details and details.endswith("; the old config stays")
+    assert (version(server), version(server, label="stable")) == (4, 4)
+    assert server.healthy() == 1
+
+
+def test_after_a_reload_new_versions_are_followed_still(server: Process, folder: Path) -> None:
+    reload(server, config(folder, "other"))
+    shutil.copytree(folder / "tower" / "1", folder / "other" / ".9")
+    (folder / "other" / ".9").rename(folder / "other" / "9")
+    wait_until(lambda: version(server, "other") == 9)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ('base_path: "/m"', 'name of model "" is empty'),
+        ('name: "a"', 'base_path of model "a" is empty'),
+        ('name: "a" base_path: "/m" model_platform: "torch"', 'must be "tensorflow", got "torch"'),
+        ('name: "a" base_path: "/m"', 'model_platform of model "a" must be "tensorflow", got ""'),
+        ('name: "a" base_path: "s3://m" model_platform: "tensorflow"', "must be a folder of this machine, got s3://m"),
+        (
+            'name: "a" base_path: "/m" model_platform: "tensorflow" model_version_policy { specific { } }',
+            'the specific policy of model "a" names no versions',
+        ),
+    ],
+)
+def test_a_model_that_cannot_be_served_as_it_says_is_refused(model: str, message: str) -> None:
+    text = f"model_config_list {{ config {{ {model} }} }}"
+    with pytest.raises(InputError, match=message):
+        check_model_configs(text_format.Parse(text, ModelServerConfig()))
+
+
+@pytest.mark.parametrize(
+    ("policy", "served"),
+    [
+        ("", [7]),
+        ("latest { }", [7]),
+        ("latest { num_versions: 2 }", [7, 3]),
+        ("latest { num_versions: 9 }", [7, 3, 1]),
+        ("all { }", [7, 3, 1]),
+        ("specific { versions: 1 versions: 7 versions: 8 }", [7, 1]),
+    ],
+)
+def test_a_policy_says_which_versions_are_served(policy: str, served: list[int]) -> None:
+    model = text_format.Parse(f"model_version_policy {{ {policy} }}" if policy else "", ModelConfig())
+    allowed, count = wanted_versions(model, [3, 7, 1])
+    assert allowed[:count] == served
+
+
+def test_the_deployed_config_files_are_read(tmp_path: Path) -> None:
+    text = (SERVING_CONFIG / "models.config").read_text()
+    for name in ("query_tower", "document_tower", "retriever"):
+        (tmp_path / name).mkdir()
+    file = tmp_path / "models.config"
+    file.write_text(text.replace("/models/", f"{tmp_path}/"))
+    assert {model.name for model in read_model_configs(file)} == {"query_tower", "document_tower", "retriever"}
+    assert read_metrics_path(SERVING_CONFIG / "monitoring.config") == "/monitoring/prometheus/metrics"
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("prometheus_config { enable: true }", "/monitoring/prometheus/metrics"),
+        ('prometheus_config { enable: true path: "/m" }', "/m"),
+        ("", None),
+    ],
+)
+def test_the_monitoring_config_says_where_the_metrics_are(tmp_path: Path, text: str, path: str | None) -> None:
+    file = tmp_path / "monitoring.config"
+    file.write_text(text)
+    assert read_metrics_path(file) == path
+
+
+def test_bad_config_files_are_one_line_and_exit_status_2(tmp_path: Path) -> None:
+    """Before TensorFlow is imported, so that it is quick."""
+    files = {name: tmp_path / name for name in ("typo", "nowhere", "path", "half")}
+    files["typo"].write_text("model_config_list { config { nme: 'a' } }")
+    files["nowhere"].write_text(config(tmp_path, "nowhere"))
+    files["path"].write_text("prometheus_config { enable: true path: 'metrics' }")
+    files["half"].write_text("server_key: 'key'")
+    good = tmp_path / "good"
+    (tmp_path / "model" / "1").mkdir(parents=True)
+    good.write_text(config(tmp_path, "model"))
+    cases = {
+        'has no field named "nme"': ["--model-config-file", str(files["typo"])],
+        "nowhere is no folder; mount the exports there": ["--model-config-file", str(files["nowhere"])],
+        "must begin with /, got metrics": ["--monitoring-config-file", str(files["path"])],
+        "server_cert of": ["--ssl-config-file", str(files["half"])],
+        "No such file": ["--ssl-config-file", str(tmp_path / "absent")],
+    }
+    for fragment, arguments in cases.items():
+        if "--model-config-file" not in arguments:
+            arguments = ["--model-config-file", str(good), *arguments]
+        status, output, errors = run(*arguments)
+        assert (status, output, errors.count("\n")) == (2, "", 1), errors
+        assert errors.startswith("error: ") and fragment in errors
+
+
+@pytest.fixture(scope="module")
+def pem(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Keys and certificates: of an authority, of a server `localhost` and a client that it signed, of a stranger."""
+    folder = tmp_path_factory.mktemp("pem")
+    new = "openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
+    commands = [
+        f"{new} -x509 -keyout ca.key -out ca.crt -subj /CN=authority -days 2",
+        f"{new} -x509 -keyout stranger.key -out stranger.crt -subj /CN=stranger -days 2",
+    ]
+    for name in ("server", "client"):
+        commands.append(f"{new} -keyout {name}.key -out {name}.csr -subj /CN=localhost")
+        commands.append(
+            f"openssl x509 -req -in {name}.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -out {name}.crt "
+            "-extfile names"
+        )
+    (folder / "names").write_text("subjectAltName=DNS:localhost")
+    for line in commands:
+        subprocess.run(line.split(), cwd=folder, check=True, capture_output=True)
+    return {file.name: file.read_text() for file in folder.iterdir()}
+
+
+def ssl_config(file: Path, **values: object) -> Path:
+    """An SSLConfig, written as people write it: PEM text with its line ends escaped."""
+    lines = [
+        f'{key}: "{value.replace(chr(10), chr(92) + "n")}"' if isinstance(value, str) else f"{key}: true"
+        for key, value in values.items()
+    ]
+    file.write_text("\n".join(lines))
+    return file
+
+
+def test_with_mutual_tls_only_known_clients_are_answered(folder: Path, tmp_path: Path, pem: dict[str, str]) -> None:
+    file = ssl_config(
+        tmp_path / "ssl.config",
+        server_key=pem["server.key"],
+        server_cert=pem["server.crt"],
+        custom_ca=pem["ca.crt"],
+        client_verify=True,
+    )
+    known = grpc.ssl_channel_credentials(*(pem[name].encode() for name in ("ca.crt", "client.key", "client.crt")))
+    strangers = {
+        "no certificate": grpc.ssl_channel_credentials(pem["ca.crt"].encode()),
+        "another authority's": grpc.ssl_channel_credentials(
+            *(pem[name].encode() for name in ("ca.crt", "stranger.key", "stranger.crt"))
+        ),
+        "no TLS": None,
+    }
+    server = Process("--models", str(folder), "--ssl-config-file", str(file), credentials=known)
+    assert version(server) == 4
+    for credentials in strangers.values():
+        server.channel.close()
+        server.connect(credentials)
+        assert refusal(lambda: version(server))[0] == "UNAVAILABLE"
+    assert server.stop() == (0, "")
+
+
+def test_tls_without_client_certificates(folder: Path, tmp_path: Path, pem: dict[str, str]) -> None:
+    file = ssl_config(tmp_path / "ssl.config", server_key=pem["server.key"], server_cert=pem["server.crt"])
+    with Server(folder, port=0, credentials=read_server_credentials(file)) as server:
+        address = server.address.replace("127.0.0.1", "localhost")
+        with grpc.secure_channel(address, grpc.ssl_channel_credentials(pem["ca.crt"].encode())) as channel:
+            response = prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict(predict_request("tower"))
+    assert response.model_spec.version.value == 4
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"server_key": "server.key", "server_cert": "stranger.crt"}, "the key the certificate's own: .*MISMATCH"),
+        ({"server_key": "names", "server_cert": "server.crt"}, "must be PEM"),
+        ({"server_key": "server.key"}, "server_cert of .* is empty"),
+        ({"server_key": "server.key", "server_cert": "server.crt", "client_verify": True}, "needs custom_ca"),
+        ({"server_key": "server.key", "server_cert": "server.crt", "custom_ca": "names"}, "must be PEM"),
+    ],
+)
+def test_a_tls_config_that_cannot_work_is_refused(
+    tmp_path: Path, pem: dict[str, str], values: dict[str, object], message: str
+) -> None:
+    texts = {key: pem[value] if isinstance(value, str) else value for key, value in values.items()}
+    with pytest.raises(InputError, match=message):
+        read_server_credentials(ssl_config(tmp_path / "ssl.config", **texts))

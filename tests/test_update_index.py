@@ -1,0 +1,229 @@
+"""A live catalogue: what an update changes is found, what it deletes is not, and nothing else moves."""
+
+import json
+import shutil
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import fresh_process
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tensorflow as tf
+from tensorflow_serving.apis import predict_pb2
+from tiny_market import TinyMarket
+
+from q2s_tf.config import read_config
+from q2s_tf.errors import InputError
+from q2s_tf.serving.export import export
+from q2s_tf.serving.servable import Servable
+from q2s_tf.serving.update import Update, advise, update_index
+from q2s_tf.towers import Towers, load
+from q2s_tf.training import train
+
+ROW = {"description": None, "language": "en", "country": "US", "image_embeddings": None}
+KNOBS = {"k": np.int32(100), "effort": np.int32(0), "min_score": np.float32(-1)}
+
+
+def write_documents(folder: Path, rows: list[dict[str, Any]], name: str = "upsert.parquet") -> Path:
+    pq.write_table(pa.Table.from_pylist(rows), folder / name)
+    return folder / name
+
+
+def write_ids(folder: Path, ids: list[str], name: str = "delete.txt") -> Path:
+    (folder / name).write_text("".join(f"{each}\n" for each in ids))
+    return folder / name
+
+
+def manifest(models: Path, version: int) -> dict[str, Any]:
+    path = models / "retriever" / str(version) / "assets.extra/manifest.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def found(models: Path, version: int, query: str, country: str | None = "", k: int = 100) -> list[str]:
+    """The ids that a version answers with, best first, through the session loader; without filters for None."""
+    request = predict_pb2.PredictRequest()
+    request.model_spec.signature_name = "retrieve" if country is None else "retrieve_filtered"
+    inputs: dict[str, Any] = {"query": [query], "country": ["US"], "k": np.int32(k), "effort": np.int32(1)}
+    inputs |= {"min_score": np.float32(-1)} | ({} if country is None else {"filter_country": [country]})
+    for name, value in inputs.items():
+        request.inputs[name].CopyFrom(tf.make_tensor_proto(value))
+    answer = load_version(models / "retriever" / str(version)).predict(request)
+    return [each.decode() for each in answer.outputs["document_id"].string_val if each]
+
+
+@cache
+def load_version(folder: Path) -> Servable:
+    """A version of the retriever, loaded once."""
+    return Servable("retriever", int(folder.name), folder)
+
+
+def cosines(towers: Towers, documents: list[dict[str, Any]], query: str) -> dict[str, float]:
+    """What Keras says of every document."""
+    columns = {name: [row[name] for row in documents] for name in towers.document.preprocessor.inputs}
+    vector = towers.query.predict({"query": [query], "country": ["US"]})["embedding"][0]
+    scores = towers.document.predict(columns)["embedding"] @ vector
+    return {row["document_id"]: float(score) for row, score in zip(documents, scores, strict=True)}
+
+
+def check_order(towers: Towers, documents: list[dict[str, Any]], query: str, ids: list[str]) -> None:
+    """Every document once, in the order of Keras's cosines."""
+    expected = cosines(towers, documents, query)
+    assert sorted(ids) == sorted(expected)
+    scores = [expected[each] for each in ids]
+    assert (np.diff(scores) <= 1e-5).all()
+
+
+@pytest.fixture(scope="module")
+def run(market: TinyMarket, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of towers without a transformer: what is tested here is not about it."""
+    folder = tmp_path_factory.mktemp("runs") / "lean"
+    config = read_config(market.lean_config, ["stage1.max_epochs=1"])
+    train(config, market.documents, market.positives, market.judgements, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def towers(run: Path) -> Towers:
+    """The towers of the run."""
+    return load(run)
+
+
+@pytest.fixture(scope="module")
+def exported(run: Path, market: TinyMarket, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Version 1 with the partitioned index, filtered by country."""
+    folder = tmp_path_factory.mktemp("exported")
+    export(run, market.documents, folder, "partitioned", filters=["country"])
+    return folder
+
+
+@pytest.fixture
+def models(exported: Path, tmp_path: Path) -> Path:
+    shutil.copytree(exported, tmp_path / "models")
+    return tmp_path / "models"
+
+
+def test_updates_accumulate_and_compact_folds_them(
+    run: Path, towers: Towers, market: TinyMarket, models: Path, tmp_path: Path
+) -> None:
+    first, other, gone = market.document_rows[0], market.document_rows[21], market.document_rows[5]
+    changed = {**first, "title": "blue electric guitar", "description": None, "country": "CA"}
+    new = {**ROW, "document_id": "new", "title": "oak table", "country": "CA"}
+    upsert = write_documents(tmp_path, [changed, new])
+    update = update_index(run, models, upsert, write_ids(tmp_path, [gone["document_id"], "never there"]))
+    assert update == Update(version=2, upserted=2, deleted=1, unknown=1, documents=60)
+    documents = [row for row in market.document_rows if row not in (first, gone)] + [changed, new]
+    for query in ("blue electric guitar", first["title"]):
+        check_order(towers, documents, query, found(models, 2, query))
+    assert set(found(models, 2, "guitar", "CA")) == {first["document_id"], "new"}
+    assert first["document_id"] not in found(models, 2, "guitar", "US")
+    facts = manifest(models, 2)
+    counts = {name: facts[name] for name in ("documents", "indexed", "delta", "deleted", "filters")}
+    assert counts == {"documents": 60, "indexed": 60, "delta": 2, "deleted": 2, "filters": ["country"]}
+
+    # A second update: out of the delta, replaced in the delta, and a deleted one back.
+    again = {**new, "title": "pine shelf"}
+    upsert = write_documents(tmp_path, [again, gone])
+    deleted = write_documents(tmp_path, [{"document_id": other["document_id"]}, changed], "delete.parquet")
+    assert update_index(run, models, upsert, deleted) == Update(3, 2, 2, 0, 59)
+    documents = [row for row in market.document_rows if row not in (first, other)] + [again]
+    check_order(towers, documents, "pine shelf", found(models, 3, "pine shelf"))
+    assert found(models, 3, "guitar", "CA") == ["new"]
+
+    assert update_index(run, models, compact=True) == Update(4, 0, 0, 0, 59)
+    facts = manifest(models, 4)
+    counts = {name: facts[name] for name in ("documents", "indexed", "delta", "deleted")}
+    assert counts == {"documents": 59, "indexed": 59, "delta": 0, "deleted": 0}
+    assert facts["index"]["kind"] == "partitioned"
+    for query in ("pine shelf", "ランプ"):
+        check_order(towers, documents, query, found(models, 4, query))
+    assert found(models, 4, "guitar", "CA") == ["new"]
+    assert sorted(path.name for path in (models / "query_tower").iterdir()) == ["1"]
+
+    # What TF Serving does, in a process that knows nothing of this one.
+    texts = {"query": np.array([b"pine shelf"], object), "country": np.array([b"US"], object)}
+    jobs: list[fresh_process.Job] = [
+        ("session", models / "retriever" / version, "retrieve", {**texts, **KNOBS}) for version in "34"
+    ]
+    for answer in fresh_process.answers(jobs, tmp_path):
+        ids = [each.decode() for each in answer["document_id"][0] if each]
+        check_order(towers, documents, "pine shelf", ids)
+
+
+@pytest.mark.slow
+def test_scann_is_updated_without_training_it_again(
+    run: Path, towers: Towers, market: TinyMarket, tmp_path: Path
+) -> None:
+    rows = [
+        {**market.document_rows[place % 60], "document_id": f"s{place}", "image_embeddings": None}
+        for place in range(1_300)
+    ]
+    documents = [{**row, "title": f"{row['title']} {place:b}"} for place, row in enumerate(rows)]
+    models = tmp_path / "models"
+    export(run, write_documents(tmp_path, documents, "documents.parquet"), models, "scann", filters=["country"])
+    new = {**ROW, "document_id": "new", "title": "oak table"}
+    gone = [row["document_id"] for row in documents[:200]]
+    update_index(run, models, write_documents(tmp_path, [new]), write_ids(tmp_path, gone))
+    left = set(cosines(towers, [*documents[200:], new], "oak table"))
+    for version in (2, update_index(run, models, delete=write_ids(tmp_path, ["s1000"]), compact=True).version):
+        if version == 3:
+            left -= {"s1000"}
+        for country, k in ((None, 50), (None, 2_000), ("", 2_000)):
+            ids = found(models, version, "oak table", country, k)
+            assert set(ids) <= left
+            assert len(ids) == len(set(ids)) == min(k, len(left))
+    assert manifest(models, 3)["index"]["kind"] == "scann"
+
+
+def test_what_cannot_be_done_publishes_nothing(run: Path, market: TinyMarket, models: Path, tmp_path: Path) -> None:
+    new = {**ROW, "document_id": "new", "title": "oak table"}
+    upsert = write_documents(tmp_path, [new])
+    twice = write_documents(tmp_path, [new, new], "twice.parquet")
+    no_country = write_documents(tmp_path, [{"document_id": "new", "title": "oak table"}], "no_country.parquet")
+    everything = write_ids(tmp_path, [row["document_id"] for row in market.document_rows], "all.txt")
+    for upserted, deleted, message in (
+        (None, None, "nothing to do: give --upsert, --delete or --compact"),
+        (upsert, write_ids(tmp_path, ["d01", "new"], "both.txt"), "'new' is in --upsert and in --delete"),
+        (twice, None, "may occur once; 'new'"),
+        (None, write_ids(tmp_path, ["d01", "d02", "d01"], "d.txt"), "may occur once; 'd01'"),
+        (no_country, None, "has no column country to filter by"),
+        (None, everything, "no document would be left"),
+        (None, tmp_path / "absent.txt", "there is no such file"),
+        (tmp_path / "absent.parquet", None, "there is no such file"),
+    ):
+        with pytest.raises(InputError, match=message):
+            update_index(run, models, upserted, deleted)
+    with pytest.raises(InputError, match="holds no version of the retriever"):
+        update_index(run, tmp_path / "empty", upsert)
+    assert sorted(path.name for path in (models / "retriever").iterdir()) == ["1"]
+
+
+def test_another_run_is_refused(run: Path, models: Path, tmp_path: Path) -> None:
+    """The same config and tokenizer, and one weight that is not the same."""
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    towers = load(other)
+    towers.query.encoder.variables[0].assign_add(tf.ones_like(towers.query.encoder.variables[0]))
+    towers.save_weights(other / "stage1.weights.h5")
+    upsert = write_documents(tmp_path, [{**ROW, "document_id": "new", "title": "oak table"}])
+    with pytest.raises(InputError, match="retriever 1 was exported from other weights .run lean.; give that run"):
+        update_index(other, models, upsert)
+    assert sorted(path.name for path in (models / "retriever").iterdir()) == ["1"]
+
+
+def test_many_changes_advise_to_compact(capsys: pytest.CaptureFixture[str]) -> None:
+    advise({"indexed": 60, "delta": 6, "deleted": 6})
+    assert capsys.readouterr().err == ""
+    advise({"indexed": 60, "delta": 7, "deleted": 8})
+    said = " ".join(capsys.readouterr().err.split())
+    assert "7 documents are in the delta, 12% of it: run tools/update_index.py --compact" in said
+    assert "8 documents are deleted from the index, 13% of it" in said
+
+
+def test_an_unreadable_version_is_named(run: Path, models: Path, tmp_path: Path) -> None:
+    (models / "retriever/1/variables/variables.index").write_bytes(b"")
+    upsert = write_documents(tmp_path, [{**ROW, "document_id": "new", "title": "oak table"}])
+    with pytest.raises(InputError, match="retriever .*1: cannot be read .*export again with tools/export.py"):
+        update_index(run, models, upsert)
