@@ -121,7 +121,8 @@ def comparison_tables(results: dict[str, Any]) -> list[RichTable]:
         title=escape(title), caption="± half of the 95 % interval; p: paired bootstrap over queries, Holm"
     )
     for heading in ("metric", A, B, "B − A", "p", "better/worse/same"):
-        table.add_column(heading, justify="left" if heading == "metric" else "right")
+        first = heading == "metric"
+        table.add_column(heading, justify="left" if first else "right", no_wrap=first)
     for row in results["significance"]:
         value = {name: f"{results['systems'][name][row['metric']]['value']:.4f}" for name in (A, B)}
         counts = "–" if row["wins"] is None else f"{row['wins']}/{row['losses']}/{row['ties']}"

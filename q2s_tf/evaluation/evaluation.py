@@ -98,7 +98,7 @@ def metrics_table(results: dict[str, Any]) -> RichTable:
         kind = f"relevant from {at['relevant_at']:g}, for recall from {at['recall_relevant_at']:g}"
     title = f"{sizes['pairs']:,} pairs of {sizes['queries']:,} queries, {sizes['documents']:,} documents\n{kind}"
     table = RichTable(title=title, caption="± half of the 95 % interval over queries", min_width=60)
-    table.add_column("metric")
+    table.add_column("metric", no_wrap=True)
     for system in results["systems"]:
         table.add_column(system, justify="right")
     for metric in dict.fromkeys(metric for figures in results["systems"].values() for metric in figures):
