@@ -79,9 +79,12 @@ def test_everything_is_where_it_says(shown: tuple[Path, str]) -> None:
     out, printed = shown
     for name in ("data/documents.parquet", "data/positives.parquet", "data/positives.report.json", "run/config.toml",
                  "run/tokenizer.model", "run/stage1.weights.h5", "run/stage2.weights.h5", "run/metrics.jsonl",
-                 "run/evaluation/metrics.json", "saved_models/retriever/1/saved_model.pb"):  # fmt: skip
+                 "run/evaluation/metrics.json", "run/evaluation/report.html",
+                 "saved_models/retriever/1/saved_model.pb"):  # fmt: skip
         assert (out / name).is_file(), name
-    assert str(out) in printed and "query.py" in printed.rsplit("Ask the next query", 1)[1]
+    assert str(out) in printed
+    what_next = printed.rsplit("Start the server", 1)[1]
+    assert all(tool in what_next for tool in ("serve.py", "query.py", "demo_app.py"))
 
 
 def test_it_learned(shown: tuple[Path, str]) -> None:

@@ -124,7 +124,8 @@ def press(browser: webdriver.Chrome, *keys: str) -> None:
 
 def test_a_search_by_keyboard_alone(browser: webdriver.Chrome, page: DemoPage) -> None:
     browser.get(page.address)
-    press(browser, WORD, Keys.TAB)  # the page opens with the focus in the search box
+    wait(browser, lambda: browser.switch_to.active_element.get_attribute("name") == "query")  # as the page opens
+    press(browser, WORD, Keys.TAB)
     assert browser.switch_to.active_element.get_attribute("name") == "country"
     press(browser, "United A", Keys.TAB, Keys.ENTER)  # chooses a country by its name, then the search button
     wait(browser, lambda: len(ids(browser)) >= 10)
