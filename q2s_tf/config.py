@@ -5,7 +5,6 @@ that names an encoder that is not there is one `InputError`. `save_config` write
 that training filled in (the values of categorical channels), so that a run directory describes itself.
 """
 
-import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +13,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from q2s_tf.errors import InputError
+from q2s_tf.files import written_whole
 
 FORMAT = 1
 """Version of the run directory's layout. A run of another version is refused rather than misread."""
@@ -353,9 +353,8 @@ def check_config(tables: dict[str, Any], source: str) -> Config:
 
 def save_config(config: Config, path: Path) -> None:
     """Writes the resolved config as TOML, whole or not at all."""
-    aside = path.with_name(path.name + ".partial")
-    aside.write_text(tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
-    os.replace(aside, path)
+    with written_whole(path) as aside:
+        aside.write_text(tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
 
 
 def _override(tables: dict[str, Any], override: str) -> None:

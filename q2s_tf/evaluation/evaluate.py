@@ -1,7 +1,6 @@
 """Evaluation of a run on judgements, beside BM25. What it returns and writes: see `q2s_tf.evaluation.evaluation`."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from q2s_tf.evaluation.metrics import Run, as_run, batch_hits, mean_by_query, ov
 from q2s_tf.evaluation.rankers import Bm25
 from q2s_tf.evaluation.resampling import LEVEL, RESAMPLES, TEST_RESAMPLES
 from q2s_tf.evaluation.slices import Slicing, cut
+from q2s_tf.files import written_whole
 from q2s_tf.tables import open_documents, open_positives
 from q2s_tf.towers import load
 
@@ -119,9 +119,9 @@ def check_out(out: Path) -> None:
 
 def write_json(results: dict[str, Any], path: Path) -> None:
     """Writes results as JSON, whole or not at all."""
-    aside = path.with_name("partial." + path.name)
-    aside.write_text(json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(aside, path)
+    text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False)
+    with written_whole(path) as aside:
+        aside.write_text(text + "\n", encoding="utf-8")
 
 
 def write_per_query(judged: Judgements, measures: Measures, slices: dict[str, np.ndarray], path: Path) -> None:
@@ -132,9 +132,8 @@ def write_per_query(judged: Judgements, measures: Measures, slices: dict[str, np
     for system, metrics in measures.per_query.items():
         for metric, values in metrics.items():
             columns[f"{system}/{metric}"] = pa.array(values, from_pandas=True)  # NaN becomes null
-    aside = path.with_name("partial." + path.name)
-    pq.write_table(pa.table(columns), aside)
-    os.replace(aside, path)
+    with written_whole(path) as aside:
+        pq.write_table(pa.table(columns), aside)
 
 
 def _add_model_metrics(measures: Measures, encoded: Encoded, found: dict[str, np.ndarray]) -> None:

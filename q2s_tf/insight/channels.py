@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import keras
 import numpy as np
 import pyarrow as pa
 import tensorflow as tf
 
 from q2s_tf.tables import Table
-from q2s_tf.towers import Tower
+from q2s_tf.towers import Tower, split_encoder
+from q2s_tf.towers.embedding import order_by_length
 from q2s_tf.towers.towers import Column
 
 CHUNK = 1_024
@@ -50,15 +50,13 @@ def read_channels(tower: Tower, columns: Mapping[str, Column], batch_size: int =
         columns: a column of B values by input name, as `Tower.predict` takes them; B is at least 1.
         batch_size: rows at a time; those of like length go together, so that little padding is paid for.
     """
-    fusion = tower.encoder.get_layer("fusion")
-    vectors, present = fusion.input
-    inside = keras.Model(tower.encoder.input, {"vectors": vectors, "present": present})
+    fusion, parts = tower.encoder.get_layer("fusion"), split_encoder(tower.encoder)
     forward = tf.function(
-        lambda inputs: inside(tower.preprocessor(inputs), training=False),
+        lambda inputs: parts.channels(tower.preprocessor(inputs), training=False),
         input_signature=[tower.preprocessor.signature()],
         autograph=False,
     )
-    order = _order_by_length(tower, columns)
+    order = order_by_length(tower, columns)
     batches = []
     for start in range(0, len(order), batch_size):
         places = order[start : start + batch_size]
@@ -66,8 +64,8 @@ def read_channels(tower: Tower, columns: Mapping[str, Column], batch_size: int =
             forward(tower.tensors({name: [column[at] for at in places] for name, column in columns.items()}))
         )
     back = np.argsort(order)
-    there = np.concatenate([batch["present"].numpy() for batch in batches])[back]
-    stacked = np.concatenate([batch["vectors"].numpy() for batch in batches])[back] * there[..., None]
+    there = np.concatenate([present.numpy() for _, present in batches])[back]
+    stacked = np.concatenate([vectors.numpy() for vectors, _ in batches])[back] * there[..., None]
     embedding, weights = fuse(fusion, stacked, there)
     return ChannelVectors(tower.channels, stacked, there, weights, embedding, fusion)
 
@@ -94,9 +92,3 @@ def take_rows(table: Table, places: Sequence[int] | np.ndarray) -> pa.Table:
         found.append(batch.take(pa.array(here - start)))
         start += len(batch)
     return pa.Table.from_batches(found).take(pa.array(np.searchsorted(wanted, places)))
-
-
-def _order_by_length(tower: Tower, columns: Mapping[str, Column]) -> np.ndarray:
-    signature = tower.preprocessor.signature()
-    texts = [column for name, column in columns.items() if signature[name].dtype == tf.string]
-    return np.argsort([sum(len(text or "") for text in row) for row in zip(*texts, strict=True)], kind="stable")

@@ -1,6 +1,5 @@
 """The report of an evaluation: one self-contained HTML page, a short Markdown page, and the figures as JSON."""
 
-import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import q2s_tf
 from q2s_tf.cli import console
 from q2s_tf.evaluation.evaluate import write_json
 from q2s_tf.evaluation.evaluation import LEXICAL, MODEL, Evaluation
+from q2s_tf.files import written_whole
 from q2s_tf.insight import charts
 from q2s_tf.insight.findings import check_paper, summarise
 from q2s_tf.insight.importance import ROUNDS
@@ -97,7 +97,8 @@ def write_report(evaluation: Evaluation, out: Path) -> Path:
         findings = {name: [asdict(finding) for finding in context[name]] for name in ("findings", "paper")}
         write_json({**findings, **asdict(known)}, out / "insight.json")
         for name in ("report.md", "report.html"):
-            _write(out / name, environment.get_template(f"{name}.j2").render(context))
+            with written_whole(out / name) as aside:
+                aside.write_text(environment.get_template(f"{name}.j2").render(context), encoding="utf-8")
     return out / "report.html"
 
 
@@ -197,9 +198,3 @@ def _embed(name: str, chart: go.Figure, label: str) -> Chart:
 
 def _escape_markdown(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", " ".join(text.split()))
-
-
-def _write(path: Path, text: str) -> None:
-    aside = path.with_name("partial." + path.name)
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)

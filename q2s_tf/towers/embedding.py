@@ -1,12 +1,14 @@
 """Embedding a whole catalogue."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import pyarrow as pa
 
 from q2s_tf.cli import track
 from q2s_tf.errors import InputError
 from q2s_tf.tables import Table
-from q2s_tf.towers.towers import Tower
+from q2s_tf.towers.towers import Column, Tower
 
 ROWS = 8_192
 """Documents that are read, and sorted by length, at a time."""
@@ -40,11 +42,17 @@ def embed_documents(tower: Tower, rows: pa.RecordBatch | pa.Table, batch_size: i
 def predict_documents(tower: Tower, rows: pa.RecordBatch | pa.Table, batch_size: int = 256) -> dict[str, np.ndarray]:
     """`Tower.predict` on rows of a documents table. Rows of like length go together, so little padding is paid for."""
     columns = {name: rows.column(name).to_pylist() for name in tower.preprocessor.inputs}
-    texts = [columns[name] for name, spec in tower.preprocessor.signature().items() if spec.dtype.name == "string"]
-    order = np.argsort([sum(len(text or "") for text in row) for row in zip(*texts, strict=True)], kind="stable")
+    order = order_by_length(tower, columns)
     ordered = {name: [column[place] for place in order] for name, column in columns.items()}
     back = np.argsort(order)
     return {name: values[back] for name, values in tower.predict(ordered, batch_size=batch_size).items()}
+
+
+def order_by_length(tower: Tower, columns: Mapping[str, Column]) -> np.ndarray:
+    """The rows of a tower's inputs from the shortest texts to the longest, int `[B]`."""
+    signature = tower.preprocessor.signature()
+    texts = [column for name, column in columns.items() if signature[name].dtype.name == "string"]
+    return np.argsort([sum(len(text or "") for text in row) for row in zip(*texts, strict=True)], kind="stable")
 
 
 def unique_ids(ids: list[pa.Array], documents: Table) -> pa.Array:

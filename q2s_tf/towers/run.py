@@ -1,11 +1,11 @@
 """Towers from and to a run directory."""
 
-import os
 import tomllib
 from pathlib import Path
 
 from q2s_tf.config import FORMAT, Config, Pretrained, check_config
 from q2s_tf.errors import InputError
+from q2s_tf.files import written_whole
 from q2s_tf.text import PretrainedSentencePiece, PretrainedTokenizer, Tokenizer, WordPiece
 from q2s_tf.towers.towers import Towers, build_towers
 
@@ -97,6 +97,5 @@ def load_weights(towers: Towers, path: Path) -> None:
 
 def save_weights(towers: Towers, path: Path) -> None:
     """Writes the weights of both towers, whole or not at all."""
-    aside = path.with_name("partial." + path.name)
-    towers.save_weights(aside)
-    os.replace(aside, path)
+    with written_whole(path) as aside:
+        towers.save_weights(aside)

@@ -1,11 +1,12 @@
 """Where the figures of a run go: `metrics.jsonl` and TensorBoard."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
+
+from q2s_tf.files import written_whole
 
 
 class MetricsLog:
@@ -30,9 +31,8 @@ class MetricsLog:
         lines = [line for line in self._path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
         kept = [line for line in lines if (entry := json.loads(line))["stage"] != stage or entry["epoch"] <= epoch]
         self._file.close()
-        aside = self._path.with_name("partial.metrics.jsonl")
-        aside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        os.replace(aside, self._path)
+        with written_whole(self._path) as aside:
+            aside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         self._file = self._path.open("a", encoding="utf-8")
 
     def close(self) -> None:

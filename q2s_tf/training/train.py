@@ -12,6 +12,7 @@ import tensorflow as tf
 from q2s_tf.cli import console, track
 from q2s_tf.config import Config, save_config
 from q2s_tf.errors import InputError
+from q2s_tf.files import written_whole
 from q2s_tf.tables import Table, open_documents, open_judgements, open_positives
 from q2s_tf.text import Tokenizer, normalise, train_tokenizer
 from q2s_tf.towers import (
@@ -117,7 +118,8 @@ def _prepare(config: Config, catalogue: Table, pairs: Table, run: Path, tokenize
         config, tokenizers = fill_encoders(fill_categories(config, catalogue, pairs))
     run.mkdir(parents=True, exist_ok=True)
     for name, model in tokenizers.items():
-        _write(run / OWN_TOKENIZER.format(name), model)
+        with written_whole(run / OWN_TOKENIZER.format(name)) as aside:
+            aside.write_bytes(model)
     save_config(config, run / "config.toml")  # before all that takes time: a run killed from here on can be resumed
     _tokenizer(config, catalogue, pairs, run, tokenizer)
 
@@ -178,15 +180,9 @@ def _tokenizer(config: Config, documents: Table, positives: Table, run: Path, gi
                 settings.max_sentences,
             )
         )
-        _write(path, model)
+        with written_whole(path) as aside:
+            aside.write_bytes(model)
     return Tokenizer.read(path)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Writes a file, whole or not at all."""
-    aside = path.with_name(f"partial.{path.name}")
-    aside.write_bytes(content)
-    aside.replace(path)
 
 
 def _texts(config: Config, documents: Table, positives: Table) -> Iterator[str]:
