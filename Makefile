@@ -37,7 +37,7 @@ install: .venv/installed
 
 lock: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile setup.py --all-extras --python-version 3.11 --upgrade --no-annotate --output-file requirements.lock
+	$(BIN)/uv pip compile setup.py --extra benchmarks --extra dev --extra docs --extra notebooks --extra pretrained --extra spark --python-version 3.11 --upgrade --no-annotate --output-file requirements.lock
 
 clean:
 	rm -rf .venv demo runs build site *.egg-info

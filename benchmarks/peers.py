@@ -1,0 +1,238 @@
+#!/usr/bin/env python
+"""Runs beside what a user would pick instead of them, by one evaluator: BM25, and the vectors of other encoders.
+
+Every query of the judgements meets the whole catalogue. Vectors come in a folder that holds `documents.parquet`
+(`document_id`, `embedding`) and `queries.parquet` (`query`, `embedding`), as peers_minilm.py makes them; its name is
+the system's. Figures and tests are those of `q2s_tf.evaluation`: bootstrap over queries, paired between systems.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import typer
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from q2s_tf.cli import console, track
+from q2s_tf.cli import run as run_command
+from q2s_tf.errors import InputError
+from q2s_tf.files import written_whole
+
+if TYPE_CHECKING:
+    from q2s_tf.evaluation.encoding import Grades
+    from q2s_tf.evaluation.judgements import Judgements
+    from q2s_tf.tables import Table
+
+Cells = list[list[str]]
+"""A table's headings and rows."""
+HEADINGS = {"roc_auc": "ROC AUC", "ndcg@10": "nDCG@10", "mrr@100": "MRR@100"}
+
+
+def main(
+    documents: Path = typer.Option(..., help="The catalogue."),
+    judgements: Path = typer.Option(..., help="Rated pairs, or later positives."),
+    run: list[Path] = typer.Option(..., help="A run directory of tools/train.py; may be given several times."),
+    out: Path = typer.Option(..., help="Folder for peers.json, peers.md and per_query.parquet."),
+    vectors: list[Path] = typer.Option([], help="Vectors of another encoder; may be given several times."),
+    relevant_at: float | None = typer.Option(None, help="Grade from which a pair is relevant, else the runs'."),
+    recall_relevant_at: float | None = typer.Option(None, help="The same for recall and MRR over the catalogue."),
+) -> None:
+    """Measure runs, BM25 and other encoders on the same judgements, and the runs against each of the others.
+
+    Example: benchmarks/peers.py --documents runs/home_depot_data/documents.parquet
+    --judgements runs/home_depot_data/judgements_dev.parquet --run runs/home_depot
+    --vectors runs/home_depot_peers/minilm-zero-shot --vectors runs/home_depot_peers/minilm-fine-tuned
+    --out runs/home_depot_peers
+    """
+    from q2s_tf.evaluation.evaluate import check_out, write_json, write_per_query
+    from q2s_tf.evaluation.judgements import read_judgements
+    from q2s_tf.evaluation.measures import measure
+    from q2s_tf.evaluation.metrics import as_run
+    from q2s_tf.tables import open_documents, open_judgements
+    from q2s_tf.towers import read_ids
+
+    check_out(out)
+    table = open_documents(documents)
+    grades, seed = agreed_grades(run, relevant_at, recall_relevant_at)
+    ids = read_ids(table)
+    judged = read_judgements(open_judgements(judgements), ids, seed)
+    scores, runs = {}, {}
+    for system, rows in systems(table, ids, judged, run, vectors):
+        scores[system], found = order(judged, rows)
+        runs[system] = as_run(found)
+    measures = measure(judged, *grades, None, scores, runs)
+    ours = [path.resolve().name for path in run]
+    with console.status("measuring"):
+        figures = measures.figures(seed)
+        tests = measures.differences([(a, b) for a in ours for b in figures if b not in ours], seed)
+    results = {
+        "judgements": judgements.name,
+        "thresholds": dict(zip(("relevant_at", "recall_relevant_at"), grades, strict=True)) if judged.rated else None,
+        "sizes": {"queries": measures.num_queries, "pairs": len(judged.query), "documents": len(ids)},
+        "systems": figures,
+        "significance": tests,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(results, out / "peers.json")
+    write_per_query(judged, measures, {}, out / "per_query.parquet")
+    tables = [figure_cells(figures), test_cells(tests)]
+    with written_whole(out / "peers.md") as aside:
+        aside.write_text("\n".join(as_markdown(cells) for cells in tables), encoding="utf-8")
+    for cells in tables:
+        Console().print(as_table(cells))
+
+
+def agreed_grades(
+    runs: list[Path], relevant_at: float | None, recall_relevant_at: float | None
+) -> tuple["Grades", int]:
+    """From which grades on a pair is relevant, by the options or the runs' configs; and the first run's seed.
+
+    Raises:
+        InputError: not a run directory, the same name twice, configs that differ.
+    """
+    from q2s_tf.evaluation.encoding import choose_grades
+    from q2s_tf.towers import read_run_config
+
+    configs = [read_run_config(path) for path in runs]
+    grades = {choose_grades(config, relevant_at, recall_relevant_at) for config in configs}
+    if len(grades) > 1:
+        raise InputError(
+            f"--run: all must agree on relevant_at and recall_relevant_at; their configs say {sorted(grades)}: give "
+            "--relevant-at and --recall-relevant-at"
+        )
+    return grades.pop(), configs[0].seed
+
+
+def systems(
+    table: "Table", ids: pa.Array, judged: "Judgements", runs: list[Path], vectors: list[Path]
+) -> Iterator[tuple[str, Iterator[np.ndarray]]]:
+    """Every system by name, with its score of each document for each query, `[N]`; −∞ where it does not retrieve it."""
+    from q2s_tf.evaluation.evaluation import LEXICAL
+    from q2s_tf.evaluation.rankers import Bm25, cosine_rows
+    from q2s_tf.tables import open_documents
+    from q2s_tf.towers import embed_catalogue, load
+
+    names = [LEXICAL, *(path.resolve().name for path in (*vectors, *runs))]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise InputError(f"--run, --vectors: every folder needs a name of its own; {', '.join(twice)} comes twice")
+    queries = judged.queries["query"]
+    yield LEXICAL, (np.where(row > 0, row, -np.inf) for row in Bm25(table).rows(queries))
+    for folder in vectors:
+        yield (
+            folder.resolve().name,
+            cosine_rows(
+                read_vectors(folder / "queries.parquet", "query", pa.array(queries)),
+                read_vectors(folder / "documents.parquet", "document_id", ids),
+            ),
+        )
+    for path in runs:
+        towers = load(path)
+        catalogue = open_documents(table.path, towers.document.preprocessor.inputs, towers.config.vector_inputs())
+        query, (_, document) = towers.query.predict(judged.queries), embed_catalogue(towers.document, catalogue)
+        yield path.resolve().name, cosine_rows(query["embedding"], document)
+
+
+def read_vectors(path: Path, key: str, wanted: pa.Array) -> np.ndarray:
+    """The vectors `[N, D]` of these keys, brought to unit length.
+
+    Raises:
+        InputError: there is no such file, it lacks a column, or a key has no vector.
+    """
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        raise InputError(f"vectors {path}: there is no such file: make it with benchmarks/peers_minilm.py")
+    table = pq.read_table(path)
+    if absent := {key, "embedding"} - set(table.column_names):
+        raise InputError(
+            f"vectors {path}: needs the column {', '.join(absent)}; it has {', '.join(table.column_names)}"
+        )
+    places = pc.index_in(wanted, table[key].combine_chunks())
+    if places.null_count:
+        first = wanted.filter(pc.is_null(places))[0]
+        raise InputError(
+            f"vectors {path}: every {key} needs a vector; {places.null_count} have none, such as {first}: make them of "
+            "these tables"
+        )
+    column = table["embedding"].combine_chunks()
+    rows = column.flatten().to_numpy().reshape(len(column), -1)[places.to_numpy()]
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+def order(judged: "Judgements", rows: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The score of each judged pair `[J]`, and the first documents of each query `[Q, DEPTH]` (−1: no more)."""
+    from q2s_tf.evaluation.encoding import DEPTH
+    from q2s_tf.evaluation.rankers import first
+
+    by_query = judged.by_query()
+    scores, found = np.empty(len(judged.query)), np.empty((len(by_query), DEPTH), int)
+    for number, row in enumerate(track(rows, "scoring the catalogue", len(by_query))):
+        pairs = by_query[number]
+        scores[pairs] = np.nan_to_num(row[judged.document[pairs]], neginf=0.0)
+        found[number] = first(row, DEPTH)
+    return scores, found
+
+
+def figure_cells(figures: dict[str, dict[str, dict[str, Any]]]) -> Cells:
+    """A row a system: every metric and half of its interval, the best one of a column in bold."""
+    metrics = list(dict.fromkeys(metric for found in figures.values() for metric in found))
+    best = {metric: max(found[metric]["value"] for found in figures.values()) for metric in metrics}
+    cells = [["", *(HEADINGS.get(metric, metric) for metric in metrics)]]
+    for system, found in figures.items():
+        row = [system]
+        for metric in metrics:
+            value = short(found[metric]["value"])
+            shown = f"**{value}**" if found[metric]["value"] == best[metric] else value
+            row.append(f"{shown} ±{half_width(found[metric])}")
+        cells.append(row)
+    return cells
+
+
+def test_cells(tests: list[dict[str, Any]]) -> Cells:
+    """A row a pair of systems: by metric how much higher the first one is, half of the interval, p after Holm."""
+    metrics = list(dict.fromkeys(row["metric"] for row in tests))
+    pairs = dict.fromkeys((row["a"], row["b"]) for row in tests)
+    shown = {
+        (
+            row["a"],
+            row["b"],
+            row["metric"],
+        ): f"{short(row['difference'], '+')} ±{half_width(row)} (p {short(row['p_holm'])})"
+        for row in tests
+    }
+    cells = [["", *(HEADINGS.get(metric, metric) for metric in metrics)]]
+    return cells + [[f"{a} − {b}", *(shown[a, b, metric] for metric in metrics)] for a, b in pairs]
+
+
+def half_width(figure: dict[str, Any]) -> str:
+    """Half of a 95 % interval."""
+    return short((figure["high"] - figure["low"]) / 2)
+
+
+def short(value: float, sign: str = "") -> str:
+    """Three places, without the 0 in front."""
+    return f"{value:{sign}.3f}".replace("0.", ".", 1)
+
+
+def as_markdown(cells: Cells) -> str:
+    """Cells as a table in Markdown."""
+    lines = [cells[0], ["---"] * len(cells[0]), *cells[1:]]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def as_table(cells: Cells) -> RichTable:
+    """Cells as a table for the console."""
+    table = RichTable(caption="± half of the 95 % interval over queries; p: paired bootstrap, Holm")
+    for place, heading in enumerate(cells[0]):
+        table.add_column(heading, no_wrap=place == 0)
+    for row in cells[1:]:
+        table.add_row(*(cell.replace("**", "") for cell in row))
+    return table
+
+
+if __name__ == "__main__":
+    run_command(main)
