@@ -113,6 +113,10 @@ class Encoder(Table):
     dropout: Probability = 0.1
     pooling: Pooling = "cls"
     """The last layer's vector of [CLS], the paper's choice, or the mean over the tokens."""
+    frozen: bool = False
+    """Of a `preset`: its weights stay as they are, and what it says of every text of the training is computed once."""
+    learning_rate_factor: Rate = 1.0
+    """Times a stage's `text_learning_rate` is the rate of its weights: a pretrained encoder wants a lower one."""
     pretrained: Pretrained | None = None
 
     @model_validator(mode="after")
@@ -120,6 +124,8 @@ class Encoder(Table):
         given = self.model_fields_set & {"num_heads", "hidden_dim", "intermediate_dim"}
         if self.preset and not self.pretrained and given:
             raise ValueError(f"{', '.join(sorted(given))}: comes from the preset {self.preset}: leave it out")
+        if self.frozen and not self.preset:
+            raise ValueError("frozen is for a pretrained encoder: give it a preset, or leave frozen out")
         if self.hidden_dim % self.num_heads:
             raise ValueError(f"hidden_dim {self.hidden_dim} must be a multiple of num_heads {self.num_heads}")
         return self
@@ -172,6 +178,10 @@ class Distillation(Table):
     """Of its loss beside the stage's own."""
     pooling: Pooling = "mean"
     """Of a preset."""
+    epochs: Annotated[int, Field(ge=0)] = 0
+    """Over the distinct queries, before stage 1 and with this loss alone: a small encoder needs many, of quick ones."""
+    learning_rate: Rate = 1e-3
+    """Of these epochs."""
 
 
 class Stage(Table):
@@ -225,10 +235,16 @@ class Config(Table):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 17
     dimension: Positive = 128
     """D, the width of every channel vector and of both towers' embeddings."""
+    fusion: Literal["attention", "concat_mlp"] = "attention"
+    """How a tower makes one vector of its channels': weighed by attention (eq. 1), or put beside each other and through
+    a hidden layer, which has no weights that say what a channel counts for."""
     channels: dict[Annotated[str, Field(pattern="^[A-Za-z0-9_-]+$")], Channel]
     encoders: dict[Annotated[str, Field(pattern="^[A-Za-z0-9_-]+$")], Encoder] = {}
     tokenizer: Tokenizer = Tokenizer()
     clip_norm: Rate = 1.0
+    mixed_precision: bool | None = None
+    """Whether training computes the products inside the text encoders in bfloat16; None is where the GPU has units for
+    it. Weights, losses and all that is written or served are float32 in any case."""
     pseudo_queries: PseudoQueries = PseudoQueries()
     head: Head = Head()
     blending: Blending = Blending()
@@ -289,6 +305,11 @@ class Config(Table):
     def text_channels(self, tower: str) -> dict[str, TextChannel]:
         """Those of `tower_channels` that read a text through an encoder."""
         return {name: channel for name, channel in self.tower_channels(tower).items() if channel.kind == "text"}
+
+    def frozen_channels(self, tower: str) -> dict[str, Encoder]:
+        """Those of `text_channels` whose encoder does not learn, with it."""
+        encoders = {name: self.encoders[channel.encoder] for name, channel in self.text_channels(tower).items()}
+        return {name: encoder for name, encoder in encoders.items() if encoder.frozen}
 
     def longest_texts(self, tower: str) -> dict[str, int]:
         """The most tokens that each encoder of one tower reads, over the channels that share it."""

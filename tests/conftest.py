@@ -5,8 +5,6 @@ Nothing heavy is imported here: tests that need no TensorFlow stay quick.
 
 import os
 
-# TensorFlow Recommenders wants it set before `tf.keras` is first touched, whichever test module comes first.
-os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from pathlib import Path

@@ -17,7 +17,7 @@ from q2s_tf.config import Distillation, check_config, read_config
 from q2s_tf.errors import InputError
 from q2s_tf.tables import open_documents, open_positives
 from q2s_tf.text import Tokenizer
-from q2s_tf.towers import aligned_projection, build_towers
+from q2s_tf.towers import aligned_projection, build_towers, split_encoder
 from q2s_tf.training import train
 from q2s_tf.training.examples import build_examples
 from q2s_tf.training.learner import Learner
@@ -47,12 +47,31 @@ def test_the_loss_is_one_minus_the_cosine(seed: int, rows: int) -> None:
     np.testing.assert_allclose(cosine_distillation(tf.constant(student), tf.constant(teacher)), expected, atol=1e-5)
 
 
-def test_a_row_without_direction_has_no_loss_and_no_gradient() -> None:
+def test_a_student_without_direction_is_drawn_to_its_teacher_and_none_to_a_teacher_without() -> None:
     student = tf.Variable([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
     with tf.GradientTape() as tape:
-        losses = cosine_distillation(student, tf.constant([[1.0, 0.0], [0.0, 0.0], [0.0, -1.0]]))
-    np.testing.assert_allclose(losses, [0, 0, 2], atol=1e-6)
-    assert not np.any(tape.gradient(losses, student).numpy()[:2])
+        losses = cosine_distillation(student, tf.constant([[3.0, 0.0], [0.0, 0.0], [0.0, -1.0]]))
+    np.testing.assert_allclose(losses, [1, 0, 2], atol=1e-6)
+    gradient = tape.gradient(losses, student).numpy()
+    assert gradient[0, 0] < 0 and gradient[0, 1] == 0 and np.isfinite(gradient).all()
+    assert not gradient[1].any()
+
+
+def test_its_gradient_equals_finite_differences() -> None:
+    generator = np.random.default_rng(3)
+    student, teacher = tf.Variable(generator.normal(size=(3, 4))), tf.constant(generator.normal(size=(3, 4)))
+
+    def loss(vectors: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_sum(tf.constant([1.0, 2.0, 3.0], tf.float64) * cosine_distillation(vectors, teacher))
+
+    with tf.GradientTape() as tape:
+        value = loss(student)
+    gradient = tape.gradient(value, student).numpy()
+    for place in np.ndindex(3, 4):
+        nudge = np.zeros((3, 4))
+        nudge[place] = 1e-6
+        slope = (float(loss(student + nudge)) - float(loss(student - nudge))) / 2e-6
+        assert gradient[place] == pytest.approx(slope, abs=1e-7)
 
 
 # --- the teacher
@@ -146,3 +165,29 @@ def test_a_student_comes_to_speak_as_its_teacher(market: TinyMarket, run: Path, 
     assert losses[0] / 2 > 0.6, "at first it points anywhere"
     assert losses[-1] / 2 < 0.5, "1 - cos, on average"
     assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+
+
+def test_before_stage_1_only_the_text_channels_learn(
+    market: TinyMarket, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder = "{ num_layers = 1, num_heads = 2, hidden_dim = 32, intermediate_dim = 64, dropout = 0 }"
+    lessons = [f'distillation.teacher="{run}"', "distillation.epochs=60", "distillation.learning_rate=0.01"]
+    still = ["stage1.max_epochs=1", "stage1.learning_rate=1e-12", "stage1.text_learning_rate=1e-12"]
+    asked = [f"channels.query_text={TEXT_CHANNEL}", f"encoders.query={encoder}", *lessons, *still]
+    config = read_config(market.lean_config, asked)
+    towers = train(config, market.documents, market.positives, market.judgements, tmp_path / "run")
+    assert "learnt from the teacher: mean cosine" in capsys.readouterr().err
+    queries = {"query": [row["query"] for row in market.positive_rows], "country": [None] * len(market.positive_rows)}
+    inputs = towers.query.preprocessor(towers.query.tensors(queries))
+    parts = split_encoder(towers.query.encoder)
+    stacked, present = parts.channels(inputs)
+    alone = parts.fuse(stacked, present & tf.constant([name == "query_text" for name in towers.query.channels]))[0]
+    cosines = (alone.numpy() * q2s_tf.load(run).query.predict(queries)["embedding"]).sum(axis=1)
+    assert cosines.mean() > 0.8
+    fresh = build_towers(config, Tokenizer.read(tmp_path / "run/tokenizer.model"))
+    for old, new in zip(fresh.document.weights, towers.document.weights, strict=True):
+        np.testing.assert_allclose(old, new, atol=1e-6)
+    table = "query_trigrams_vector"
+    np.testing.assert_allclose(
+        fresh.query.encoder.get_layer(table).table, towers.query.encoder.get_layer(table).table, atol=1e-6
+    )

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from q2s_tf.layers import AttentionFusion, DeepSets, Embedding, TextEncoder, TrigramEmbedding
+from q2s_tf.layers.token_rows import PackedRows
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -207,33 +208,84 @@ def text_encoder() -> TextEncoder:
     return layer
 
 
-@pytest.mark.parametrize("num_layers", [1, 3])
-def test_the_encoder_is_kerashubs_backbone_at_cls(num_layers: int) -> None:
-    geometry: dict[str, Any] = {
-        "num_layers": num_layers,
-        "num_heads": 2,
-        "hidden_dim": 8,
-        "intermediate_dim": 16,
-        "dropout": 0.5,
-    }
-    layer = TextEncoder(50, max_tokens=9, **geometry)
-    generator = np.random.default_rng(8)
+def encoder_without_dropout(num_layers: int, pooling: str, seed: int = 8) -> TextEncoder:
+    """An encoder with weights so large that a mistake in attention shows in the vector."""
+    geometry: dict[str, Any] = {"num_layers": num_layers, "num_heads": 2, "hidden_dim": 8, "intermediate_dim": 16}
+    layer = TextEncoder(50, max_tokens=9, **geometry, dropout=0.0, pooling=pooling)
+    generator = np.random.default_rng(seed)
     layer.backbone.set_weights([generator.normal(size=each.shape) for each in layer.backbone.get_weights()])
-    ids = np.array([[2, 7, 9, 4], [2, 11, 0, 0], [2, 0, 0, 0]], np.int32)
-    expected = layer.backbone({"token_ids": ids, "padding_mask": (ids != 0).astype(np.int32)})[:, 0]
-    np.testing.assert_allclose(layer(ids), expected, atol=1e-4)
+    return layer
 
 
-def test_the_gradients_of_the_encoder_are_those_of_kerashubs_backbone(text_encoder: TextEncoder) -> None:
-    ids = tf.constant([[2, 7, 9, 4], [2, 11, 0, 0]], tf.int32)
-    weights = [weight.value for weight in text_encoder.trainable_variables]
+def encoder_oracle(layer: TextEncoder, ids: tf.Tensor) -> tf.Tensor:
+    """What KerasHub's backbone says of texts that have tokens."""
+    there = tf.cast(ids != 0, tf.int32)
+    hidden = layer.backbone({"token_ids": ids, "padding_mask": there})
+    if layer.pooling == "cls":
+        return hidden[:, 0]
+    real = tf.cast(there, tf.float32)[..., tf.newaxis]
+    return tf.reduce_sum(hidden * real, axis=1) / tf.reduce_sum(real, axis=1)
+
+
+TOKENS = tf.constant(
+    [[2, 7, 9, 4, 5, 8], [2, 0, 0, 0, 0, 0], [2, 11, 0, 0, 0, 0], [3, 4, 2, 8, 0, 0], [2, 5, 6, 0, 0, 0]], tf.int32
+)
+"""Texts of 6, 1, 2, 4 and 3 tokens."""
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(("num_layers", "pooling"), [(1, "cls"), (3, "cls"), (1, "mean"), (3, "mean")])
+def test_vectors_and_gradients_of_the_encoder_are_those_of_kerashubs_backbone(
+    num_layers: int, pooling: str, training: bool
+) -> None:
+    layer = encoder_without_dropout(num_layers, pooling)
+    weights = [weight.value for weight in layer.trainable_variables]
     with tf.GradientTape(persistent=True) as tape:
-        mine = tf.reduce_sum(text_encoder(ids) ** 3)
-        theirs = tf.reduce_sum(text_encoder.backbone({"token_ids": ids, "padding_mask": ids != 0})[:, 0] ** 3)
-    gradients, expected = [[tf.convert_to_tensor(each) for each in tape.gradient(of, weights)] for of in (mine, theirs)]
+        mine, theirs = layer(TOKENS, training=training), encoder_oracle(layer, TOKENS)
+        sums = [tf.reduce_sum(vectors**3) for vectors in (mine, theirs)]
+    np.testing.assert_allclose(mine, theirs, atol=1e-5)
+    gradients, expected = [[tf.convert_to_tensor(each) for each in tape.gradient(of, weights)] for of in sums]
     largest = max(float(tf.reduce_max(tf.abs(each))) for each in expected)
     for weight, gradient, wanted in zip(weights, gradients, expected, strict=True):
         np.testing.assert_allclose(gradient, wanted, atol=1e-5 * largest, err_msg=weight.name)
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=11), st.sampled_from(["cls", "mean"]))
+@settings(deadline=None, max_examples=15)
+def test_the_packed_texts_of_training_have_the_vectors_of_padded_ones(lengths: list[int], pooling: str) -> None:
+    layer = encoder_without_dropout(2, pooling)
+    generator = np.random.default_rng(len(lengths))
+    ids = generator.integers(1, 50, (len(lengths), 9)) * (np.arange(9) < np.array(lengths)[:, None])
+    packed = np.asarray(layer(ids.astype(np.int32), training=True))
+    there = np.array(lengths) > 0
+    np.testing.assert_allclose(packed[there], np.asarray(layer(ids.astype(np.int32)))[there], atol=1e-5)
+    assert not packed[~there].any(), "a text of padding alone has no vector in training"
+
+
+@pytest.mark.parametrize("padding", [0, 50])
+def test_padding_is_no_row_and_texts_attend_beside_others_of_like_length(padding: int) -> None:
+    rows = PackedRows(tf.pad(TOKENS, [(0, 0), (0, padding)]))
+    embedded = rows.embed(tf.reshape(tf.range(50), [50, 1]), tf.zeros([60, 1], tf.int32))
+    assert embedded.shape == (16, 1), "one for each token"
+    groups = rows.spread(embedded, [1])
+    assert [group.shape[:2] for group in groups] == [(1, 1), (1, 2), (1, 3), (2, 6)]
+    np.testing.assert_array_equal(rows.collect(groups, 1), embedded)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_mixed_precision_is_for_the_products_of_training_alone(pooling: str) -> None:
+    layer = encoder_without_dropout(2, pooling)
+    layer.backbone.set_weights([weight / 3 for weight in layer.backbone.get_weights()])
+    weights, exact = [weight.value for weight in layer.trainable_variables], np.asarray(layer(TOKENS, training=True))
+    served = np.asarray(layer(TOKENS))
+    layer.training_dtype = "bfloat16"
+    with tf.GradientTape() as tape:
+        vectors = layer(TOKENS, training=True)
+    gradients = [tf.convert_to_tensor(gradient) for gradient in tape.gradient(vectors, weights)]
+    assert {each.dtype for each in [vectors, *gradients, *weights]} == {tf.float32}
+    difference = np.abs(vectors - exact).max() / np.abs(exact).max()
+    assert 2**-14 < difference < 2**-4, "bfloat16 has 8 bits, float32 has 24"
+    np.testing.assert_array_equal(layer(TOKENS), served)
 
 
 def test_padding_does_not_change_the_vector_of_a_text(text_encoder: TextEncoder) -> None:
@@ -257,8 +309,9 @@ def test_dropout_acts_in_training_alone(text_encoder: TextEncoder) -> None:
     assert np.abs(np.asarray(text_encoder(ids, training=True)) - np.asarray(text_encoder(ids))).max() > 1e-3
 
 
-def test_a_row_of_padding_alone_is_finite(text_encoder: TextEncoder) -> None:
-    assert np.isfinite(text_encoder(np.zeros((2, 4), np.int32))).all()
+@pytest.mark.parametrize("training", [False, True])
+def test_texts_of_padding_alone_are_finite(text_encoder: TextEncoder, training: bool) -> None:
+    assert np.isfinite(text_encoder(np.zeros((2, 4), np.int32), training=training)).all()
 
 
 LAYERS: dict[type[keras.layers.Layer], dict[str, Any]] = {

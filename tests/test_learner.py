@@ -1,6 +1,9 @@
 """What training adds to the towers: the head, gradient blending, lazy updates, a stage 1 that must converge."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +13,20 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tensorflow.core.protobuf import saved_model_pb2
 from tiny_market import TinyMarket
 
 import q2s_tf
 from q2s_tf.config import read_config
 from q2s_tf.errors import InputError
+from q2s_tf.serving.export import export
 from q2s_tf.tables import open_documents, open_positives
 from q2s_tf.text import Tokenizer
 from q2s_tf.towers import build_towers
 from q2s_tf.training import train
 from q2s_tf.training.examples import Examples, build_examples
 from q2s_tf.training.labels import frequent_labels
-from q2s_tf.training.learner import Learner
+from q2s_tf.training.learner import Learner, mixed_precision
 from q2s_tf.training.optimisation import LazyAdam, Optimizer, merge_rows
 from q2s_tf.training.step import build_step
 from q2s_tf.training.workers import Workers
@@ -118,6 +123,29 @@ def test_labels_are_the_frequent_queries_of_each_document(pairs: list[tuple[int,
         assert sorted(rows[row][rows[row] >= 0]) == sorted(own)
 
 
+# --- beside another Keras
+
+KERAS_3_FIRST = """
+import tensorflow as tf
+import q2s_tf.evaluation.evaluate
+before = tf.keras.version()
+from q2s_tf.training.recommenders import tfrs
+task = tfrs.tasks.Retrieval(loss=lambda y_true, y_pred, sample_weight: tf.reduce_sum(y_true * y_pred))
+loss = tf.function(task)(tf.eye(2), 3 * tf.eye(2), compute_metrics=False, compute_batch_metrics=False)
+print(before, tf.keras.version(), float(loss))
+"""
+
+
+def test_training_and_whoever_has_touched_tf_keras_before_share_a_process() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TF_USE_LEGACY_KERAS"}
+    command = [sys.executable, "-c", KERAS_3_FIRST]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    before, after, loss = done.stdout.split()
+    assert before == after == keras.__version__
+    assert float(loss) == 6
+
+
 # --- one step
 
 
@@ -191,6 +219,43 @@ def test_a_step_reports_every_loss_of_its_equation(examples: Examples, learner: 
     assert float(figures["loss"]) == pytest.approx(sum(parts), rel=1e-5)
 
 
+class Recorder:
+    """In the place of an optimizer: keeps the gradients, moves nothing."""
+
+    def __init__(self, variables: list[keras.Variable]):
+        self.gradients = [tf.Variable(tf.zeros(variable.shape)) for variable in variables]
+
+    def apply(self, gradients: list[Any]) -> tf.Tensor:
+        for kept, gradient in zip(self.gradients, gradients, strict=True):
+            kept.assign(tf.convert_to_tensor(gradient))
+        return tf.linalg.global_norm(gradients)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_the_gradients_of_a_step_are_those_of_the_sum_of_its_losses(
+    stage: int, examples: Examples, learner: Learner
+) -> None:
+    """Gradient blending and the head included: along every part's gradient, finite differences give its length."""
+    learner.head.kernel.assign(np.random.default_rng(4).normal(size=learner.head.kernel.shape))
+    dataset = examples.dataset(16, (1,))
+    recorder, batch = Recorder(learner.variables), next(iter(dataset))
+    step = build_step(learner, recorder, stage, dataset.element_spec)  # type: ignore[arg-type]
+    step(batch)
+    gradients = [gradient.numpy() for gradient in recorder.gradients]
+    for part in ("head", "fusion", "trigrams_vector", "text_encoder", "_vector"):
+        inside = [place for place, variable in enumerate(learner.variables) if part in variable.path]
+        length = np.sqrt(sum(np.sum(gradients[place] ** 2) for place in inside))
+        before = {place: learner.variables[place].numpy() for place in inside}
+        losses = []
+        for nudge in (-2e-3, 2e-3):
+            for place in inside:
+                learner.variables[place].assign(before[place] + nudge * gradients[place] / length)
+            losses.append(float(step(batch)["loss"]))
+        for place in inside:
+            learner.variables[place].assign(before[place])
+        assert (losses[1] - losses[0]) / 4e-3 == pytest.approx(length, rel=2e-2), part
+
+
 # --- through a whole training
 
 
@@ -223,3 +288,24 @@ def test_stage_2_waits_for_a_stage_1_that_has_converged(market: TinyMarket, tmp_
 def test_a_blending_weight_must_name_a_group(market: TinyMarket) -> None:
     with pytest.raises(InputError, match=r"title_text is no group of its channels \(groups: title, "):
         read_config(market.config, ["blending.weights.document.title_text=1.0"])
+
+
+@pytest.mark.slow
+def test_mixed_precision_trains_goes_on_and_leaves_float32(market: TinyMarket, tmp_path: Path) -> None:
+    files = (market.documents, market.positives, market.judgements, tmp_path / "run")
+    asked = ["mixed_precision=true", "stage2.max_epochs=0"]
+    train(read_config(market.config, asked), *files)
+    train(read_config(market.config, [*asked, "stage1.max_epochs=3"]), *files, resume=True)
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    export(tmp_path / "run", market.documents, tmp_path / "models", "exact")
+    for path in (tmp_path / "models").rglob("saved_model.pb"):
+        (graph,) = saved_model_pb2.SavedModel.FromString(path.read_bytes()).meta_graphs
+        nodes = [*graph.graph_def.node, *(node for each in graph.graph_def.library.function for node in each.node_def)]
+        assert not [node for node in nodes if any(value.type == tf.bfloat16 for value in node.attr.values())]
+
+
+def test_mixed_precision_is_not_for_a_cpu_unless_it_is_asked_for(market: TinyMarket) -> None:
+    assert not mixed_precision(read_config(market.config)), "this machine's tests run without a GPU"
+    assert mixed_precision(read_config(market.config, ["mixed_precision=true"]))

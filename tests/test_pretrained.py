@@ -251,6 +251,31 @@ def test_a_pretrained_encoder_learns_beside_a_small_query_tower(
     assert np.abs(kernel._feedforward_output_dense.kernel.numpy() - before).max() > 1e-3
 
 
+def test_a_frozen_encoder_gives_what_one_that_hardly_learns_gives(
+    market: TinyMarket, models_by_family: dict[str, Model], presets: Path, tmp_path: Path
+) -> None:
+    def losses(name: str) -> list[float]:
+        return [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+
+    preset, both = presets / "bert", ["clip_norm=1e9", "stage1.max_epochs=2"]  # clipped by all gradients together
+    still = ["encoders.own.dropout=0", "encoders.own.learning_rate_factor=1e-12"]
+    learning = train_pretrained(market, preset, tmp_path / "learning", *both, *still)
+    frozen = train_pretrained(market, preset, tmp_path / "frozen", *both, "encoders.own.frozen=true")
+    np.testing.assert_allclose(losses("frozen"), losses("learning"), rtol=1e-4)
+    texts = ["red sofa", "lamp"]
+    embeddings = [towers.document.predict({"title": texts})["embedding"] for towers in (frozen, learning)]
+    np.testing.assert_allclose(*embeddings, atol=1e-4)
+
+    shutil.rmtree(presets)
+    more = ("clip_norm=1e9", "stage1.max_epochs=3", "encoders.own.frozen=true")
+    longer = train_pretrained(market, preset, tmp_path / "frozen", *more, resume=True)
+    assert len(losses("frozen")) == 3
+    own, given_ = longer.document.encoder.get_layer("own_text_encoder").backbone, models_by_family["bert"].backbone
+    for layer, source in zip(own.transformer_layers, given_.transformer_layers, strict=False):
+        for weight, value in zip(layer.weights, source.weights, strict=True):
+            np.testing.assert_array_equal(weight, value)
+
+
 # --- what is refused
 
 
@@ -278,6 +303,8 @@ def test_a_preset_of_another_family_is_refused(tmp_path: Path) -> None:
 def test_what_contradicts_a_preset_is_refused() -> None:
     with pytest.raises(InputError, match="hidden_dim: comes from the preset there: leave it out"):
         tower_config(Path("there"), hidden_dim=16)
+    with pytest.raises(InputError, match="frozen is for a pretrained encoder: give it a preset"):
+        check_config({"encoders": {"own": {"frozen": True}}, "channels": {}}, "test")
     with pytest.raises(InputError, match="max_tokens is 2: .* must be at least 3"):
         tower_config(Path("there"), max_tokens=2)
 

@@ -293,7 +293,8 @@ def test_a_given_tokenizer_is_the_runs_own(run: Path, market: TinyMarket, tmp_pa
 
 @pytest.fixture(scope="module")
 def fresh(run: Path) -> tuple[Config, Towers]:
-    config = read_config(run / "config.toml", ["stage1.learning_rate=7e-4", "stage1.text_learning_rate=2e-4"])
+    rates = ["stage1.learning_rate=7e-4", "stage1.text_learning_rate=2e-4", "encoders.document.learning_rate_factor=0.2"]
+    config = read_config(run / "config.toml", rates)
     return config, build_towers(config, Tokenizer.read(run / "tokenizer.model"))
 
 
@@ -303,13 +304,15 @@ def test_text_encoders_learn_at_their_own_rate(fresh: tuple[Config, Towers]) -> 
     optimizer = Optimizer(
         learner.variables, learner.workers, learner.text_variables(), config.stage1, config.clip_norm, decay_steps=100
     )
+    document = towers.document.encoder.get_layer("document_text_encoder").trainable_variables
     before = weights_of(towers)
     norm = optimizer.apply([tf.ones(variable.shape) for variable in towers.trainable_variables])
     assert float(norm) == pytest.approx(math.sqrt(sum(weight.size for weight in before)), rel=1e-4), "before clipping"
     # Adam's first step is the rate itself, whatever the size of the gradient.
     seen = set()
     for variable, old in zip(towers.trainable_variables, before, strict=True):
-        inside = not re.search("_vector/|^fusion/", variable.path)
-        seen.add(inside)
-        np.testing.assert_allclose(old - variable.numpy(), 2e-4 if inside else 7e-4, rtol=0.01, err_msg=variable.path)
-    assert seen == {True, False}
+        text = not re.search("_vector/|^fusion/", variable.path)
+        rate = (4e-5 if any(variable is inside for inside in document) else 2e-4) if text else 7e-4
+        seen.add(rate)
+        np.testing.assert_allclose(old - variable.numpy(), rate, rtol=0.01, err_msg=variable.path)
+    assert seen == {4e-5, 2e-4, 7e-4}

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tiny_market import TinyMarket
+from tiny_presets import make_bert
 
 import q2s_tf
 from q2s_tf.config import read_config
@@ -151,6 +152,27 @@ def test_a_worker_that_dies_ends_the_others_and_the_run_goes_on(market: TinyMark
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == list(range(1, before + 3))
     assert q2s_tf.load(run).query.predict({"query": ["red sofa"]})["embedding"].any()
+
+
+@pytest.mark.slow
+def test_workers_that_begin_with_a_preset_train_as_one_process_does(market: TinyMarket, tmp_path: Path) -> None:
+    make_bert(tmp_path / "preset")
+    text = '{ tower = "document", kind = "text", input = "title", encoder = "own", max_tokens = 8 }'
+    own = f'encoders.own={{ preset = "{tmp_path / "preset"}", num_layers = 2, pooling = "mean", dropout = 0.0 }}'
+    overrides = [f"channels.title_text={text}", own, "stage1.max_epochs=2", "stage1.batch_size=18"]
+    figures, vectors = [], []
+    for count in (1, 2):
+        run = tmp_path / f"run{count}"
+        files = [str(path) for path in (market.lean_config, market.documents, market.positives, market.judgements, run)]
+        processes = start(count, ["-c", TRAIN, *files, "anew", *overrides], tmp_path)
+        codes = [process.wait(timeout=400) for process in processes]
+        assert codes == [0] * count, "\n".join(path.read_text()[-2000:] for path in tmp_path.glob("*.log"))
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        figures.append([[line[name] for name in ("loss", "gradient_norm", "validation_roc_auc")] for line in lines])
+        titles = [row["title"] for row in market.document_rows]
+        vectors.append(q2s_tf.load(run).document.predict({"title": titles})["embedding"])
+    np.testing.assert_allclose(figures[1], figures[0], rtol=1e-3)
+    np.testing.assert_allclose(vectors[1], vectors[0], atol=1e-3)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"cluster": {"worker": ["a:1"]}, "task": {"type": "ps", "index": 0}}'])

@@ -99,10 +99,16 @@ def explain(run: Path, documents: Path, query: str, country: str | None, documen
         k: how many of the first documents to tell beside it.
 
     Raises:
-        InputError: no trained run, no such document, a query without a channel, a table that breaks its contract.
+        InputError: no trained run, one whose fusion does not sum its channels, no such document, a query without a
+            channel, a table that breaks its contract.
     """
     open_documents(documents)
     towers = load(run)
+    if towers.config.fusion != "attention":
+        raise InputError(
+            f"run {run}: a score is taken apart by the weights of its channels, which fusion = 'attention' has; got "
+            f"'{towers.config.fusion}': what its channels are worth is in the report of tools/evaluate.py"
+        )
     table = open_documents(documents, towers.document.preprocessor.inputs, towers.config.vector_inputs())
     asked: dict[str, str | None] = {"query": query, "country": country}
     question = read_channels(towers.query, {name: [value] for name, value in asked.items()})

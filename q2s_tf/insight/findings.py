@@ -197,9 +197,12 @@ def _trigrams_on_short_queries(study: Study, config: Config) -> Iterator[Finding
     kinds = {
         kind: [name for name, channel in channels.items() if channel.kind == kind] for kind in ("trigrams", "text")
     }
+    claim = "3-grams weigh more on short queries"
+    if not study.query_weights:
+        yield Finding("note", f"{claim}: cannot be told, the fusion has no weights of channels.", "", "weights")
+        return
     short = [group for group in study.query_weights["length"] if group.group == SHORT]
     longer = [group for group in study.query_weights["length"] if group.group != SHORT]
-    claim = "3-grams weigh more on short queries"
     if not all(kinds.values()) or not short or not longer:
         lack = (
             "no query is shorter than five characters"

@@ -131,7 +131,7 @@ def _context(evaluation: Evaluation, known: Study) -> dict[str, Any]:
 
 
 def _charts(results: dict[str, Any], known: Study, metrics: list[str]) -> dict[str, Chart | None]:
-    length, missing = known.query_weights["length"], known.document_weights["missing"]
+    length, missing = known.query_weights.get("length"), known.document_weights.get("missing")
     chart = {
         "systems": _embed(
             "systems", charts.systems_chart(results["systems"], metrics), "Metrics by system with intervals"

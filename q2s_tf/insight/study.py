@@ -57,8 +57,8 @@ class Study:
     Attributes:
         curves: the lines of `RUN/metrics.jsonl`, the last of each epoch.
         sampled: how many queries, documents and judged pairs the weights and the importance come from.
-        query_weights: mean fusion weights of queries: "all", "length", "country".
-        document_weights: of documents: "all", "language", "country", "missing".
+        query_weights: mean fusion weights of queries: "all", "length", "country"; nothing of a fusion without weights.
+        document_weights: of documents: "all", "language", "country", "missing"; likewise.
         full: ROC AUC and recall@10 of the sample with every channel.
         importance: what each channel is worth.
         missing: by input that a channel reads, the share of the catalogue that lacks it.
@@ -98,6 +98,7 @@ def study(evaluation: Evaluation) -> Study:
         name: [evaluation.documents[name][int(row)].as_py() for row in rows["document"]]
         for name in ("language", "country")
     }
+    weighed = evaluation.towers.config.fusion == "attention"
     hubness = measure_hubness(evaluation.found["q2s_tf"].tolist(), len(evaluation.documents))
     return Study(
         curves=read_curves(evaluation.run),
@@ -106,12 +107,16 @@ def study(evaluation: Evaluation) -> Study:
             "all": mean_weights(queries, ["all"] * len(asked)),
             "length": weights_by_length(queries, asked),
             "country": mean_weights(queries, countries),
-        },
+        }
+        if weighed
+        else {},
         document_weights={
             "all": mean_weights(documents, ["all"] * len(rows["document"])),
             "missing": weights_by_missing(documents),
             **{name: mean_weights(documents, column) for name, column in columns.items()},
-        },
+        }
+        if weighed
+        else {},
         full=full,
         importance=importance,
         missing={

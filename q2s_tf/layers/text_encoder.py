@@ -7,8 +7,9 @@ import keras_hub
 import tensorflow as tf
 from keras import ops
 
-PADDING = -1e9
-"""Added to the attention to a padding token, which leaves nothing of it."""
+from q2s_tf.layers.token_rows import PackedRows, PaddedRows
+
+Rows = PackedRows | PaddedRows
 
 
 class TextEncoder(keras.layers.Layer):
@@ -25,6 +26,10 @@ class TextEncoder(keras.layers.Layer):
         pooling: "cls", the paper's, or "mean", over the tokens that are not padding.
         activation: "gelu", x Φ(x), or "gelu_approximate", its form by tanh.
         epsilon: ε of the layer normalisations.
+
+    Attributes:
+        training_dtype: what the products of training are computed in, "float32" or "bfloat16". The weights, the
+            residual sums, normalisations and softmaxes are float32, and so is everything outside of training.
     """
 
     def __init__(
@@ -54,6 +59,7 @@ class TextEncoder(keras.layers.Layer):
         self.pooling = pooling
         self.activation = activation
         self.epsilon = epsilon
+        self.training_dtype = "float32"
         self.backbone = keras_hub.models.XLMRobertaBackbone(
             **self.geometry, max_sequence_length=max_tokens, name="backbone"
         )
@@ -61,43 +67,44 @@ class TextEncoder(keras.layers.Layer):
     def call(self, ids: Any, training: bool | None = None) -> Any:
         """Encodes int32 token ids `[B, L]` (0 = padding) to `[B, hidden_dim]`.
 
-        It is what `self.backbone` computes, with its weights, at less cost: few ops, products of two matrices where the
-        backbone multiplies batch by batch, and for [CLS] only that token in the last layer. A row of padding alone
-        gives 0 as its mean, and nothing of meaning for [CLS].
+        It is what `self.backbone` computes, with its weights, at less cost: products of two matrices where the backbone
+        multiplies batch by batch, and for [CLS] only that token in the last layer. In training padding costs next to
+        nothing; else there are few ops. A text of padding alone gives 0 in training and as its mean, and nothing of
+        meaning for [CLS] otherwise.
         """
-        hidden, length = self._embed(ids, training)
-        bias = PADDING * ops.cast(ids == 0, hidden.dtype)[:, None, None, :]
+        rows = PackedRows(ids) if training else PaddedRows(ids)
+        dtype = self.training_dtype if training else "float32"
+        hidden = self._embed(rows, training)
         layers = list(self.backbone.transformer_layers)
         last = layers.pop() if self.pooling == "cls" else None
         for layer in layers:
-            attention = layer._self_attention_layer
-            query, key, value = _heads(hidden, length, [_query(attention), _key(attention), _value(attention)])
-            attended = _attend(attention, query, key, value, bias, training)
+            attended = _attend(layer._self_attention_layer, rows, tf.cast(hidden, dtype), training)
             hidden = self._transform(layer, hidden, attended, training)
         if last is None:
-            return _mean(ops.reshape(hidden, (-1, length, hidden.shape[-1])), ids)
-        attention = last._self_attention_layer
-        key, value = _heads(hidden, length, [_key(attention), _value(attention)])
-        first = ops.reshape(hidden[::length], (-1, hidden.shape[-1]))  # [CLS] of every row
-        query = _heads_of_one(first, _query(attention))
-        return self._transform(last, first, _attend(attention, query, key, value, bias, training), training)
+            return rows.unpack(rows.mean(hidden))
+        first = rows.first(hidden)
+        tokens, asking = tf.cast(hidden, dtype), tf.cast(first, dtype)
+        attended = _attend_from_first(last._self_attention_layer, rows, tokens, asking, training)
+        return rows.unpack(self._transform(last, first, attended, training))
 
-    def _embed(self, ids: Any, training: bool | None) -> tuple[Any, Any]:
-        """Tokens and their places, normalised: `[B * L, H]`, the rows of the batch below each other; and L."""
-        length = tf.shape(ids)[1]
-        tokens = tf.gather(self.backbone.embeddings.token_embedding.embeddings.value, ids)
-        places = self.backbone.embeddings.position_embedding.position_embeddings[:length]
-        hidden = ops.reshape(tokens + places, (-1, tokens.shape[-1]))
-        hidden = _normalise(self.backbone.embeddings_layer_norm, hidden, self.epsilon)
-        return self.backbone.embeddings_dropout(hidden, training=training), length
+    def _embed(self, rows: Rows, training: bool | None) -> Any:
+        """Tokens and their places, normalised: `[T, H]`."""
+        embeddings = self.backbone.embeddings
+        tokens, places = embeddings.token_embedding.embeddings, embeddings.position_embedding.position_embeddings
+        hidden = _normalise(self.backbone.embeddings_layer_norm, rows.embed(tokens.value, places.value), self.epsilon)
+        return self.backbone.embeddings_dropout(hidden, training=training)
 
     def _transform(self, layer: Any, tokens: Any, attended: Any, training: bool | None) -> Any:
-        """What follows the attention in a transformer layer, for tokens `[T, H]` and what they attended to `[T, H]`."""
-        attended = layer._self_attention_dropout(attended, training=training)
-        tokens = _normalise(layer._self_attention_layer_norm, tokens + attended, self.epsilon)
+        """What follows the attention in a transformer layer, for tokens `[T, H]` and what they attended to `[T, H]`.
+
+        Tokens are float32, and the products of the dtype of `attended`.
+        """
+        dropped = layer._self_attention_dropout(tf.cast(attended, tokens.dtype), training=training)
+        tokens = _normalise(layer._self_attention_layer_norm, tokens + dropped, self.epsilon)
         inner, outer = layer._feedforward_intermediate_dense, layer._feedforward_output_dense
         activate = _gelu if self.activation == "gelu" else _gelu_approximate
-        forward = _product(activate(_product(tokens, inner.kernel, inner.bias)), outer.kernel, outer.bias)
+        hidden = activate(_product(tf.cast(tokens, attended.dtype), inner.kernel, inner.bias))
+        forward = tf.cast(_product(hidden, outer.kernel, outer.bias), tokens.dtype)
         forward = layer._feedforward_dropout(forward, training=training)
         return _normalise(layer._feedforward_layer_norm, tokens + forward, self.epsilon)
 
@@ -111,15 +118,39 @@ class TextEncoder(keras.layers.Layer):
         return {**super().get_config(), **self.geometry, "max_tokens": self.max_tokens, **constants}
 
 
-def _attend(attention: Any, query: Any, key: Any, value: Any, bias: Any, training: bool | None) -> Any:
-    """Multi-head attention, softmax(q kᵀ + bias) v, projected: `[B * T, H]` for a query `[B, heads, T, width]`."""
-    weights = ops.softmax(ops.matmul(query, ops.swapaxes(key, -1, -2)) + bias)
-    mixed = ops.matmul(attention._dropout_layer(weights, training=training), value)
-    if query.shape[2] != 1:  # heads beside each other; those of a single token are already
-        mixed = ops.swapaxes(mixed, 1, 2)
-    kernel, bias = attention._output_dense.kernel, attention._output_dense.bias
-    width = kernel.shape[0] * kernel.shape[1]
-    return _product(ops.reshape(mixed, (-1, width)), ops.reshape(kernel, (width, -1)), bias)
+def _attend(attention: Any, rows: Rows, tokens: Any, training: bool | None) -> Any:
+    """Multi-head attention of tokens `[T, H]` among those of their text: `[T, H]`."""
+    heads, width = attention._num_heads, attention._key_dim
+    projected = _project(tokens, [_query(attention), _key(attention), _value(attention)])
+    groups = zip(rows.spread(projected, [3, heads, width]), rows.biases, strict=True)
+    mixed = [_mix(attention, _unstack(group), bias, training) for group, bias in groups]
+    return _merge(attention, rows.collect([ops.swapaxes(each, 1, 2) for each in mixed], heads * width))
+
+
+def _attend_from_first(attention: Any, rows: Rows, tokens: Any, first: Any, training: bool | None) -> Any:
+    """Multi-head attention of one token a text, `[R, H]`, among all tokens `[T, H]` of it: `[R, H]`."""
+    heads, width = attention._num_heads, attention._key_dim
+    queries = rows.split(_project(first, [_query(attention)]))
+    pairs = rows.spread(_project(tokens, [_key(attention), _value(attention)]), [2, heads, width])
+    mixed = [
+        _mix(attention, [tf.reshape(query, [-1, heads, 1, width]), *_unstack(pair)], bias, training)
+        for query, pair, bias in zip(queries, pairs, rows.biases, strict=True)
+    ]
+    return _merge(attention, tf.concat([tf.reshape(each, [-1, heads * width]) for each in mixed], 0))
+
+
+def _mix(attention: Any, projections: list[Any], bias: Any, training: bool | None) -> Any:
+    """softmax(q kᵀ + bias) v of every head: `[n, heads, m, width]` for q of this shape, k and v of l tokens."""
+    query, key, value = projections
+    scores = tf.cast(tf.matmul(query, key, transpose_b=True), bias.dtype)
+    weights = attention._dropout_layer(tf.nn.softmax(scores + bias), training=training)
+    return tf.matmul(tf.cast(weights, value.dtype), value)
+
+
+def _merge(attention: Any, mixed: Any) -> Any:
+    """The output projection of the heads, which stand beside each other: `[T, heads * width]` to `[T, H]`."""
+    dense = attention._output_dense
+    return _product(mixed, ops.reshape(dense.kernel, (mixed.shape[-1], -1)), dense.bias)
 
 
 def _query(attention: Any) -> tuple[Any, Any]:
@@ -136,26 +167,21 @@ def _value(attention: Any) -> tuple[Any, Any]:
     return attention._value_dense.kernel, attention._value_dense.bias
 
 
-def _heads(tokens: Any, length: Any, projections: list[tuple[Any, Any]]) -> list[Any]:
-    """Projections of tokens `[B * L, H]`, all in one product: each `[B, heads, L, width]`."""
-    dimension, heads, width = projections[0][0].shape
-    kernel = ops.concatenate([ops.reshape(kernel, (dimension, -1)) for kernel, _ in projections], axis=1)
+def _project(tokens: Any, projections: list[tuple[Any, Any]]) -> Any:
+    """Projections of tokens `[T, H]` beside each other, all in one product: `[T, projections * heads * width]`."""
+    kernel = ops.concatenate([ops.reshape(kernel, (kernel.shape[0], -1)) for kernel, _ in projections], axis=1)
     bias = ops.concatenate([ops.reshape(bias, (-1,)) for _, bias in projections])
-    split = ops.reshape(_product(tokens, kernel, bias), (-1, length, len(projections), heads, width))
-    return ops.unstack(ops.transpose(split, (2, 0, 3, 1, 4)), len(projections))
+    return _product(tokens, kernel, bias)
 
 
-def _heads_of_one(tokens: Any, projection: tuple[Any, Any]) -> Any:
-    """What `_heads` gives for one token a row, `[B, H]`: `[B, heads, 1, width]`."""
-    kernel, bias = projection
-    dimension, heads, width = kernel.shape
-    projected = _product(tokens, ops.reshape(kernel, (dimension, -1)), ops.reshape(bias, (-1,)))
-    return ops.reshape(projected, (-1, heads, 1, width))
+def _unstack(projected: Any) -> list[Any]:
+    """The projections `[n, l, projections, heads, width]` of texts, one by one: each `[n, heads, l, width]`."""
+    return tf.unstack(tf.transpose(projected, [2, 0, 3, 1, 4]), projected.shape[2])
 
 
 def _product(tokens: Any, kernel: Any, bias: Any) -> Any:
-    """A dense layer without activation, x W + b, for `[T, I]`."""
-    return tf.nn.bias_add(tf.matmul(tokens, kernel), bias)
+    """A dense layer without activation, x W + b, for `[T, I]`, computed in the dtype of the tokens."""
+    return tf.nn.bias_add(tf.matmul(tokens, tf.cast(kernel, tokens.dtype)), tf.cast(bias, tokens.dtype))
 
 
 def _gelu(tokens: Any) -> Any:
@@ -173,10 +199,3 @@ def _normalise(layer: Any, tokens: Any, epsilon: float) -> Any:
     centred = tokens - ops.mean(tokens, axis=-1, keepdims=True)
     variance = ops.mean(ops.square(centred), axis=-1, keepdims=True)
     return tf.nn.bias_add(centred * ops.rsqrt(variance + epsilon) * layer.gamma, layer.beta)
-
-
-def _mean(tokens: Any, ids: Any) -> Any:
-    """The mean of the tokens `[B, L, H]` whose ids are not padding: `[B, H]`."""
-    there = ops.cast(ids != 0, tokens.dtype)
-    sums = tf.matmul(there[:, tf.newaxis], tokens)[:, 0]
-    return tf.math.divide_no_nan(sums, ops.sum(there, axis=1, keepdims=True))

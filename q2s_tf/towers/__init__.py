@@ -6,6 +6,7 @@ from q2s_tf.towers.encoders import (
     aligned_projection,
     build_encoder,
     build_text_encoder,
+    encoded_input,
     split_encoder,
 )
 from q2s_tf.towers.preprocessing import Preprocessor
@@ -34,6 +35,7 @@ __all__ = [
     "build_towers",
     "embed_catalogue",
     "embed_documents",
+    "encoded_input",
     "load",
     "load_weights",
     "predict_documents",

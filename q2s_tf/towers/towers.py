@@ -31,7 +31,7 @@ class Tower(keras.Model):
     Attributes:
         preprocessor: raw inputs to channel inputs, graph ops.
         encoder: channel inputs to the embedding, a functional model.
-        dimension: D.
+        config, dimension: the config, and its D.
         channels: names of the channels, in the order of `channel_weights`.
     """
 
@@ -40,7 +40,7 @@ class Tower(keras.Model):
         self.preprocessor = Preprocessor(config, name, tokenizer, pretrained)
         sizes = {encoder: (pretrained or {}).get(encoder, tokenizer).vocabulary_size for encoder in config.encoders}
         self.encoder = build_encoder(config, name, sizes)
-        self.dimension = config.dimension
+        self.config, self.dimension = config, config.dimension
         self.channels = list(config.tower_channels(name))
         self.required = {channel.input for channel in config.tower_channels(name).values()}
         self.built = True

@@ -7,7 +7,7 @@ length for every stored row; the rest is memory-mapped.
 
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from q2s_tf.config import Config
 from q2s_tf.errors import InputError
 from q2s_tf.tables import Table
 from q2s_tf.text import normalise
-from q2s_tf.towers import Tower, Towers
+from q2s_tf.towers import Tower, Towers, encoded_input
+from q2s_tf.training.frozen import encoded_path, store_encoded
 from q2s_tf.training.labels import Labels, frequent_labels
 from q2s_tf.training.pseudo_queries import common_words, pseudo_query
 from q2s_tf.training.store import ChannelReader, ChannelWriter
@@ -41,10 +42,15 @@ class TowerStore:
             else ChannelReader(folder / name, np.int32)
             for name, channel in config.tower_channels(tower).items()
         }
+        self.encoded = {
+            encoded_input(name): ChannelReader(encoded_path(folder, name), np.float32, encoder.hidden_dim)
+            for name, encoder in config.frozen_channels(tower).items()
+        }
 
     def rows(self, numbers: np.ndarray) -> dict[str, np.ndarray]:
-        """Inputs of the tower's encoder for these rows."""
-        return {name: channel.rows(numbers) for name, channel in self.channels.items()}
+        """Inputs of the tower's encoder for these rows, see `EncoderParts.channels`."""
+        encoded = {name: reader.rows(numbers)[:, 0] for name, reader in self.encoded.items()}
+        return {name: channel.rows(numbers) for name, channel in self.channels.items()} | encoded
 
 
 @dataclass
@@ -79,6 +85,11 @@ class Examples:
 
     def __len__(self) -> int:
         return self.num_positives
+
+    @property
+    def num_queries(self) -> int:
+        """How many distinct queries there are, those made from titles included."""
+        return len(self.group)
 
     def batches(self, batch_size: int, seed: tuple[int, ...]) -> Iterator[Batch]:
         """One epoch of batches in an order drawn from `seed`; positives that fill no batch wait for another epoch.
@@ -136,12 +147,31 @@ class Examples:
 
     def dataset(self, batch_size: int, seed: tuple[int, ...]) -> tf.data.Dataset:
         """`batches` as a `tf.data.Dataset`, made ahead of the training step."""
-        first = self.batch(np.zeros(1, np.int64))
-        signature = tf.nest.map_structure(
-            lambda array: tf.TensorSpec([None, None, *array.shape[2:]][: array.ndim], array.dtype), first
-        )
-        batches = tf.data.Dataset.from_generator(lambda: self.batches(batch_size, seed), output_signature=signature)
-        return batches.prefetch(4)
+        return _dataset(self.batch(np.zeros(1, np.int64)), lambda: self.batches(batch_size, seed))
+
+    def lessons(self, batch_size: int, seed: tuple[int, ...]) -> tf.data.Dataset:
+        """An epoch of the distinct queries and what the teacher says of them: `query` and `teacher` `[B, D]`."""
+
+        def batches() -> Iterator[Batch]:
+            order = np.random.default_rng(seed).permutation(self.num_queries)
+            size = min(batch_size, self.num_queries)
+            for start in range(0, self.num_queries - size + 1, size):
+                yield self._lesson(np.sort(order[start : start + size]))
+
+        return _dataset(self._lesson(np.zeros(1, np.int64)), batches)
+
+    def _lesson(self, numbers: np.ndarray) -> Batch:
+        if self.teacher is None:
+            raise ValueError("there is no teacher")
+        return {"query": self.queries.rows(numbers), "teacher": self.teacher.rows(numbers)[:, 0]}
+
+
+def _dataset(first: Batch, batches: Callable[[], Iterator[Batch]]) -> tf.data.Dataset:
+    """Batches like `first` in all but the number of rows and the length of each, made ahead of who takes them."""
+    signature = tf.nest.map_structure(
+        lambda array: tf.TensorSpec([None, None, *array.shape[2:]][: array.ndim], array.dtype), first
+    )
+    return tf.data.Dataset.from_generator(batches, output_signature=signature).prefetch(4)
 
 
 def shuffled(total: int, seed: tuple[int, ...], shard: int = 1 << 20, together: int = 8) -> Iterator[np.ndarray]:
@@ -337,6 +367,8 @@ def _store(folder: Path, tower: Tower, columns: Iterator[dict[str, list]]) -> No
         writer.close()
     if refused:
         raise refused[0]
+    for name in tower.config.frozen_channels(tower.name.removesuffix("_tower")):
+        store_encoded(folder, tower, name)
 
 
 def _save(path: Path, join: duckdb.DuckDBPyConnection, sql: str, fields: list[tuple[str, str]]) -> np.ndarray:

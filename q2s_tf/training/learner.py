@@ -1,13 +1,14 @@
 """What a training moves: the towers, split where gradient blending needs them, and the query-classification head."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from q2s_tf.config import TOWERS, Config
+from q2s_tf.layers import TextEncoder
 from q2s_tf.towers import EncoderParts, Towers, split_encoder
-from q2s_tf.training.optimisation import text_encoder_variables
 from q2s_tf.training.workers import Workers
 
 
@@ -28,17 +29,31 @@ class Learner:
         self.towers = towers
         self.workers = workers
         self.config: Config = towers.config
-        self._parts: dict[str, EncoderParts] = {name: split_encoder(getattr(towers, name).encoder) for name in TOWERS}
+        self._parts: dict[str, EncoderParts] = {
+            name: split_encoder(getattr(towers, name).encoder, self.config.frozen_channels(name)) for name in TOWERS
+        }
         self.head: keras.layers.Dense | None = None
         if labels:
             with workers.strategy.scope():
                 self.head = keras.layers.Dense(labels, kernel_initializer="zeros", name="head")
                 self.head.build((None, towers.config.dimension))
         self.variables = towers.trainable_variables + (self.head.trainable_variables if self.head else [])
+        for _, encoder in self._text_encoders():
+            encoder.training_dtype = "bfloat16" if mixed_precision(self.config) else "float32"
 
-    def text_variables(self) -> list[keras.Variable]:
-        """Those of `variables` that are inside a text encoder."""
-        return text_encoder_variables([layer for name in TOWERS for layer in getattr(self.towers, name).encoder.layers])
+    def text_variables(self) -> dict[float, list[keras.Variable]]:
+        """Those of `variables` that are inside a text encoder, by their encoder's `learning_rate_factor`."""
+        by_factor: dict[float, list[keras.Variable]] = {}
+        for name, encoder in self._text_encoders():
+            factor = self.config.encoders[name].learning_rate_factor
+            by_factor.setdefault(factor, []).extend(encoder.trainable_variables)
+        return by_factor
+
+    def _text_encoders(self) -> Iterator[tuple[str, TextEncoder]]:
+        """Those of both towers, by name."""
+        for tower in TOWERS:
+            for name in self.config.longest_texts(tower):
+                yield name, getattr(self.towers, tower).encoder.get_layer(f"{name}_text_encoder")
 
     def encode(self, tower: str, inputs: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         """The channel vectors `[B, N, D]` of prepared inputs, and which are present, bool `[B, N]`; with dropout.
@@ -64,6 +79,18 @@ class Learner:
             weights = {**dict.fromkeys(members, blending.weight), **blending.weights.get(tower, {})}
             groups += [(tower, members[group], weight) for group, weight in weights.items() if weight]
         return groups
+
+
+def mixed_precision(config: Config) -> bool:
+    """Whether products inside the text encoders are bfloat16: as the config says, else where all GPUs have it."""
+    if config.mixed_precision is not None:
+        return config.mixed_precision
+    details = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]
+    return bool(details) and all(each.get("compute_capability", (0, 0)) >= BFLOAT16 for each in details)
+
+
+BFLOAT16 = (8, 0)
+"""The first compute capability of a GPU with units for bfloat16."""
 
 
 def everything(learner: Learner) -> list[Any]:

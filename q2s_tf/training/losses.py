@@ -99,11 +99,12 @@ def cosine_distillation(student: tf.Tensor, teacher: tf.Tensor) -> tf.Tensor:
         teacher: `[B, D]`.
 
     Returns:
-        `[B]`; 0 for a row in which either has no direction, being 0.
+        `[B]`; 0 for a row whose teacher is 0. A student of 0, as it may begin, has the cosine 0 and a gradient to its
+        teacher.
     """
-    there = tf.reduce_any(student != 0, axis=1) & tf.reduce_any(teacher != 0, axis=1)
+    there = tf.reduce_any(teacher != 0, axis=1)
     cosines = tf.reduce_sum(tf.nn.l2_normalize(student, axis=1) * tf.nn.l2_normalize(teacher, axis=1), axis=1)
-    return tf.where(there, 1 - cosines, 0.0)
+    return tf.where(there, 1 - cosines, tf.zeros_like(cosines))
 
 
 def _positive_and_hardest(y_true: tf.Tensor, y_pred: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

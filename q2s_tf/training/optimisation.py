@@ -1,5 +1,6 @@
 """How gradients become new weights."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -21,14 +22,18 @@ class LazyAdam(keras.optimizers.Adam):
     """
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        """Moves one variable; `gradient` has each row once (see `merge_rows`)."""
-        if not isinstance(gradient, tf.IndexedSlices):
-            super().update_step(gradient, variable, learning_rate)
-            return
+        """Moves one variable; a sparse `gradient` has each row once (see `merge_rows`)."""
         place = self._get_variable_index(variable)
-        m, v, rows = self._momentums[place].value, self._velocities[place].value, gradient.indices
+        m, v = self._momentums[place].value, self._velocities[place].value
         step = tf.cast(self.iterations + 1, tf.float32)
-        alpha = learning_rate * tf.sqrt(1 - self.beta_2**step) / (1 - self.beta_1**step)
+        powers = {"beta1_power": self.beta_1**step, "beta2_power": self.beta_2**step}
+        if not isinstance(gradient, tf.IndexedSlices):  # one op in the place of the twenty of Keras's Adam
+            state = {"var": variable.handle, "m": m.handle, "v": v.handle, **powers}
+            constants = {"beta1": self.beta_1, "beta2": self.beta_2, "epsilon": self.epsilon}
+            tf.raw_ops.ResourceApplyAdam(**state, **constants, lr=learning_rate, grad=gradient)
+            return
+        rows = gradient.indices
+        alpha = learning_rate * tf.sqrt(1 - powers["beta2_power"]) / (1 - powers["beta1_power"])
         m_rows = self.beta_1 * tf.gather(m, rows) + (1 - self.beta_1) * gradient.values
         v_rows = self.beta_2 * tf.gather(v, rows) + (1 - self.beta_2) * tf.square(gradient.values)
         m.scatter_update(tf.IndexedSlices(m_rows, rows))
@@ -41,14 +46,14 @@ class LazyAdam(keras.optimizers.Adam):
 
 
 class Optimizer(tf.Module):
-    """Adam at one rate for what is inside the text encoders and another for the rest, after clipping by global norm.
+    """Adam at rates of its own for what is inside the text encoders, after clipping by global norm.
 
     The rate rises linearly over `warmup_steps` and falls by a half cosine to a tenth of itself at `decay_steps`.
 
     Args:
         variables: whose weights it moves.
         workers: whose gradients are summed.
-        text_variables: those of them that are inside a text encoder.
+        text_variables: those of them that are inside a text encoder, by the factor on the stage's text rate.
         stage: rates and warm-up.
         clip_norm: the largest norm of all gradients together.
         decay_steps: steps until the lowest rate.
@@ -61,7 +66,7 @@ class Optimizer(tf.Module):
         self,
         variables: list[keras.Variable],
         workers: Workers,
-        text_variables: list[keras.Variable],
+        text_variables: Mapping[float, list[keras.Variable]],
         stage: Stage,
         clip_norm: float,
         decay_steps: int,
@@ -70,13 +75,11 @@ class Optimizer(tf.Module):
         self.clip_norm = clip_norm
         self.variables_all = variables
         self.workers = workers
-        text = {id(variable) for variable in text_variables}
-        rates = ((stage.learning_rate, False), (stage.text_learning_rate, True))
+        text = {id(variable) for members in text_variables.values() for variable in members}
+        rates = [(stage.learning_rate, [variable for variable in variables if id(variable) not in text])]
+        rates += [(stage.text_learning_rate * factor, members) for factor, members in text_variables.items()]
         with workers.strategy.scope():
-            self.groups = [
-                (_adam(rate, stage.warmup_steps, decay_steps), [v for v in variables if (id(v) in text) == inside])
-                for rate, inside in rates
-            ]
+            self.groups = [(_adam(rate, stage.warmup_steps, decay_steps), members) for rate, members in rates]
             for adam, members in self.groups:
                 adam.build(members)
 
@@ -98,11 +101,6 @@ def merge_rows(gradient: Any) -> Any:
     rows, place = tf.unique(gradient.indices)
     values = tf.math.unsorted_segment_sum(gradient.values, place, tf.size(rows))
     return tf.IndexedSlices(values, rows, gradient.dense_shape)
-
-
-def text_encoder_variables(layers: list[keras.layers.Layer]) -> list[keras.Variable]:
-    """The trainable weights inside XLM and XLM-R: those of the text encoders among some layers."""
-    return [variable for layer in layers if hasattr(layer, "backbone") for variable in layer.trainable_variables]
 
 
 def _adam(rate: float, warmup_steps: int, decay_steps: int) -> LazyAdam:

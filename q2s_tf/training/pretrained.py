@@ -56,7 +56,7 @@ def read_preset(preset: str, weights: bool = True) -> Preset:
         backbone = keras_hub.models.Backbone.from_preset(preset, load_weights=weights)
         if not isinstance(backbone, BertBackbone | XLMRobertaBackbone):
             raise InputError(f"preset {preset}: is a {type(backbone).__name__}: give one of the BERT or XLM-R family")
-        tokenizer = keras_hub.models.Tokenizer.from_preset(preset)
+        tokenizer = _read_tokenizer(preset)
     except InputError:
         raise
     except ModuleNotFoundError as error:
@@ -71,6 +71,18 @@ def read_preset(preset: str, weights: bool = True) -> Preset:
             f"preset {preset}: its tokenizer is a {type(tokenizer).__name__}: give one with WordPiece or SentencePiece"
         )
     return Preset(backbone, _file_of(tokenizer), _constants(preset, backbone, tokenizer))
+
+
+def _read_tokenizer(preset: str) -> Any:
+    """A preset's tokenizer. Newer Hugging Face folders of BERT have no `vocab.txt`, only what it would say."""
+    path = Path(preset) / "tokenizer.json"  # KerasHub has a file of this name too
+    if path.is_file() and not path.with_name("vocab.txt").is_file():
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        if settings.get("model", {}).get("type") == "WordPiece":
+            places = settings["model"]["vocab"]
+            lowercase = bool((settings.get("normalizer") or {}).get("lowercase"))
+            return BertTokenizer(sorted(places, key=places.__getitem__), lowercase=lowercase)
+    return keras_hub.models.Tokenizer.from_preset(preset)
 
 
 def fill_encoders(config: Config) -> tuple[Config, dict[str, bytes]]:

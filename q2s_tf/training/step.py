@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 
 import tensorflow as tf
-import tensorflow_recommenders as tfrs
 
 from q2s_tf.config import Config, Stage
 from q2s_tf.training.learner import Learner
@@ -18,6 +17,7 @@ from q2s_tf.training.losses import (
     symmetric_softmax,
 )
 from q2s_tf.training.optimisation import Optimizer
+from q2s_tf.training.recommenders import tfrs
 
 Step = Callable[[dict[str, Any]], dict[str, tf.Tensor]]
 

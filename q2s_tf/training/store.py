@@ -51,10 +51,13 @@ class ChannelReader:
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
+    def lengths(self, numbers: np.ndarray) -> np.ndarray:
+        """How many ids, or vectors, each of these rows has."""
+        return self._offsets[numbers + 1] - self._offsets[numbers]
+
     def rows(self, numbers: np.ndarray) -> np.ndarray:
         """The rows of these numbers, padded with zeros to the longest: `[B, L]` or `[B, L, I]`, L at least 1."""
-        starts, ends = self._offsets[numbers], self._offsets[numbers + 1]
-        lengths = ends - starts
+        starts, lengths = self._offsets[numbers], self.lengths(numbers)
         places = np.arange(max(1, lengths.max(initial=0)))
         used = places < lengths[:, None]
         padded = np.zeros((*used.shape, *self._shape), self._values.dtype)

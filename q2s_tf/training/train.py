@@ -20,11 +20,13 @@ from q2s_tf.towers import (
     STAGE_WEIGHTS,
     Towers,
     build_towers,
+    load_weights,
     read_ids,
     read_run_config,
     read_tokenizers,
 )
 from q2s_tf.training.examples import Examples, build_examples
+from q2s_tf.training.imitation import imitate
 from q2s_tf.training.learner import Learner
 from q2s_tf.training.metrics_log import MetricsLog
 from q2s_tf.training.pretrained import fill_encoders, filled, load_pretrained
@@ -79,7 +81,10 @@ def train(
             with workers.strategy.scope():
                 config = read_run_config(run)
                 towers = build_towers(config, *read_tokenizers(run, config))
-            if not (run / "checkpoints/stage1/checkpoint").exists():  # which would hold other weights
+            begun = (run / "checkpoints/stage1/checkpoint").exists()
+            if begun:  # a stage's own will follow; the frozen ones are these
+                load_weights(towers, run / "checkpoints" / STAGE_WEIGHTS[1])
+            else:
                 load_pretrained(towers)
             teacher = read_teacher(config.distillation, config.dimension)
             examples = build_examples(run / EXAMPLES.format(workers.index), towers, catalogue, pairs, teacher)
@@ -87,6 +92,8 @@ def train(
             f"{len(examples):,} positives, {len(document_ids):,} documents, {towers.count_params():,} weights"
         )
         learner = Learner(towers, workers, examples.labels.count if examples.labels else 0)
+        if config.distillation.epochs and teacher and not begun:
+            imitate(learner, examples)
         _train_stages(learner, examples, judged, run)
     return towers
 
