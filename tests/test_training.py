@@ -293,7 +293,8 @@ def test_a_given_tokenizer_is_the_runs_own(run: Path, market: TinyMarket, tmp_pa
 
 @pytest.fixture(scope="module")
 def fresh(run: Path) -> tuple[Config, Towers]:
-    rates = ["stage1.learning_rate=7e-4", "stage1.text_learning_rate=2e-4", "encoders.document.learning_rate_factor=0.2"]
+    factor = "encoders.document.learning_rate_factor=0.2"
+    rates = ["stage1.learning_rate=7e-4", "stage1.text_learning_rate=2e-4", factor]
     config = read_config(run / "config.toml", rates)
     return config, build_towers(config, Tokenizer.read(run / "tokenizer.model"))
 

@@ -33,8 +33,8 @@ COUNTRIES = {
 
 MAX_PHOTOS = 5
 _PHOTO_SHARES = (0.15, 0.25, 0.22, 0.18, 0.12, 0.08)  # of listings with 0, 1, ... 5 photos
-_NO_DESCRIPTION, _NO_LANGUAGE, _NO_COUNTRY, _VAGUE, _STUFFED = 0.30, 0.08, 0.04, 0.15, 0.12
-_COMPANION, _NAMED_AGAIN = 0.45, 0.5
+_NO_DESCRIPTION, _NO_LANGUAGE, _NO_COUNTRY, _VAGUE, _STUFFED = 0.30, 0.08, 0.04, 0.45, 0.12
+_COMPANION, _NAMED_AGAIN = 0.45, 0.25
 _HAS = {COLOUR: 1.0, SIZE: 0.8, BRAND: 0.7, CONDITION: 1.0, MATERIAL: 0.8}
 _IN_TITLE = {COLOUR: 0.25, SIZE: 0.35, BRAND: 0.50, CONDITION: 0.20, MATERIAL: 0.30}
 _IN_DESCRIPTION = {COLOUR: 0.4, SIZE: 0.6, BRAND: 0.6, CONDITION: 0.6, MATERIAL: 0.6}
@@ -214,7 +214,7 @@ def _draw_photos(
 ) -> NDArray[np.float32]:
     """Image vectors of unit length, `[photos, dimension]`, those of one listing in a row.
 
-    v = department/2 + thing + modifier/2 + 0.8·colour + 1.1·noise, every term a random direction of length about 1;
+    v = department/2 + thing + modifier/2 + colour + 0.7·noise, every term a random direction of length about 1;
     one photo in twenty shows something else altogether (noise alone).
     """
 
@@ -229,11 +229,11 @@ def _draw_photos(
         0.5 * directions(len(lexicon.departments))[lexicon.thing_department[thing]]
         + directions(len(lexicon.things))[thing]
         + 0.5 * modifiers[lexicon.type_modifier[product_type]]
-        + 0.8 * colours[colour]
+        + colours[colour]
     )
     photos = np.repeat(listing, photo_count, axis=0)
     photos[rng.random(len(photos)) < 0.05] = 0.0
-    photos += 1.1 * directions(len(photos))
+    photos += 0.7 * directions(len(photos))
     photos /= np.linalg.norm(photos, axis=1, keepdims=True)
     return photos.astype(np.float32)
 

@@ -1,0 +1,116 @@
+"""The rows of the ladder: what of the full model each of them has."""
+
+from typing import NamedTuple
+
+from q2s_tf.config import Config, check_config
+from q2s_tf.errors import InputError
+
+
+class Training(NamedTuple):
+    """What of the full model one training has.
+
+    Attributes:
+        kinds: of channels that may be missing from a row; the others are in all.
+        techniques: of "curriculum", "rate", "head", "blending"; "concat" is the other fusion.
+    """
+
+    kinds: frozenset[str]
+    techniques: frozenset[str]
+
+
+def _training(kinds: str, techniques: str = "") -> Training:
+    return Training(frozenset(kinds.split()), frozenset(techniques.split()))
+
+
+TRAININGS = {
+    "trigrams": _training(""),
+    "text": _training("text"),
+    "images": _training("vectors"),
+    "curriculum": _training("text vectors", "curriculum"),
+    "rate": _training("text vectors", "curriculum rate"),
+    "head": _training("text vectors", "curriculum rate head"),
+    "full": _training("text vectors", "curriculum rate head blending"),
+    "concat": _training("text vectors", "curriculum rate head blending concat"),
+}
+"""By the name of its folder."""
+
+
+class Row(NamedTuple):
+    """One row of the ladder.
+
+    Attributes:
+        name: what it adds.
+        training: whose weights it is.
+        stage: of that training.
+        against: training and stage of the row that it is compared with.
+    """
+
+    name: str
+    training: str
+    stage: int
+    against: tuple[str, int] | None
+
+
+ROWS = (
+    Row("3-grams", "trigrams", 1, None),
+    Row("+ text", "text", 1, ("trigrams", 1)),
+    Row("+ images instead of text", "images", 1, ("trigrams", 1)),
+    Row("+ text and images", "curriculum", 1, ("trigrams", 1)),
+    Row("+ curriculum (stage 2)", "curriculum", 2, ("curriculum", 1)),
+    Row("+ separate text rate", "rate", 2, ("curriculum", 2)),
+    Row("+ classification head", "head", 2, ("rate", 2)),
+    Row("+ grouped blending: full model", "full", 2, ("head", 2)),
+    Row("full model without stage 2", "full", 1, ("full", 2)),
+    Row("full model, concat + MLP for attention", "concat", 2, ("full", 2)),
+)
+
+
+def ablate(full: Config, training: Training, seed: int) -> Config:
+    """The full model's config without what a training does not have."""
+    tables = full.model_dump(mode="json", exclude_none=True)
+    optional = {"text", "vectors"} - training.kinds
+    tables["seed"] = seed
+    tables["channels"] = {k: each for k, each in tables["channels"].items() if each["kind"] not in optional}
+    used = {each.get("encoder") for each in tables["channels"].values()}
+    tables["encoders"] = {name: each for name, each in tables["encoders"].items() if name in used}
+    if "text" not in training.kinds:
+        del tables["distillation"]
+    if "rate" not in training.techniques:
+        for name, stage in (("stage1", full.stage1), ("stage2", full.stage2)):
+            tables[name]["text_learning_rate"] = stage.learning_rate
+        for encoder in tables["encoders"].values():
+            encoder["learning_rate_factor"] = 1.0
+    if "curriculum" not in training.techniques:
+        tables["stage2"] = {"max_epochs": 0}
+    for technique in {"head", "blending"} - training.techniques:
+        del tables[technique]
+    if "concat" in training.techniques:
+        tables["fusion"] = "concat_mlp"
+    return check_config(tables, "of the ladder")
+
+
+def rows_of(full: Config) -> list[Row]:
+    """The rows that the full model's channels and techniques allow."""
+    kinds = {channel.kind for channel in full.channels.values()}
+    if "vectors" in kinds:
+        return list(ROWS)
+    rows = [row for row in ROWS if row.training not in ("text", "images")]
+    return [row._replace(name=row.name.replace("+ text and images", "+ text")) for row in rows]
+
+
+def check_full(full: Config) -> None:
+    """`InputError` unless the config has every technique that the ladder takes away."""
+    stages = (full.stage1, full.stage2)
+    lacks = {
+        "a text channel": not (full.text_channels("query") and full.text_channels("document")),
+        "head.queries": not full.head.queries,
+        "blending.weight": not (full.blending.weight or full.blending.weights),
+        "stage2.max_epochs": not full.stage2.max_epochs,
+        "a stage1.text_learning_rate of its own": all(s.text_learning_rate == s.learning_rate for s in stages),
+        "stage2.unconverged = false": full.stage2.unconverged,
+        "fusion = 'attention'": full.fusion != "attention",
+    }
+    if missing := [name for name, lacking in lacks.items() if lacking]:
+        raise InputError(
+            f"the config must be the full model, and lacks {', '.join(missing)}: set it, or --set KEY=VALUE"
+        )
