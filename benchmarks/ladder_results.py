@@ -141,7 +141,7 @@ def draw(found: dict[str, Any]) -> str:
         f'<rect width="{width}" height="{height}" fill="white"/>',
         f'<text x="12" y="24" font-size="15" font-weight="600">{escape(title)}</text>',
     ]
-    parts.append(f'<text x="{LABELS + PLOT + 12}" y="{TOP - 12}">mean ± deviation</text>')
+    parts.append(f'<text x="{LABELS + PLOT + 12}" y="{TOP - 12}">mean ± sd</text>')
     for tick in ticks:
         parts.append(f'<path d="M{x(tick):.1f} {TOP - 8}V{bottom}" stroke="{GRID}"/>')
         parts.append(f'<text x="{x(tick):.1f}" y="{bottom + 18}" text-anchor="middle">{_label(tick)}</text>')
