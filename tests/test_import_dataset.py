@@ -70,6 +70,27 @@ def test_home_depot(tmp_path: Path) -> None:
     assert pq.read_schema(tmp_path / "out/judgements_check.parquet").field("relevance").type == pa.float32()
 
 
+def test_more_of_home_depots_queries_validate_when_asked(tmp_path: Path) -> None:
+    judged = [[f"query {number}", "001", "3"] for number in range(400)]
+    files = {**HOME_DEPOT, "judgements_train.tsv.gz": [["query", "product_id", "relevance"], *judged]}
+    held_out = {}
+    for every in (20, 8, 2):
+        out = tmp_path / str(every)
+        import_dataset("home_depot", put(tmp_path / "in", files), out, every)
+        held_out[every] = {row["query"] for row in rows(out / "judgements_validation.parquet")}
+        trained = {row["query"] for row in rows(out / "positives.parquet")}
+        assert not trained & held_out[every] and len(trained | held_out[every]) == 400
+        assert len(held_out[every]) == pytest.approx(400 / every, abs=3 * (400 / every) ** 0.5)
+    import_dataset("home_depot", tmp_path / "in", tmp_path / "default")
+    assert {row["query"] for row in rows(tmp_path / "default/judgements_validation.parquet")} == held_out[20]
+
+
+def test_a_set_without_training_queries_holds_none_out(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--validation-every 8: esci has no training queries; leave it out"):
+        import_dataset("esci", put(tmp_path / "in", ESCI), tmp_path / "out", 8)
+    assert not (tmp_path / "out").exists()
+
+
 ESCI: dict[str, Any] = {
     "products.tsv": [
         ["product_id", "country", "title", "description", "brand"],

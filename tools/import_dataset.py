@@ -16,13 +16,16 @@ def main(
     name: Annotated[Name, Argument(help="Which data set it is.")],
     path: Annotated[Path, Argument(help="The folder that holds its files.")],
     out: Annotated[Path, Option(help="The folder to write Parquet files into.")],
+    validation_every: Annotated[
+        int | None, Option(min=2, help="Of Home Depot: one training query in so many only validates (20).")
+    ] = None,
 ) -> None:
     """Turns a published search data set into documents, judgements and positives.
 
     Example: tools/import_dataset.py home_depot data/homedepot --out data/home_depot
     """
     with cli.console.status(f"importing {name}"):
-        written = import_dataset(name, path, out)
+        written = import_dataset(name, path, out, validation_every)
     view = Table("file", "rows", title=f"{name} in {out}", title_justify="left")
     for file, rows in written.items():
         view.add_row(file, f"{rows:,}")

@@ -18,12 +18,16 @@ TIME = datetime(2016, 1, 1, tzinfo=UTC)
 """The timestamp of every positive. The set has no clicks and no times; this is about when it was published."""
 
 
-def convert(path: Path, out: Path) -> dict[str, int]:
+VALIDATION_EVERY = 20
+"""One training query in so many only validates."""
+
+
+def convert(path: Path, out: Path, validation_every: int = VALIDATION_EVERY) -> dict[str, int]:
     """Reads ``products.tsv`` and every ``judgements_PART.tsv`` (plain or ``.gz``) of the folder ``path``.
 
     Writes ``documents``, ``judgements_PART`` and, from the part ``train``, ``judgements_validation``, all rows of one
-    query in twenty (by a hash of it), and ``positives``: the other queries' pairs graded 2.33 or more, of weight 1, in
-    the country US, all at the time `TIME`.
+    query in ``validation_every`` (by a hash of it), and ``positives``: the other queries' pairs graded 2.33 or more,
+    of weight 1, in the country US, all at the time `TIME`.
 
     Raises:
         InputError: See `q2s_tf.datasets.import_dataset`.
@@ -36,15 +40,15 @@ def convert(path: Path, out: Path) -> dict[str, int]:
         judgements = judgements_of(file)
         written[f"judgements_{part}"] = judgements
         if part == "train":
-            held_out = pa.array([is_validation(query) for query in judgements["query"].to_pylist()])
+            held_out = pa.array([is_validation(query, validation_every) for query in judgements["query"].to_pylist()])
             written["judgements_validation"] = judgements.filter(held_out)
             written["positives"] = positives_of(judgements.filter(pc.invert(held_out)))
     return tables.write(out, written)
 
 
-def is_validation(query: str) -> bool:
-    """Whether a training query is one of the twentieth that only validates: the same on every machine."""
-    return zlib.crc32(query.encode()) % 20 == 0
+def is_validation(query: str, every: int = VALIDATION_EVERY) -> bool:
+    """Whether a training query is the one in ``every`` that only validates: the same on every machine."""
+    return zlib.crc32(query.encode()) % every == 0
 
 
 def judgements_of(file: Path) -> pa.Table:
