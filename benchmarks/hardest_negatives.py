@@ -1,9 +1,10 @@
 #!/usr/bin/env python
-"""How many of stage 2's hardest in-batch documents answer the query after all, by the truth of a generated marketplace.
+"""How many of stage 2's in-batch negatives answer the query after all, by the truth of a generated marketplace.
 
-Batches of positives are drawn at random; known positives of a query are masked, as in training. Each row's hardest
-document is the one that scores highest by the run's stage 1. The truth is the generator's own grade, which no training
-sees: 3 is an exact match, so a negative that is none.
+Batches of positives are drawn at random; known positives of a query are masked, as in training. Each row's documents
+are ranked by the run's stage 1; its negative is the first of them, the hardest, or a later one (`stage2.negative_rank`), of
+all documents or of those of the searcher's country (`stage2.negatives`). The truth is the generator's own grade, which
+no training sees: 3 is an exact match, so a negative that is none.
 """
 
 from pathlib import Path
@@ -25,32 +26,50 @@ def main(
     listings: Annotated[int, Option(help="As it was made with.")],
     users: Annotated[int, Option(help="As it was made with.")],
     seed: Annotated[int, Option(help="As it was made with.")] = 1,
-    batch_sizes: Annotated[list[int], Option(help="May be given again.")] = [16, 64, 256, 768],  # noqa: B006
+    batch_sizes: Annotated[list[int], Option(help="May be given again.")] = [64, 512],  # noqa: B006
+    ranks: Annotated[list[int], Option(help="May be given again.")] = [1, 3, 16],  # noqa: B006
 ) -> None:
-    """Tell of which grade the hardest in-batch documents are.
+    """Tell of which grade the in-batch negatives are.
 
     Example: benchmarks/hardest_negatives.py --run runs/marketplace --data data --listings 6000 --users 4800
     """
     import numpy as np
 
-    scores, grades, known = truth(run, data, listings, users, seed)
+    scores, grades, known, same_country = truth(run, data, listings, users, seed)
     generator = np.random.default_rng(0)
-    view = View("batch", "exact match", "substitute", "complement", "irrelevant", title="grade of the hardest document")
+    view = View("batch", "country", "rank", "exact", "substitute", "complement", "irrelevant")
     for size in batch_sizes:
-        found = np.zeros(4)
-        for _ in range(max(BATCHES, BATCHES * 256 // size)):
-            rows = generator.choice(len(scores), min(size, len(scores)), replace=False)
-            block = np.ix_(rows, rows)
-            hardest = np.where(known[block], -np.inf, scores[block]).argmax(axis=1)
-            found += np.bincount(grades[block][np.arange(len(rows)), hardest], minlength=4)
-        view.add_row(str(size), *(f"{share:.1%}" for share in (found / found.sum())[::-1]))
+        drawn = [
+            generator.choice(len(scores), min(size, len(scores)), replace=False)
+            for _ in range(max(BATCHES, BATCHES * 256 // size))
+        ]
+        for country, allowed in (("any", ~known), ("same", ~known & same_country)):
+            found = sum(
+                (count(scores[block], grades[block], allowed[block], ranks) for block in (np.ix_(r, r) for r in drawn)),
+                start=np.zeros((len(ranks), 4)),
+            )
+            for rank, grade in zip(ranks, found, strict=True):
+                shares = (f"{share:.1%}" for share in (grade / max(1, grade.sum()))[::-1])
+                view.add_row(str(size), country, str(rank), *shares)
     Console().print(view)
 
 
-def truth(run: Path, data: Path, listings: int, users: int, seed: int) -> tuple[Any, Any, Any]:
-    """For the positives `[P]` whose query has one meaning: scores, grades and what is known, each `[P, P]`.
+def count(scores: Any, grades: Any, allowed: Any, ranks: list[int]) -> Any:
+    """How many rows of a batch `[B, B]` have a negative of each grade, by rank, `[R, 4]`; one with too few has none."""
+    import numpy as np
 
-    Row i holds the query of positive i, column j the document of positive j.
+    order = np.argsort(np.where(allowed, -scores, np.inf), axis=1, kind="stable")
+    found = []
+    for rank in ranks:
+        rows = np.flatnonzero(allowed.sum(axis=1) >= rank)
+        found.append(np.bincount(grades[rows, order[rows, rank - 1]] if len(rows) else [], minlength=4))
+    return np.array(found)
+
+
+def truth(run: Path, data: Path, listings: int, users: int, seed: int) -> tuple[Any, Any, Any, Any]:
+    """For the positives `[P]` whose query has one meaning: scores, grades, and what is known and of the same country.
+
+    Each is `[P, P]`: row i holds the query of positive i, column j the document of positive j.
 
     Raises:
         InputError: the marketplace made anew is not the one in `data`.
@@ -98,8 +117,9 @@ def truth(run: Path, data: Path, listings: int, users: int, seed: int) -> tuple[
     for pair, column in zip(positives, columns.tolist(), strict=True):
         answers.setdefault(pair["query"], set()).add(column)
     known = np.array([np.isin(columns, list(answers[pair["query"]])) for pair in positives])
-    same = (len(rows), len(rows))
-    return scores, grade(lexicon, catalogue, searches, rows, np.broadcast_to(columns, same)), known
+    grades = grade(lexicon, catalogue, searches, rows, np.broadcast_to(columns, known.shape))
+    countries = np.array([pair["country"] for pair in positives]), np.array(documents["country"].to_pylist())[columns]
+    return scores, grades, known, countries[0][:, None] == countries[1]
 
 
 if __name__ == "__main__":

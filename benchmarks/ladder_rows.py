@@ -11,7 +11,8 @@ class Training(NamedTuple):
 
     Attributes:
         kinds: of channels that may be missing from a row; the others are in all.
-        techniques: of "curriculum", "rate", "head", "blending"; "concat" is the other fusion.
+        techniques: of "curriculum", "rate", "head", "blending"; "concat" is the other fusion, and "continued" has
+            stage 1 go on, at the rates and for the epochs of stage 2, in the place of its curriculum.
     """
 
     kinds: frozenset[str]
@@ -30,6 +31,7 @@ TRAININGS = {
     "rate": _training("text vectors", "curriculum rate"),
     "head": _training("text vectors", "curriculum rate head"),
     "full": _training("text vectors", "curriculum rate head blending"),
+    "continued": _training("text vectors", "curriculum rate head blending continued"),
     "concat": _training("text vectors", "curriculum rate head blending concat"),
 }
 """By the name of its folder."""
@@ -61,6 +63,7 @@ ROWS = (
     Row("+ classification head", "head", 2, ("rate", 2)),
     Row("+ grouped blending: full model", "full", 2, ("head", 2)),
     Row("full model without stage 2", "full", 1, ("full", 2)),
+    Row("full model, stage 1 goes on for stage 2", "continued", 2, ("full", 1)),
     Row("full model, concat + MLP for attention", "concat", 2, ("full", 2)),
 )
 
@@ -84,6 +87,9 @@ def ablate(full: Config, training: Training, seed: int) -> Config:
         tables["stage2"] = {"max_epochs": 0}
     for technique in {"head", "blending"} - training.techniques:
         del tables[technique]
+    if "continued" in training.techniques:
+        own = {"loss": "softmax", "scale": full.stage1.scale, "batch_size": full.stage1.batch_size}
+        tables["stage2"] |= own | {"negatives": "all", "negative_rank": 1}
     if "concat" in training.techniques:
         tables["fusion"] = "concat_mlp"
     return check_config(tables, "of the ladder")

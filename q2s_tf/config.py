@@ -208,16 +208,32 @@ class Stage1(Stage):
 
 
 class Stage2(Stage):
-    """Curriculum on the hardest in-batch document (eq. 5 or 4), from the converged stage 1; 0 epochs skip it."""
+    """Curriculum on a hard in-batch document (eq. 5 or 4), from the converged stage 1; 0 epochs skip it."""
 
     max_epochs: Annotated[int, Field(ge=0)] = 10
-    loss: Literal["margin_rank", "binary_cross_entropy"] = "margin_rank"
+    loss: Literal["margin_rank", "binary_cross_entropy", "softmax"] = "margin_rank"
+    """`softmax` is that of stage 1 going on: what a curriculum is to be compared with."""
     margin: Annotated[float, Field(gt=0, le=2)] = 0.1
-    """Of `margin_rank`."""
+    """Of `margin_rank`. The paper has 0.1 to 0.2; what it must be depends on how far apart stage 1 left the cosines."""
     scale: Scale = 20.0
-    """Of `binary_cross_entropy`."""
+    """Of `binary_cross_entropy` and `softmax`."""
+    negative_rank: Positive = 1
+    """Which document of the batch a query's negative is, by score from the highest: 1 is the hardest, as in the paper.
+    Where a batch holds several right answers to a query the first ones are no negatives, and a later one serves."""
+    negatives: Literal["all", "same_country"] = "all"
+    """Of which documents of the batch: of all, or of those of the searcher's country. A document or a query without a
+    country counts as of any."""
     unconverged: bool = False
     """Start from a stage 1 that its `max_epochs` ended before `patience` did; refused otherwise."""
+
+    @model_validator(mode="after")
+    def _check_rank(self) -> "Stage2":
+        if self.negative_rank >= self.batch_size:
+            raise ValueError(
+                f"negative_rank {self.negative_rank} must be less than batch_size {self.batch_size}: a query has one "
+                "negative less than its batch has documents"
+            )
+        return self
 
 
 class Evaluation(Table):

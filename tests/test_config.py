@@ -96,6 +96,8 @@ def test_an_override_is_the_same_as_another_file(
         ("channels.query_text.buckets=5", "unknown key 'channels.query_text.*buckets'"),
         ("dimension=0", "dimension: Input should be greater than 0 (got 0)"),
         ("stage1.batch_size=1", "stage1.batch_size: .* (got 1)"),
+        ("stage2.negative_rank=16", "stage2: negative_rank 16 must be less than batch_size 16"),
+        ("stage2.negatives=near", "stage2.negatives: .*'all' or 'same_country' (got 'near')"),
         ("stage1.scale=0.5", "stage1.scale: .* (got 0.5)"),
         ("clip_norm=many", "clip_norm: .* (got 'many')"),
         ("encoders.query.num_heads=3", "hidden_dim 16 must be a multiple of num_heads 3"),

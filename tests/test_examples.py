@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -18,11 +19,12 @@ from tiny_market import TinyMarket
 from q2s_tf.config import read_config
 from q2s_tf.errors import InputError
 from q2s_tf.tables import open_documents, open_positives
-from q2s_tf.text import normalise
+from q2s_tf.text import Tokenizer, normalise
 from q2s_tf.towers import Tower, Towers, build_towers
 from q2s_tf.training import examples as examples_module
 from q2s_tf.training.examples import Examples, build_examples, shuffled
 from q2s_tf.training.pseudo_queries import pseudo_query
+from q2s_tf.training.step import same_country
 from q2s_tf.training.store import ChannelReader, ChannelWriter
 
 MOMENT = datetime.datetime(2024, 3, 1, tzinfo=datetime.UTC)
@@ -174,6 +176,25 @@ def test_a_positive_without_weight_weighs_one(towers: Towers, market: TinyMarket
     positives = open_positives(tmp_path / "positives.parquet")
     examples = build_examples(tmp_path / "store", towers, open_documents(market.documents), positives)
     np.testing.assert_allclose(examples.batch(np.arange(4))["weight"], [1, 1, 1, 1 + np.log(9)], rtol=1e-6)
+
+
+def test_countries_are_equal_where_the_raw_strings_say_so(
+    market: TinyMarket, examples: Examples, run: Path, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    changed = [{**row, "country": {"US": " us", "JP": ""}.get(row["country"], row["country"])} for row in rows]
+    pq.write_table(pa.Table.from_pylist(changed), tmp_path / "positives.parquet")
+    config = read_config(run / "config.toml", ["stage2.negatives=same_country"])
+    towers = build_towers(config, Tokenizer.read(run / "tokenizer.model"))
+    documents, positives = open_documents(market.documents), open_positives(tmp_path / "positives.parquet")
+    batch = build_examples(tmp_path / "store", towers, documents, positives).batch(np.arange(47))
+    country_of = {row["document_id"]: row["country"] or "" for row in market.document_rows}
+    of_query = [(row["country"] or "").strip().upper() for row in changed]
+    of_document = [country_of[row["document_id"]] for row in changed]
+    assert {"", "US"} <= set(of_query) and {"", "US", "JP"} <= set(of_document)
+    expected = [[one in ("", other) or not other for other in of_document] for one in of_query]
+    same = same_country({name: tf.constant(batch[name]) for name in ("query_country", "document_country")})
+    np.testing.assert_array_equal(same, expected)
+    assert "query_country" not in examples.batch(np.arange(2)), "only those who ask for it carry it"
 
 
 # --- pseudo-queries

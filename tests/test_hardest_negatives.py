@@ -40,30 +40,43 @@ def test_the_truth_is_what_raters_see_and_known_positives_are_masked(
     benchmark: ModuleType, run: Path, data: Path
 ) -> None:
     positives = pq.read_table(data / "positives.parquet").to_pylist()
-    scores, grades, known = benchmark.truth(run, data, **MADE, seed=1)
-    assert scores.shape == grades.shape == known.shape == (len(positives), len(positives))
+    scores, grades, known, same_country = benchmark.truth(run, data, **MADE, seed=1)
+    assert scores.shape == grades.shape == known.shape == same_country.shape == (len(positives), len(positives))
     assert np.abs(scores).max() < 1 + 1e-5
     pairs = {(row["query"], row["document_id"]) for row in positives}
     expected = [[(one["query"], other["document_id"]) in pairs for other in positives] for one in positives]
     np.testing.assert_array_equal(known, expected)
+    documents = pq.read_table(data / "documents.parquet", columns=["document_id", "country"]).to_pylist()
+    country_of = {row["document_id"]: row["country"] for row in documents}
+    expected = [[one["country"] == country_of[other["document_id"]] for other in positives] for one in positives]
+    np.testing.assert_array_equal(same_country, expected)
     # Each of three raters errs one time in ten: their median is off one time in forty.
     assert np.mean(np.diag(grades) == 3) > 0.9
     assert 0 < np.mean(grades[~known] == 3) < 0.2
 
 
-def test_it_counts_what_is_hardest(
+def test_it_counts_what_is_hardest(benchmark: ModuleType) -> None:
+    grades = np.array([[3, 2, 0], [1, 3, 0], [3, 0, 3]])
+    scores = np.array([[9.0, 5, 1], [1, 9, 5], [5, 1, 9]])
+    allowed = ~np.eye(3, dtype=bool)
+    allowed[2, 0] = False  # its hardest is known: the second takes its place
+    expected = [[2, 0, 1, 0], [1, 1, 0, 0]]  # rank 1: grades 2, 0, 0; rank 2: 0, 1, and none for the last row
+    np.testing.assert_array_equal(benchmark.count(scores, grades, allowed, [1, 2]), expected)
+    np.testing.assert_array_equal(benchmark.count(scores, grades, np.zeros_like(allowed), [1]), [[0, 0, 0, 0]])
+
+
+def test_it_tells_every_batch_size_rank_and_choice_of_negatives(
     benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    grades = np.array([[3, 2, 0], [1, 3, 0], [3, 0, 3]])
-    scores = np.array([[9.0, 5, 1], [1, 9, 5], [5, 1, 9]])  # hardest: 2, 0, and 3, which is masked, so 0
-    known = np.eye(3, dtype=bool) | np.array([[0, 0, 0], [0, 0, 0], [1, 0, 0]], bool)
-    monkeypatch.setattr(benchmark, "truth", lambda *args: (scores, grades, known))
-    benchmark.main(Path("run"), Path("data"), 3, 3, 1, [3])
-    told = capsys.readouterr().out
-    assert "0.0%" in told and "33.3%" in told and "66.7%" in told
-    monkeypatch.setattr(benchmark, "truth", lambda *args: (scores, grades, np.eye(3, dtype=bool)))
-    benchmark.main(Path("run"), Path("data"), 3, 3, 1, [3])
-    assert capsys.readouterr().out.count("33.3%") == 3
+    scores, grades = np.array([[9.0, 5, 1], [1, 9, 5], [5, 1, 9]]), np.array([[3, 2, 0], [1, 3, 0], [3, 0, 3]])
+    same_country = np.array([[1, 0, 1], [1, 1, 0], [1, 1, 1]], bool)
+    monkeypatch.setattr(benchmark, "truth", lambda *args: (scores, grades, np.eye(3, dtype=bool), same_country))
+    benchmark.main(Path("run"), Path("data"), 3, 3, 1, [3], [1])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if "│" in line]
+    assert [[cell for cell in row if cell != "│"] for row in rows] == [
+        ["3", "any", "1", "33.3%", "33.3%", "0.0%", "33.3%"],  # hardest: grades 2, 0, 3
+        ["3", "same", "1", "33.3%", "0.0%", "33.3%", "33.3%"],  # 0, 1, 3
+    ]
 
 
 def test_another_marketplace_is_refused(benchmark: ModuleType, run: Path, data: Path) -> None:

@@ -74,6 +74,7 @@ def test_each_row_adds_one_technique_to_the_one_before(ladder_rows: ModuleType, 
         ("curriculum", "rate"): {"stage1.text_learning_rate", "stage2.text_learning_rate"},
         ("rate", "head"): {"head.queries"},
         ("head", "full"): {"blending.weight"},
+        ("full", "continued"): {"stage2.loss"},
         ("full", "concat"): {"fusion"},
     }
     for (a, b), keys in expected.items():

@@ -1,5 +1,6 @@
 """What training adds to the towers: the head, gradient blending, lazy updates, a stage 1 that must converge."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -217,6 +218,42 @@ def test_a_step_reports_every_loss_of_its_equation(examples: Examples, learner: 
     assert float(figures["head_loss"]) == pytest.approx(0.3 * head, rel=1e-4)
     parts = [float(figures[name]) for name in ("retrieval_loss", "blended_loss", "head_loss")]
     assert float(figures["loss"]) == pytest.approx(sum(parts), rel=1e-5)
+
+
+def test_a_document_of_another_country_is_no_negative_in_stage_2_if_so_asked(
+    examples: Examples, learner: Learner
+) -> None:
+    """What a step loses is what eq. 5 says of the batch's own documents and of those of the searcher's country."""
+    batch = next(iter(examples.dataset(16, (1,))))
+    numbers = np.random.default_rng(5).integers(0, 3, (2, 16)).astype(np.int32)  # 0 is a missing country
+    batch |= {"query_country": tf.constant(numbers[0]), "document_country": tf.constant(numbers[1])}
+    spec = tf.nest.map_structure(tf.TensorSpec.from_tensor, batch)
+    encoders = {"query": learner.towers.query.encoder, "document": learner.towers.document.encoder}
+    query, document = (encoders[tower](batch[tower])["embedding"].numpy() for tower in encoders)
+    assert query.any(axis=1).all() and document.any(axis=1).all()
+    cosines = query @ document.T
+    expected = {"all": 0.0, "same_country": 0.0}
+    for (negatives, _), row in itertools.product(expected.items(), range(16)):
+        competing = [
+            cosines[row, other]
+            for other in range(16)
+            if batch["score_mask"].numpy()[row, other]
+            and other != row
+            and (negatives == "all" or 0 in numbers[:, [row, other]].diagonal() or numbers[0, row] == numbers[1, other])
+        ]
+        if len(competing) > 1:
+            hinge = max(0.0, 0.9 - (cosines[row, row] - sorted(competing)[-2]))
+            expected[negatives] += hinge * batch["weight"].numpy()[row]
+    assert expected["all"] != pytest.approx(expected["same_country"], rel=1e-2)
+    before = learner.config
+    for negatives, value in expected.items():
+        stage2 = before.stage2.model_copy(update={"negatives": negatives, "negative_rank": 2, "margin": 0.9})
+        learner.config = before.model_copy(update={"stage2": stage2})
+        try:
+            figures = build_step(learner, Recorder(learner.variables), 2, spec)(batch)  # type: ignore[arg-type]
+        finally:
+            learner.config = before
+        assert float(figures["retrieval_loss"]) == pytest.approx(value, rel=1e-4)
 
 
 class Recorder:

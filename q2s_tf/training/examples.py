@@ -69,6 +69,8 @@ class Examples:
         document_probability: float32 `[num_documents]`, how likely a row of a batch is to hold each document.
         labels: of the query-classification head, None without one.
         teacher: what the teacher says of each query row, None without one.
+        query_country, document_country: int32 by row, equal numbers for equal countries, `NO_COUNTRY` where it is
+            missing; None where stage 2 takes its negatives from all of them.
     """
 
     pairs: np.ndarray
@@ -82,6 +84,8 @@ class Examples:
     document_probability: np.ndarray
     labels: Labels | None = None
     teacher: ChannelReader | None = None
+    query_country: np.ndarray | None = None
+    document_country: np.ndarray | None = None
 
     def __len__(self) -> int:
         return self.num_positives
@@ -116,14 +120,20 @@ class Examples:
     def batch(self, numbers: np.ndarray) -> Batch:
         """The inputs of both towers, `weight` and `document_probability` `[B]`, `score_mask` `[B, B]`.
 
-        With a head also `labels` `[B, K]`, see `Labels.rows`; with a teacher also `teacher` `[B, D]`.
+        With a head also `labels` `[B, K]`, see `Labels.rows`; with a teacher also `teacher` `[B, D]`; where negatives
+        are of the searcher's country also `query_country` and `document_country` `[B]`.
         """
         pairs = self.pairs[np.sort(numbers)]
         labels = {"labels": self.labels.rows(pairs["document"])} if self.labels else {}
         taught = {"teacher": self.teacher.rows(pairs["query"])[:, 0]} if self.teacher else {}
+        countries = {}
+        if self.query_country is not None and self.document_country is not None:
+            countries["query_country"] = self.query_country[pairs["query"]]
+            countries["document_country"] = self.document_country[pairs["document"]]
         return {
             **labels,
             **taught,
+            **countries,
             "query": self.queries.rows(pairs["query"]),
             "document": self.documents.rows(pairs["document"]),
             "weight": pairs["weight"].copy(),
@@ -217,6 +227,7 @@ def build_examples(
         )
         group = _save(folder / "groups", join, _GROUPS, [("group", "i8")])
         known = _save(folder / "known", join, _KNOWN.format(num_documents=num_documents), [("known", "i8")])
+        countries = _countries(join) if towers.config.stage2.negatives == "same_country" else {}
         num_positives = join.execute(f"SELECT count(*) FROM ({_PAIRS} WHERE NOT pseudo)").fetchall()[0][0]
     (folder / "join.duckdb").unlink()
     if not num_positives:
@@ -241,7 +252,27 @@ def build_examples(
         document_probability=((1 - share) * drawn + share / num_documents).astype(np.float32),
         labels=labels,
         teacher=ChannelReader(folder / "teacher", np.float32, towers.config.dimension) if teacher else None,
+        **countries,
     )
+
+
+NO_COUNTRY = 0
+"""Number of a missing country."""
+
+
+def _countries(join: duckdb.DuckDBPyConnection) -> dict[str, np.ndarray]:
+    """`query_country` and `document_country`, see `Examples`."""
+    join.execute("""
+        CREATE TABLE countries AS SELECT country, row_number() OVER (ORDER BY country) AS number FROM (
+            SELECT lower(trim(country)) AS country FROM texts UNION SELECT lower(trim(country)) FROM documents
+        ) WHERE country <> ''""")
+    numbers = f"""
+        SELECT coalesce(number, {NO_COUNTRY})::INTEGER AS number FROM {{table}}
+        LEFT JOIN countries ON lower(trim({{table}}.country)) = countries.country ORDER BY {{row}}"""
+    return {
+        f"{row}_country": join.execute(numbers.format(table=table, row=row)).fetchnumpy()["number"]
+        for row, table in (("query", "texts"), ("document", "documents"))
+    }
 
 
 _PAIRS = """
@@ -262,14 +293,15 @@ def _store_documents(folder: Path, towers: Towers, documents: Table, join: duckd
     tower, settings = towers.document, towers.config.pseudo_queries
     generator = random.Random(towers.config.seed)
     common = common_words(_titles(documents)) if settings.per_document else frozenset()
-    join.execute("CREATE TABLE documents (document INTEGER, document_id VARCHAR)")
+    join.execute("CREATE TABLE documents (document INTEGER, document_id VARCHAR, country VARCHAR)")
     join.execute("CREATE TABLE pseudo (query VARCHAR, country VARCHAR, document_id VARCHAR)")
     rows = 0
 
     def prepared() -> Iterator[dict[str, list]]:
         nonlocal rows
         for batch in track(documents.batches(1_024), "preparing documents", -(-documents.num_rows() // 1_024)):
-            _insert(join, "documents", np.arange(rows, rows + len(batch)), batch.column("document_id"))
+            keys = (batch.column("document_id"), batch.column("country"))
+            _insert(join, "documents", np.arange(rows, rows + len(batch)), *keys)
             rows += len(batch)
             columns = {name: batch.column(name).to_pylist() for name in tower.preprocessor.inputs}
             typed = [

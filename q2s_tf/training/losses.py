@@ -30,31 +30,40 @@ def symmetric_softmax(y_true: tf.Tensor, y_pred: tf.Tensor, sample_weight: tf.Te
 
 
 def margin_rank(
-    y_true: tf.Tensor, y_pred: tf.Tensor, sample_weight: tf.Tensor | None = None, *, margin: float
+    y_true: tf.Tensor,
+    y_pred: tf.Tensor,
+    sample_weight: tf.Tensor | None = None,
+    *,
+    margin: float,
+    negative_rank: int = 1,
 ) -> tf.Tensor:
-    """Hinge on the hardest in-batch document (eq. 5), summed.
+    """Hinge on a hard in-batch document, the hardest in the paper (eq. 5), summed.
 
-        n(i) = argmax_{j≠i} cos(qᵢ, dⱼ);   lossᵢ = max(0, −[cos(qᵢ, dᵢ) − cos(qᵢ, d_{n(i)})] + margin)
+        n(i) = the j ≠ i with the negative_rank-th highest cos(qᵢ, dⱼ), 1: argmax;
+        lossᵢ = max(0, −[cos(qᵢ, dᵢ) − cos(qᵢ, d_{n(i)})] + margin)
 
     Args:
         y_true: `[B, B]`, 1 on the diagonal.
         y_pred: cosines `[B, B]`.
         sample_weight: `[B]`, or None for equal weights.
         margin: 0.1 to 0.2 in the paper.
+        negative_rank: from 1. That the hardest documents are not the best negatives is Huang et al., Embedding-based
+            Retrieval in Facebook Search, KDD 2020.
 
     Returns:
-        The weighted sum over the rows, a scalar. A row whose every other document is masked adds 0.
+        The weighted sum over the rows, a scalar. A row with fewer than `negative_rank` documents that are neither its
+        own nor masked adds 0.
     """
-    positive, hardest = _positive_and_hardest(y_true, y_pred)
-    return _sum(tf.maximum(0.0, margin - (positive - hardest)), sample_weight)
+    positive, negative = _positive_and_negative(y_true, y_pred, negative_rank)
+    return _sum(tf.maximum(0.0, margin - (positive - negative)), sample_weight)
 
 
 def hardest_binary_cross_entropy(
-    y_true: tf.Tensor, y_pred: tf.Tensor, sample_weight: tf.Tensor | None = None
+    y_true: tf.Tensor, y_pred: tf.Tensor, sample_weight: tf.Tensor | None = None, *, negative_rank: int = 1
 ) -> tf.Tensor:
-    """Binary cross-entropy of the positive and of the hardest in-batch document (eq. 4), summed.
+    """Binary cross-entropy of the positive and of a hard in-batch document (eq. 4), summed.
 
-        lossᵢ = −log σ(s·cos(qᵢ, dᵢ)) − log(1 − σ(s·cos(qᵢ, d_{n(i)})))
+        lossᵢ = −log σ(s·cos(qᵢ, dᵢ)) − log(1 − σ(s·cos(qᵢ, d_{n(i)}))), n(i) as in `margin_rank`
 
     The paper prints its second term with the other sign, which would reward a high score of the negative.
 
@@ -62,12 +71,13 @@ def hardest_binary_cross_entropy(
         y_true: `[B, B]`, 1 on the diagonal.
         y_pred: scores `[B, B]`, already scaled by s.
         sample_weight: `[B]`, or None for equal weights.
+        negative_rank: as in `margin_rank`.
 
     Returns:
-        The weighted sum over the rows, a scalar. A row whose every other document is masked has the first term alone.
+        The weighted sum over the rows, a scalar. A row without such a document has the first term alone.
     """
-    positive, hardest = _positive_and_hardest(y_true, y_pred)
-    return _sum(tf.nn.softplus(-positive) + tf.nn.softplus(hardest), sample_weight)
+    positive, negative = _positive_and_negative(y_true, y_pred, negative_rank)
+    return _sum(tf.nn.softplus(-positive) + tf.nn.softplus(negative), sample_weight)
 
 
 def query_classification(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
@@ -107,10 +117,16 @@ def cosine_distillation(student: tf.Tensor, teacher: tf.Tensor) -> tf.Tensor:
     return tf.where(there, 1 - cosines, tf.zeros_like(cosines))
 
 
-def _positive_and_hardest(y_true: tf.Tensor, y_pred: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Each row's score of its own document and the highest of another, `[B]` both."""
+def _positive_and_negative(y_true: tf.Tensor, y_pred: tf.Tensor, rank: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Each row's score of its own document and the `rank`-th highest of another, `[B]` both.
+
+    Where there are fewer others the second is hugely negative, like that of a masked one.
+    """
     positive = tf.reduce_sum(y_true * y_pred, axis=1)
-    return positive, tf.reduce_max(tf.where(y_true > 0, y_pred.dtype.min, y_pred), axis=1)
+    others = tf.where(y_true > 0, y_pred.dtype.min, y_pred)
+    if rank == 1:
+        return positive, tf.reduce_max(others, axis=1)
+    return positive, tf.math.top_k(others, tf.minimum(rank, tf.shape(others)[1])).values[:, -1]
 
 
 def _sum(losses: tf.Tensor, weights: tf.Tensor | None) -> tf.Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from q2s_tf.config import Config, Stage
+from q2s_tf.training.examples import NO_COUNTRY
 from q2s_tf.training.learner import Learner
 from q2s_tf.training.losses import (
     cosine_distillation,
@@ -23,13 +24,17 @@ Step = Callable[[dict[str, Any]], dict[str, tf.Tensor]]
 
 
 def retrieval_task(config: Config, stage: int) -> tfrs.tasks.Retrieval:
-    """The task of a stage: eq. 2 or 3 over s·cos in stage 1, eq. 5 over the cosines or eq. 4 in stage 2."""
+    """The task of a stage: eq. 2 or 3 over s·cos in stage 1; eq. 5 over the cosines, or eq. 4 or 2, in stage 2."""
+    settings = config.stage2
     if stage == 1:
         loss = symmetric_softmax if config.stage1.symmetric else in_batch_softmax
         return tfrs.tasks.Retrieval(loss=loss, temperature=1 / config.stage1.scale)
-    if config.stage2.loss == "binary_cross_entropy":
-        return tfrs.tasks.Retrieval(loss=hardest_binary_cross_entropy, temperature=1 / config.stage2.scale)
-    return tfrs.tasks.Retrieval(loss=partial(margin_rank, margin=config.stage2.margin))
+    if settings.loss == "softmax":
+        return tfrs.tasks.Retrieval(loss=in_batch_softmax, temperature=1 / settings.scale)
+    if settings.loss == "binary_cross_entropy":
+        loss = partial(hardest_binary_cross_entropy, negative_rank=settings.negative_rank)
+        return tfrs.tasks.Retrieval(loss=loss, temperature=1 / settings.scale)
+    return tfrs.tasks.Retrieval(loss=partial(margin_rank, margin=settings.margin, negative_rank=settings.negative_rank))
 
 
 def build_step(learner: Learner, optimizer: Optimizer, stage: int, batch_spec: Any) -> Step:
@@ -40,7 +45,7 @@ def build_step(learner: Learner, optimizer: Optimizer, stage: int, batch_spec: A
 
     The sum over groups is gradient blending (eq. 6): every channel vector is computed once and fused once more a group.
     A row without any channel of a group takes no part in its loss. The losses of the head and of distillation are
-    averaged over the rows in stage 1 and summed in stage 2, as the stage's own loss is.
+    averaged over the rows or summed over them, as the stage's own loss is.
 
     Args:
         learner: trained in place.
@@ -55,11 +60,14 @@ def build_step(learner: Learner, optimizer: Optimizer, stage: int, batch_spec: A
     config = learner.config
     task, groups = retrieval_task(config, stage), learner.blended_groups()
     corrected = stage == 1 and config.stage1.popularity_correction
-    reduce = tf.reduce_mean if stage == 1 else tf.reduce_sum
+    of_same_country = stage == 2 and config.stage2.negatives == "same_country"
+    averaged = stage == 1 or config.stage2.loss == "softmax"
+    reduce = tf.reduce_mean if averaged else tf.reduce_sum
 
     def retrieval(batch: dict[str, Any], query: tf.Tensor, document: tf.Tensor) -> tf.Tensor:
         there = {name: tf.reduce_any(vectors != 0, axis=1) for name, vectors in (("q", query), ("d", document))}
-        mask = batch["score_mask"] & (there["d"][tf.newaxis] | tf.eye(tf.shape(query)[0], dtype=tf.bool))
+        allowed = there["d"][tf.newaxis] & (same_country(batch) if of_same_country else True)
+        mask = batch["score_mask"] & (allowed | tf.eye(tf.shape(query)[0], dtype=tf.bool))
         return task(
             query,
             document,
@@ -103,6 +111,12 @@ def build_step(learner: Learner, optimizer: Optimizer, stage: int, batch_spec: A
         return learner.workers.run(learn, batch)
 
     return step
+
+
+def same_country(batch: dict[str, Any]) -> tf.Tensor:
+    """Where document j is of the country of query i's searcher, bool `[B, B]`; a missing country is any."""
+    query, document = batch["query_country"][:, tf.newaxis], batch["document_country"][tf.newaxis]
+    return (query == document) | (query == NO_COUNTRY) | (document == NO_COUNTRY)
 
 
 def stage_config(config: Config, stage: int) -> Stage:
