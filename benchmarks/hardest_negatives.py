@@ -2,9 +2,9 @@
 """How many of stage 2's in-batch negatives answer the query after all, by the truth of a generated marketplace.
 
 Batches of positives are drawn at random; known positives of a query are masked, as in training. Each row's documents
-are ranked by the run's stage 1; its negative is the first of them, the hardest, or a later one (`stage2.negative_rank`), of
-all documents or of those of the searcher's country (`stage2.negatives`). The truth is the generator's own grade, which
-no training sees: 3 is an exact match, so a negative that is none.
+are ranked by the run's stage 1; its negative is the first of them, the hardest, or a later one
+(`stage2.negative_rank`), of all documents or of those of the searcher's country (`stage2.negatives`). The truth is the
+generator's own grade, which no training sees: 3 is an exact match, so a negative that is none.
 """
 
 from pathlib import Path

@@ -152,8 +152,8 @@ class PseudoQueries(Table):
 class Head(Table):
     """A second task for the document tower: which of the most frequent training queries led to the document."""
 
-    queries: Annotated[int, Field(ge=0)] = 0
-    """How many of them; 0 is no head, the paper has 45,000."""
+    queries: Annotated[int, Field(ge=0)] = 45_000
+    """How many of them; all when there are fewer, no head when 0. The default is the paper's."""
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
     """Of its loss beside the stage's own."""
 
@@ -262,7 +262,8 @@ class Config(Table):
     """Whether training computes the products inside the text encoders in bfloat16; None is where the GPU has units for
     it. Weights, losses and all that is written or served are float32 in any case."""
     pseudo_queries: PseudoQueries = PseudoQueries()
-    head: Head = Head()
+    head: Head | None = None
+    """No head without this table."""
     blending: Blending = Blending()
     distillation: Distillation = Distillation()
     stage1: Stage1 = Stage1()

@@ -39,6 +39,14 @@ def test_values_of_the_file_are_read_and_the_rest_has_the_papers_defaults(tmp_pa
     assert (encoder.num_layers, encoder.num_heads, encoder.hidden_dim, encoder.intermediate_dim) == (2, 4, 128, 384)
 
 
+def test_a_head_has_the_papers_number_of_queries_and_is_there_when_its_table_is(tmp_path: Path) -> None:
+    path = write(tmp_path, CONFIG)
+    assert read_config(path).head is None
+    head = read_config(path, ["head.weight=0.3"]).head
+    assert head is not None
+    assert (head.queries, head.weight) == (45_000, 0.3)
+
+
 def test_a_saved_config_reads_back_equal(tmp_path: Path) -> None:
     config = read_config(write(tmp_path, CONFIG))
     save_config(config, tmp_path / "resolved.toml")

@@ -237,7 +237,8 @@ def build_examples(
     if left_out := total - num_positives:
         console.print(f"left out {left_out:,} of {total:,} positives: no such document in the catalogue, or no query")
     share = towers.config.pseudo_queries.batch_share if len(pairs) > num_positives else 0.0
-    head, real = towers.config.head.queries, pairs[:num_positives]
+    head = towers.config.head.queries if towers.config.head else 0
+    real = pairs[:num_positives]
     labels = frequent_labels(group["group"][real["query"]], real["document"], head, num_documents) if head else None
     drawn = np.bincount(pairs["document"][:num_positives], minlength=num_documents) / num_positives
     return Examples(

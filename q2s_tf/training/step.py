@@ -89,7 +89,7 @@ def build_step(learner: Learner, optimizer: Optimizer, stage: int, batch_spec: A
             ]
             if groups:
                 losses["blended_loss"] = tf.add_n(blended)
-            if learner.head is not None:
+            if learner.head is not None and config.head is not None:
                 rows = query_classification(learner.head(config.stage1.scale * whole["document"]), batch["labels"])
                 losses["head_loss"] = config.head.weight * reduce(rows)
             if "teacher" in batch:
