@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from q2s_tf.errors import InputError
 from q2s_tf.files import written_whole
@@ -269,6 +269,11 @@ class Config(Table):
     stage1: Stage1 = Stage1()
     stage2: Stage2 = Stage2()
     evaluation: Evaluation = Evaluation()
+
+    @field_validator("head")
+    @classmethod
+    def _no_head_without_queries(cls, head: Head | None) -> Head | None:
+        return head if head and head.queries else None
 
     @model_validator(mode="after")
     def _check(self) -> "Config":

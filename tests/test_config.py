@@ -45,6 +45,7 @@ def test_a_head_has_the_papers_number_of_queries_and_is_there_when_its_table_is(
     head = read_config(path, ["head.weight=0.3"]).head
     assert head is not None
     assert (head.queries, head.weight) == (45_000, 0.3)
+    assert read_config(path, ["head.queries=0"]).head is None
 
 
 def test_a_saved_config_reads_back_equal(tmp_path: Path) -> None:

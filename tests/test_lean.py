@@ -188,7 +188,8 @@ def test_the_graph_has_fused_products_and_reads_nothing_but_tables(paper_tower: 
     assert lean["VarHandleOp"] == len(tables) < plain["VarHandleOp"]
     # Four products in the first layer (q k v; output; two of the feed-forward part), five in the last, where the query
     # is [CLS] alone; the text's projection, the fusion, and the look-up of the country.
-    assert lean["MatMul"] + lean["_FusedMatMul"] == 4 + 5 + 3
+    # They are MatMul, _FusedMatMul, or what oneDNN calls them on the machine at hand.
+    assert sum(count for op, count in lean.items() if op.endswith("MatMul")) == 4 + 5 + 3, lean
     assert lean["ConcatV2"] == 1, "[CLS] before the pieces: no kernels are put together at run time"
     assert lean.total() < 0.75 * plain.total(), (lean, plain)
 

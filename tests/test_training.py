@@ -273,6 +273,19 @@ def test_a_failure_leaves_no_run_directory(market: TinyMarket, tmp_path: Path) -
         assert not (tmp_path / "run").exists(), message
 
 
+def test_a_rank_that_no_batch_has_is_refused_before_anything_is_trained(market: TinyMarket, tmp_path: Path) -> None:
+    stage2 = "stage2={max_epochs=1, batch_size=10000, negative_rank=5000}"
+    with pytest.raises(InputError, match="stage2.negative_rank is 5000, but a batch of .* only .* other documents"):
+        train(
+            read_config(market.lean_config, [stage2]),
+            market.documents,
+            market.positives,
+            market.judgements,
+            tmp_path / "run",
+        )
+    assert not (tmp_path / "run").exists()
+
+
 def test_image_vectors_of_another_dimension_are_refused(market: TinyMarket, tmp_path: Path) -> None:
     rows = [{**row, "image_embeddings": [[1.0, 2.0]]} for row in market.document_rows]
     documents = write_rows(tmp_path / "wide.parquet", rows)

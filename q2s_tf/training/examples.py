@@ -117,6 +117,10 @@ class Examples:
         """How many rows of a batch are positives; an epoch has `len(self) // positives_per_batch` batches."""
         return min(max(1, round(batch_size * (1 - self.pseudo_share))), self.num_positives)
 
+    def rows_per_batch(self, batch_size: int) -> int:
+        """How many rows a batch has: `batch_size`, or fewer when there are fewer positives and no pseudo-queries."""
+        return batch_size if self.pseudo_share else self.positives_per_batch(batch_size)
+
     def batch(self, numbers: np.ndarray) -> Batch:
         """The inputs of both towers, `weight` and `document_probability` `[B]`, `score_mask` `[B, B]`.
 

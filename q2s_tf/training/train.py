@@ -64,7 +64,8 @@ def train(
     Raises:
         InputError: a table that breaks its contract, a run directory that is there already (without `resume`) or is not
             (with it), a config other than that of the run to resume (only how stage 1 ends may change), a stage 1 that
-            ended before it converged (see `stage2.unconverged`; nothing is lost).
+            ended before it converged (see `stage2.unconverged`; nothing is lost), fewer positives than
+            `stage2.negative_rank` needs.
     """
     catalogue = open_documents(documents, config.tower_inputs("document"), config.vector_inputs())
     pairs, judgements = open_positives(positives), open_judgements(validation)
@@ -88,6 +89,7 @@ def train(
                 load_pretrained(towers)
             teacher = read_teacher(config.distillation, config.dimension)
             examples = build_examples(run / EXAMPLES.format(workers.index), towers, catalogue, pairs, teacher)
+            _check_negatives(config, examples)
         console.print(
             f"{len(examples):,} positives, {len(document_ids):,} documents, {towers.count_params():,} weights"
         )
@@ -129,6 +131,15 @@ def _prepare(config: Config, catalogue: Table, pairs: Table, run: Path, tokenize
             aside.write_bytes(model)
     save_config(config, run / "config.toml")  # before all that takes time: a run killed from here on can be resumed
     _tokenizer(config, catalogue, pairs, run, tokenizer)
+
+
+def _check_negatives(config: Config, examples: Examples) -> None:
+    stage2, rows = config.stage2, examples.rows_per_batch(config.stage2.batch_size)
+    if stage2.max_epochs and stage2.negative_rank >= rows:
+        raise InputError(
+            f"stage2.negative_rank is {stage2.negative_rank}, but a batch of the {len(examples):,} positives has only "
+            f"{rows - 1} other documents, so that no query would have a negative: lower it"
+        )
 
 
 def _train_stages(learner: Learner, examples: Examples, judged: Validation, run: Path) -> None:
