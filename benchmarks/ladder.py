@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """What each technique of Que2Search adds: the rows of the paper's Table 4, and attention against concatenation.
 
-The config is the full model. Every row but the last takes away what has not come yet; the last has another fusion. The
+The config is the full model. A row takes away what has not come yet; the last two are the full model with stage 1 going
+on in the place of stage 2, which is the curriculum's control, and with another fusion. The
 searcher's country and the document's language and country, which the paper's table has no row for, are in every row.
 The rows up to "+ curriculum" train the text encoders at the rate of everything else. A row and the one after it
 that only adds stage 2 are the two stages of one training.

@@ -109,7 +109,7 @@ def check_full(full: Config) -> None:
     stages = (full.stage1, full.stage2)
     lacks = {
         "a text channel": not (full.text_channels("query") and full.text_channels("document")),
-        "head.queries": not (full.head and full.head.queries),
+        "head.queries": not full.head,
         "blending.weight": not (full.blending.weight or full.blending.weights),
         "stage2.max_epochs": not full.stage2.max_epochs,
         "a stage1.text_learning_rate of its own": all(s.text_learning_rate == s.learning_rate for s in stages),
