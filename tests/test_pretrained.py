@@ -15,7 +15,7 @@ import tokenizers
 from fresh_process import answers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_market import TinyMarket
+from tiny_market import TinyMarket, judged_auc
 from tiny_presets import CHARACTERS, bert_vocabulary, make_bert, make_xlm_roberta
 
 import q2s_tf
@@ -257,10 +257,15 @@ def test_a_frozen_encoder_gives_what_one_that_hardly_learns_gives(
     def losses(name: str) -> list[float]:
         return [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
 
+    def best_validation(run: Path) -> float:
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+        return max(json.loads(line)["validation_roc_auc"] for line in lines)
+
     preset, both = presets / "bert", ["clip_norm=1e9", "stage1.max_epochs=2"]  # clipped by all gradients together
     still = ["encoders.own.dropout=0", "encoders.own.learning_rate_factor=1e-12"]
     learning = train_pretrained(market, preset, tmp_path / "learning", *both, *still)
     frozen = train_pretrained(market, preset, tmp_path / "frozen", *both, "encoders.own.frozen=true")
+    assert best_validation(tmp_path / "frozen") == pytest.approx(judged_auc(frozen, market), abs=1e-6)
     np.testing.assert_allclose(losses("frozen"), losses("learning"), rtol=1e-4)
     texts = ["red sofa", "lamp"]
     embeddings = [towers.document.predict({"title": texts})["embedding"] for towers in (frozen, learning)]

@@ -15,8 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
-from sklearn.metrics import roc_auc_score
-from tiny_market import TinyMarket
+from tiny_market import TinyMarket, judged_auc
 
 import q2s_tf
 from q2s_tf.config import Config, read_config
@@ -86,17 +85,6 @@ def test_the_second_stage_never_ends_below_the_first(run: Path, market: TinyMark
     first, second = (judged_auc(q2s_tf.load(run, stage), market) for stage in (1, 2))
     assert second >= first - 1e-9
     assert first == pytest.approx(metrics(run)[0]["validation_roc_auc"], abs=1e-6)
-
-
-def judged_auc(towers: Towers, market: TinyMarket) -> float:
-    """ROC AUC by one prediction for each judged pair, from the raw rows."""
-    documents = {row["document_id"]: row for row in market.document_rows}
-    pairs = [(row, documents[row["document_id"]]) for row in market.judgement_rows]
-    query = towers.query.predict({name: [row[name] for row, _ in pairs] for name in ("query", "country")})
-    columns = ("title", "description", "language", "country", "image_embeddings")
-    document = towers.document.predict({name: [row[name] for _, row in pairs] for name in columns})
-    scores = (query["embedding"] * document["embedding"]).sum(axis=1)
-    return float(roc_auc_score([row["relevance"] >= 2 for row, _ in pairs], scores))
 
 
 # --- it learns

@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from sklearn.metrics import roc_auc_score
+
+from q2s_tf.towers import Towers
 
 IMAGE_DIM = 8
 PRODUCTS = {
@@ -219,3 +222,15 @@ def make_judgements(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
             judged = {"query": query["title"], "country": query["country"], "document_id": document_id}
             rows.append({**judged, "relevance": grade})
     return rows
+
+
+def judged_auc(towers: Towers, market: TinyMarket) -> float:
+    """ROC AUC by one prediction for each judged pair, from the raw rows."""
+    documents = {row["document_id"]: row for row in market.document_rows}
+    pairs = [(row, documents[row["document_id"]]) for row in market.judgement_rows]
+    query, document = (
+        tower.predict({name: [pair[side][name] for pair in pairs] for name in tower.preprocessor.inputs})
+        for side, tower in enumerate((towers.query, towers.document))
+    )
+    scores = (query["embedding"] * document["embedding"]).sum(axis=1)
+    return float(roc_auc_score([row["relevance"] >= 2 for row, _ in pairs], scores))

@@ -1,6 +1,13 @@
 """The two towers: from raw inputs to unit vectors, and back from a run directory."""
 
-from q2s_tf.towers.embedding import embed_catalogue, embed_documents, predict_documents, read_ids, unique_ids
+from q2s_tf.towers.embedding import (
+    embed_catalogue,
+    embed_documents,
+    order_by_length,
+    predict_documents,
+    read_ids,
+    unique_ids,
+)
 from q2s_tf.towers.encoders import (
     EncoderParts,
     aligned_projection,
@@ -20,11 +27,12 @@ from q2s_tf.towers.run import (
     read_tokenizers,
     save_weights,
 )
-from q2s_tf.towers.towers import Tower, Towers, build_towers
+from q2s_tf.towers.towers import Column, Tower, Towers, build_towers
 
 __all__ = [
     "OWN_TOKENIZER",
     "STAGE_WEIGHTS",
+    "Column",
     "EncoderParts",
     "Preprocessor",
     "Tower",
@@ -38,6 +46,7 @@ __all__ = [
     "encoded_input",
     "load",
     "load_weights",
+    "order_by_length",
     "predict_documents",
     "pretrained_tokenizer",
     "read_ids",

@@ -1,7 +1,9 @@
 """What frozen text encoders say of the texts of a training, computed once before it."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -22,26 +24,35 @@ def store_encoded(folder: Path, tower: Tower, channel: str) -> None:
         tower: whose encoder is asked.
         channel: of the tower.
     """
-    declared = tower.config.text_channels(tower.name.removesuffix("_tower"))[channel]
-    encoder = tower.encoder.get_layer(f"{declared.encoder}_text_encoder")
-    encode = tf.function(
-        lambda ids: encoder(ids, training=False),
-        input_signature=[tf.TensorSpec([None, None], tf.int32)],
-        autograph=False,
-    )
+    encode = frozen_encoders(tower)[channel]
     reader = ChannelReader(folder / channel, np.int32)
     path = encoded_path(folder, channel)
     path.parent.mkdir(exist_ok=True)
-    writer = ChannelWriter(path)
+    writer, width = ChannelWriter(path), tower.encoder.get_layer(f"{channel}_vector").input.shape[-1]
     for start in track(range(0, len(reader), TOGETHER), f"encoding {channel}"):
         rows = np.arange(start, min(len(reader), start + TOGETHER))
         rows = rows[np.argsort(reader.lengths(rows), kind="stable")]
-        vectors = np.empty((len(rows), 1, encoder.geometry["hidden_dim"]), np.float32)
+        vectors = np.empty((len(rows), 1, width), np.float32)
         for at in range(0, len(rows), BATCH):
             chosen = rows[at : at + BATCH]
             vectors[chosen - start, 0] = encode(tf.constant(reader.rows(chosen))).numpy()
         writer.append(vectors)
     writer.close()
+
+
+def frozen_encoders(tower: Tower) -> dict[str, Callable[[tf.Tensor], tf.Tensor]]:
+    """By frozen text channel: from its token ids, int32 `[B, L]`, to what its encoder makes of them, `[B, H]`."""
+    side = tower.name.removesuffix("_tower")
+    signature = [tf.TensorSpec([None, None], tf.int32)]
+
+    def graph(encoder: keras.Layer) -> Callable[[tf.Tensor], tf.Tensor]:
+        return tf.function(lambda ids: encoder(ids, training=False), input_signature=signature, autograph=False)
+
+    channels = tower.config.text_channels(side)
+    return {
+        name: graph(tower.encoder.get_layer(f"{channels[name].encoder}_text_encoder"))
+        for name in tower.config.frozen_channels(side)
+    }
 
 
 def encoded_path(folder: Path, channel: str) -> Path:
