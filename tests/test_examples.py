@@ -22,7 +22,8 @@ from q2s_tf.tables import open_documents, open_positives
 from q2s_tf.text import Tokenizer, normalise
 from q2s_tf.towers import Tower, Towers, build_towers
 from q2s_tf.training import examples as examples_module
-from q2s_tf.training.examples import Examples, build_examples, shuffled
+from q2s_tf.training.build_examples import build_examples
+from q2s_tf.training.examples import Examples, shuffled
 from q2s_tf.training.pseudo_queries import pseudo_query
 from q2s_tf.training.step import same_country
 from q2s_tf.training.store import ChannelReader, ChannelWriter

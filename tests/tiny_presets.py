@@ -1,4 +1,4 @@
-"""Tiny BERT and XLM-R presets with random weights, as keras_hub saves them."""
+"""Tiny BERT and XLM-R presets with random weights, as keras_hub saves them, and towers that begin with a preset."""
 
 import io
 from pathlib import Path
@@ -7,6 +7,13 @@ from typing import Any
 import keras_hub
 import numpy as np
 import sentencepiece
+from tiny_market import TinyMarket
+
+from q2s_tf.config import Config, check_config, read_config
+from q2s_tf.text import Tokenizer, train_tokenizer
+from q2s_tf.towers import Towers, build_towers, pretrained_tokenizer
+from q2s_tf.training import train
+from q2s_tf.training.pretrained import fill_encoders, load_pretrained
 
 GEOMETRY = {"num_layers": 3, "num_heads": 2, "hidden_dim": 8, "intermediate_dim": 16, "max_sequence_length": 24}
 WORDS = ["sofa", "chair", "red", "lamp", "диван", "красный", "лампа", "ソファ", "أريكة", "blue", "table"]
@@ -51,3 +58,37 @@ def _save(folder: Path, backbone: Any, tokenizer: Any) -> tuple[Any, Any]:
     backbone.save_to_preset(str(folder))
     tokenizer.save_to_preset(str(folder))
     return backbone, tokenizer
+
+
+MAX_TOKENS = 12
+
+
+def tower_config(preset: Path, dimension: int = 8, max_tokens: int = MAX_TOKENS, **encoder: Any) -> Config:
+    """A document tower of one pretrained text channel alone."""
+    text = {"tower": "document", "kind": "text", "input": "title", "encoder": "own", "max_tokens": max_tokens}
+    query = {"tower": "query", "kind": "trigrams", "input": "query", "buckets": 50}
+    tables = {"dimension": dimension, "encoders": {"own": {"preset": str(preset), **encoder}}}
+    return check_config({**tables, "channels": {"text": text, "query": query}}, "test")
+
+
+def build(config: Config) -> Towers:
+    config, files = fill_encoders(config)
+    own = {name: pretrained_tokenizer(config.encoders[name].pretrained, file) for name, file in files.items()}  # type: ignore[arg-type]
+    towers = build_towers(config, Tokenizer(train_tokenizer(["red sofa and lamp"] * 20, 64)), own)
+    load_pretrained(towers)
+    return towers
+
+
+def prepared(towers: Towers, texts: list[str]) -> np.ndarray:
+    """The token ids of the text channel."""
+    return towers.document.preprocessor(towers.document.tensors({"title": texts}))["text"].numpy()
+
+
+SLOW_RATES = ["stage1.learning_rate=1e-12", "stage1.text_learning_rate=1e-12"]
+
+
+def train_pretrained(market: TinyMarket, preset: Path, run: Path, *overrides: str, resume: bool = False) -> Towers:
+    text = '{ tower = "document", kind = "text", input = "title", encoder = "own", max_tokens = 8 }'
+    own = [f"channels.title_text={text}", f'encoders.own={{ preset = "{preset}", num_layers = 2, pooling = "mean" }}']
+    config = read_config(market.lean_config, [*own, "stage1.max_epochs=1", *overrides])
+    return train(config, market.documents, market.positives, market.judgements, run, resume=resume)

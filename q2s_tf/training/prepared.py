@@ -6,9 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from q2s_tf.towers import Column, Tower, encoded_input, order_by_length, split_encoder
-from q2s_tf.training.frozen import frozen_encoders
-
-BATCH = 256
+from q2s_tf.training.frozen import BATCH, frozen_encoders
 
 
 class PreparedRows:
@@ -20,7 +18,7 @@ class PreparedRows:
     """
 
     def __init__(self, tower: Tower, columns: Mapping[str, Column]):
-        columns = {name: columns[name] for name in tower.preprocessor.inputs}
+        columns = {name: column for name, column in columns.items() if name in tower.preprocessor.inputs}
         frozen = frozen_encoders(tower)
         parts = split_encoder(tower.encoder, frozen)
         order = order_by_length(tower, columns)  # so that little padding is paid for

@@ -25,7 +25,8 @@ from q2s_tf.towers import (
     read_run_config,
     read_tokenizers,
 )
-from q2s_tf.training.examples import Examples, build_examples
+from q2s_tf.training.build_examples import build_examples
+from q2s_tf.training.examples import Examples
 from q2s_tf.training.imitation import imitate
 from q2s_tf.training.learner import Learner
 from q2s_tf.training.metrics_log import MetricsLog
