@@ -27,8 +27,8 @@ setup(
     package_data={
         "q2s_tf": ["py.typed"],
         "q2s_tf.demo_app": ["static/*", "templates/*"],
-        "q2s_tf.insight": ["templates/*"],
-        "q2s_tf.marketplace": ["*.toml", "*.json", "*.tsv"],
+        "q2s_tf.report": ["templates/*"],
+        "q2s_tf.simulation": ["*.toml", "*.json", "*.tsv"],
     },
     python_requires=">=3.11,<3.12",
     install_requires=[

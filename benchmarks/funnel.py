@@ -107,7 +107,7 @@ def one_job(job: str, log: Path, out: Path, memory: str) -> None:
     """Runs one job in this process and prints how long it took, imports apart, as JSON."""
     import funnel_pandas
 
-    from q2s_tf.funnel import build_positives
+    from q2s_tf.search_log import build_positives
 
     begin = time.perf_counter()
     if job == "funnel":

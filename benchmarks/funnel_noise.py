@@ -19,13 +19,13 @@ from rich.table import Table
 from typer import Option
 
 from q2s_tf import cli
-from q2s_tf.funnel import build_positives, duration
-from q2s_tf.funnel.chains import Stage
-from q2s_tf.marketplace import START, make_marketplace
-from q2s_tf.marketplace.catalogue import COUNTRIES, make_catalogue
-from q2s_tf.marketplace.lexicon import load_lexicon
-from q2s_tf.marketplace.relevance import grade
-from q2s_tf.marketplace.searches import make_searches
+from q2s_tf.search_log import build_positives, duration
+from q2s_tf.search_log.chains import Stage
+from q2s_tf.simulation import START, make_marketplace
+from q2s_tf.simulation.catalogue import COUNTRIES, make_catalogue
+from q2s_tf.simulation.lexicon import load_lexicon
+from q2s_tf.simulation.relevance import grade
+from q2s_tf.simulation.searches import make_searches
 
 RULES: tuple[tuple[Stage, str], ...] = (
     ("reply", "24h"), ("reply", "1h"), ("reply", "7d"), ("message", "24h"), ("click", "24h"), ("click", "1h"),

@@ -77,12 +77,12 @@ def truth(run: Path, data: Path, listings: int, users: int, seed: int) -> tuple[
     import numpy as np
     import pyarrow.parquet as pq
 
-    from q2s_tf.marketplace.catalogue import document_ids, make_catalogue
-    from q2s_tf.marketplace.generate import START
-    from q2s_tf.marketplace.lexicon import load_lexicon
-    from q2s_tf.marketplace.relevance import grade
-    from q2s_tf.marketplace.searches import make_searches
-    from q2s_tf.towers import embed_documents, load
+    from q2s_tf.models import embed_documents, load
+    from q2s_tf.simulation.catalogue import document_ids, make_catalogue
+    from q2s_tf.simulation.generate import START
+    from q2s_tf.simulation.lexicon import load_lexicon
+    from q2s_tf.simulation.relevance import grade
+    from q2s_tf.simulation.searches import make_searches
 
     documents = pq.read_table(data / "documents.parquet")
     lexicon, streams = load_lexicon(), np.random.default_rng(seed).spawn(5)

@@ -29,7 +29,7 @@ from typer import Option
 from q2s_tf import cli
 from q2s_tf.config import Config, check_config, read_config
 from q2s_tf.errors import InputError
-from q2s_tf.files import written_whole
+from q2s_tf.files import atomic_write
 
 FIGURES = "figures.json"
 """File of a training that has ended: what `train_row` returns."""
@@ -73,7 +73,7 @@ def train_row(config: Config, data: Data, folder: Path) -> dict[str, Any]:
         "validation": validation,
         "metrics": metrics,
     }
-    with written_whole(figures) as aside:
+    with atomic_write(figures) as aside:
         aside.write_text(json.dumps(found, indent=1), encoding="utf-8")
     shutil.rmtree(run)  # hundreds of megabytes, and the figures are what it was for
     return found
@@ -87,7 +87,7 @@ def measure_stage(run: Path, stage: int, data: Data) -> dict[str, float]:
     from q2s_tf.evaluation.evaluation import MODEL
     from q2s_tf.evaluation.measures import measure
     from q2s_tf.evaluation.metrics import as_run, roc_auc
-    from q2s_tf.towers import load
+    from q2s_tf.models import load
 
     towers = load(run, stage)
     encoded = encode(towers, data.documents, data.test, None, seed=0)
@@ -129,11 +129,11 @@ def main(
     }  # seed by seed, so that a whole ladder is there early
     figures = train_all(jobs, tables, out, processes)
     found = {"title": title or data.resolve().name, "rows": summarise(rows, figures)}
-    with written_whole(out / "ladder.json") as aside:
+    with atomic_write(out / "ladder.json") as aside:
         aside.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    with written_whole(out / "ladder.md") as aside:
+    with atomic_write(out / "ladder.md") as aside:
         aside.write_text(markdown(found), encoding="utf-8")
-    with written_whole(out / "ladder.svg") as aside:
+    with atomic_write(out / "ladder.svg") as aside:
         aside.write_text(draw(found), encoding="utf-8")
     Console().print(table(found))
 

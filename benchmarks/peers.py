@@ -20,7 +20,7 @@ from rich.table import Table as RichTable
 from q2s_tf.cli import console, track
 from q2s_tf.cli import run as run_command
 from q2s_tf.errors import InputError
-from q2s_tf.files import written_whole
+from q2s_tf.files import atomic_write
 
 if TYPE_CHECKING:
     from q2s_tf.evaluation.encoding import Grades
@@ -52,8 +52,8 @@ def main(
     from q2s_tf.evaluation.judgements import read_judgements
     from q2s_tf.evaluation.measures import measure
     from q2s_tf.evaluation.metrics import as_run
+    from q2s_tf.models import read_ids
     from q2s_tf.tables import open_documents, open_judgements
-    from q2s_tf.towers import read_ids
 
     check_out(out)
     table = open_documents(documents)
@@ -80,7 +80,7 @@ def main(
     write_json(results, out / "peers.json")
     write_per_query(judged, measures, {}, out / "per_query.parquet")
     tables = [figure_cells(figures), test_cells(tests)]
-    with written_whole(out / "peers.md") as aside:
+    with atomic_write(out / "peers.md") as aside:
         aside.write_text("\n".join(as_markdown(cells) for cells in tables), encoding="utf-8")
     for cells in tables:
         Console().print(as_table(cells))
@@ -95,7 +95,7 @@ def agreed_grades(
         InputError: not a run directory, the same name twice, configs that differ.
     """
     from q2s_tf.evaluation.encoding import choose_grades
-    from q2s_tf.towers import read_run_config
+    from q2s_tf.models import read_run_config
 
     configs = [read_run_config(path) for path in runs]
     grades = {choose_grades(config, relevant_at, recall_relevant_at) for config in configs}
@@ -113,8 +113,8 @@ def systems(
     """Every system by name, with its score of each document for each query, `[N]`; −∞ where it does not retrieve it."""
     from q2s_tf.evaluation.evaluation import LEXICAL
     from q2s_tf.evaluation.rankers import Bm25, cosine_rows
+    from q2s_tf.models import embed_catalogue, load
     from q2s_tf.tables import open_documents
-    from q2s_tf.towers import embed_catalogue, load
 
     names = [LEXICAL, *(path.resolve().name for path in (*vectors, *runs))]
     if twice := {name for name in names if names.count(name) > 1}:

@@ -17,7 +17,7 @@ import typer
 
 from q2s_tf.cli import console, run
 from q2s_tf.errors import InputError
-from q2s_tf.files import written_whole
+from q2s_tf.files import atomic_write
 from q2s_tf.tables import open_documents, open_judgements, open_positives
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def write_vectors(encoder: "SentenceTransformer", titles: pa.Table, queries: pa.
         console.print(f"{folder.name}: embedding {len(texts):,} {name}")
         vectors = encoder.encode(texts.to_pylist(), batch_size=64, show_progress_bar=True, normalize_embeddings=True)
         embedding = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
-        with written_whole(folder / f"{name}.parquet") as aside:
+        with atomic_write(folder / f"{name}.parquet") as aside:
             pq.write_table(
                 pa.table({"query" if name == "queries" else "document_id": key, "embedding": embedding}), aside
             )

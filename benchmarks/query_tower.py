@@ -23,7 +23,7 @@ from q2s_tf import cli
 from q2s_tf.errors import InputError
 
 if TYPE_CHECKING:
-    from q2s_tf.towers import Tower
+    from q2s_tf.models import Tower
 
 Way = Callable[[str, str], Any]
 TURN, WARM_UP = 50, 5
@@ -86,7 +86,7 @@ def drop_missing(tower: "Tower", asked: list[tuple[str, str]]) -> list[tuple[str
 
 def load_tower(run: Path) -> "Tower":
     """The query tower of a run."""
-    from q2s_tf.towers import load
+    from q2s_tf.models import load
 
     return load(run).query
 
@@ -102,8 +102,8 @@ def random_tower(texts: list[str], documents: Path | None, vocabulary: int) -> "
     import tensorflow as tf
 
     from q2s_tf.config import CategoricalChannel, Channel, Config, Encoder, TextChannel, TrigramsChannel
+    from q2s_tf.models import Tower
     from q2s_tf.text import Tokenizer, normalise, train_tokenizer
-    from q2s_tf.towers import Tower
 
     if documents:
         texts = [*texts, *pq.read_table(documents, columns=["title"])["title"].drop_null().to_pylist()]

@@ -13,7 +13,7 @@ import onnxruntime
 import sentencepiece
 from onnx import helper, numpy_helper
 
-from q2s_tf.towers import Tower
+from q2s_tf.models import Tower
 
 OPSET = 20
 _MULTIPLIERS = np.array([-7046029254386353131, 7640891576956012809, -4942790177534073029])

@@ -20,8 +20,8 @@ from rich.table import Table
 from q2s_tf import cli
 
 if TYPE_CHECKING:
+    from q2s_tf.models import Tower
     from q2s_tf.serving.servable import Servable
-    from q2s_tf.towers import Tower
 
 K, TURN, WARM_UP = 100, 50, 5
 SAMPLE, TEST = 200, 300

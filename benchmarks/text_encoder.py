@@ -64,9 +64,9 @@ def read_titles(model: Path, documents: Path, rows: int, tokens: int) -> "tf.Ten
     """Token ids of the first titles of a catalogue, int32 `[B, L]`."""
     import tensorflow as tf
 
+    from q2s_tf.models import read_run_config, read_tokenizers
     from q2s_tf.tables import open_documents
     from q2s_tf.text import normalise
-    from q2s_tf.towers import read_run_config, read_tokenizers
 
     tokenizer, _ = read_tokenizers(model, read_run_config(model))
     first = next(iter(open_documents(documents).batches(rows)))

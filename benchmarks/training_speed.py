@@ -112,9 +112,9 @@ def paper_config(buckets: int) -> "Config":
 def prepare(documents: Path, positives: Path, buckets: int, folder: Path) -> tuple["Config", bytes, "Examples"]:
     """The config, a tokenizer of the titles, and the tables cut into ids with it."""
     from q2s_tf.evaluation.rankers import normalised
+    from q2s_tf.models import build_towers
     from q2s_tf.tables import open_documents, open_positives
     from q2s_tf.text import Tokenizer, train_tokenizer
-    from q2s_tf.towers import build_towers
     from q2s_tf.training.build_examples import build_examples
 
     config, catalogue = paper_config(buckets), open_documents(documents)
@@ -146,8 +146,8 @@ def our_training(
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
 
+    from q2s_tf.models import build_towers
     from q2s_tf.text import Tokenizer
-    from q2s_tf.towers import build_towers
     from q2s_tf.training.learner import Learner
     from q2s_tf.training.optimisation import Optimizer
     from q2s_tf.training.step import build_step

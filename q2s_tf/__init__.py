@@ -10,14 +10,14 @@ from q2s_tf.errors import InputError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from q2s_tf.towers import Towers
+    from q2s_tf.models import Towers
 
 __version__ = "0.2.0"
 __all__ = ["InputError", "load"]
 
 
 def load(run: "Path | str", stage: int | None = None) -> "Towers":
-    """The trained towers of a run directory: see `q2s_tf.towers.load`."""
-    from q2s_tf.towers import load as load_towers
+    """The trained towers of a run directory: see `q2s_tf.models.load`."""
+    from q2s_tf.models import load as load_towers
 
     return load_towers(run, stage)

@@ -13,7 +13,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from q2s_tf.errors import InputError
-from q2s_tf.files import written_whole
+from q2s_tf.files import atomic_write
 
 FORMAT = 1
 """Version of the run directory's layout. A run of another version is refused rather than misread."""
@@ -396,7 +396,7 @@ def check_config(tables: dict[str, Any], source: str) -> Config:
 
 def save_config(config: Config, path: Path) -> None:
     """Writes the resolved config as TOML, whole or not at all."""
-    with written_whole(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
 
 

@@ -14,7 +14,7 @@ import pytest
 from tiny_market import TinyMarket, make_market
 
 if TYPE_CHECKING:
-    from q2s_tf.towers import Towers
+    from q2s_tf.models import Towers
 
 
 @pytest.fixture(scope="session")

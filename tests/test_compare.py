@@ -16,7 +16,7 @@ from q2s_tf.errors import InputError
 from q2s_tf.evaluation.compare import compare, comparison_tables
 from q2s_tf.evaluation.evaluate import evaluate
 from q2s_tf.evaluation.measures import Measures
-from q2s_tf.towers import Towers, build_towers, load, save_weights
+from q2s_tf.models import Towers, build_towers, load, save_weights
 
 
 @pytest.fixture(scope="module")

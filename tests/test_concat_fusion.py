@@ -13,11 +13,11 @@ from tiny_market import TinyMarket
 from q2s_tf.config import save_config
 from q2s_tf.errors import InputError
 from q2s_tf.evaluation.evaluate import evaluate
-from q2s_tf.insight.explain import explain
-from q2s_tf.insight.report import write_report
 from q2s_tf.layers import ConcatFusion
+from q2s_tf.models import Towers, build_towers, load, save_weights
+from q2s_tf.report.explain import explain
+from q2s_tf.report.report import write_report
 from q2s_tf.text import Tokenizer
-from q2s_tf.towers import Towers, build_towers, load, save_weights
 
 
 def oracle(channels: np.ndarray, present: np.ndarray, weights: list[np.ndarray]) -> np.ndarray:

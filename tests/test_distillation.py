@@ -15,9 +15,9 @@ from tiny_presets import make_bert
 import q2s_tf
 from q2s_tf.config import Distillation, check_config, read_config
 from q2s_tf.errors import InputError
+from q2s_tf.models import aligned_projection, build_towers, split_encoder
 from q2s_tf.tables import open_documents, open_positives
 from q2s_tf.text import Tokenizer
-from q2s_tf.towers import aligned_projection, build_towers, split_encoder
 from q2s_tf.training import train
 from q2s_tf.training.build_examples import build_examples
 from q2s_tf.training.learner import Learner

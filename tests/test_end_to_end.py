@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from tiny_market import TinyMarket
 
+from q2s_tf.models import Towers
 from q2s_tf.serving import Client, Server
-from q2s_tf.towers import Towers
 
 QUERIES = ["red sofa", "ЛАМПА", "赤い ソファ", "أزرق", "", "👩‍🔬\x00", "x" * 5_000]
 COUNTRIES = ["US", "", "JP", "AE", "", "nowhere", "US"]

@@ -20,8 +20,8 @@ from q2s_tf.evaluation.evaluation import Evaluation, metrics_table
 from q2s_tf.evaluation.judgements import read_judgements
 from q2s_tf.evaluation.rankers import Bm25, first
 from q2s_tf.evaluation.slices import frequencies, script
+from q2s_tf.models import Towers
 from q2s_tf.tables import open_documents, open_judgements
-from q2s_tf.towers import Towers
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -18,9 +18,9 @@ from tiny_market import TinyMarket
 
 from q2s_tf.config import read_config
 from q2s_tf.errors import InputError
+from q2s_tf.models import Tower, Towers, build_towers
 from q2s_tf.tables import open_documents, open_positives
 from q2s_tf.text import Tokenizer, normalise
-from q2s_tf.towers import Tower, Towers, build_towers
 from q2s_tf.training import examples as examples_module
 from q2s_tf.training.build_examples import build_examples
 from q2s_tf.training.examples import Examples, shuffled

@@ -18,9 +18,9 @@ from tiny_market import IMAGE_DIM, TinyMarket
 
 from q2s_tf.config import IMAGES
 from q2s_tf.errors import InputError
+from q2s_tf.models import Towers
 from q2s_tf.serving.export import export
 from q2s_tf.serving.versions import SERVABLES
-from q2s_tf.towers import Towers
 
 DIMENSION = 16
 QUERIES = ["red sofa", "ランプ", "", "أزرق دراجة", "👩‍👩‍👧 PHONE", "x\0y"]

@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 
 from q2s_tf.index import Catalogue, build_index
+from q2s_tf.models import Towers
 from q2s_tf.serving.retriever import RetrieverServable
-from q2s_tf.towers import Towers
 
 DIMENSION, BASE, DELTA = 16, 30_000, 300
 COUNT = BASE + DELTA

@@ -17,8 +17,8 @@ from funnel_logs import LOG, MESSY, NOW, TOOL, WANTED, at, big_log, catalogue, c
 from rich.console import Console
 
 from q2s_tf.errors import InputError
-from q2s_tf.funnel import Report, build_positives
-from q2s_tf.funnel.report import table
+from q2s_tf.search_log import Report, build_positives
+from q2s_tf.search_log.report import table
 
 NO_JAVA = pytest.mark.skipif(shutil.which("java") is None, reason="Spark needs Java, and there is no java on the PATH")
 
@@ -153,7 +153,7 @@ def test_killed_run_leaves_no_partial_output_and_the_next_one_works(tmp_path: Pa
 
 
 def test_two_runs_do_not_write_one_output(tmp_path: Path) -> None:
-    from q2s_tf.funnel.build import workspace
+    from q2s_tf.search_log.build import workspace
 
     log = write(tmp_path / "log.csv", LOG)
     with workspace(tmp_path / "p.parquet"), pytest.raises(InputError, match="another process is writing it"):

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from q2s_tf.errors import InputError
-from q2s_tf.funnel import duration, positives
-from q2s_tf.funnel.chains import orphans
+from q2s_tf.search_log import duration, positives
+from q2s_tf.search_log.chains import orphans
 
 DAY = timedelta(hours=24)
 STAGES = ("click", "message", "reply")
@@ -288,7 +288,7 @@ def test_arguments_outside_their_rules(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def spark(tmp_path_factory: Any) -> Iterator[Any]:
-    from q2s_tf.funnel import backends
+    from q2s_tf.search_log import backends
 
     with backends.spark("1GB", tmp_path_factory.mktemp("spark")) as connection:
         yield connection

@@ -10,7 +10,7 @@ import pytest
 from funnel_logs import FIELDS, LOG, NOW, WANTED, chain, found_in, tool, write
 
 from q2s_tf.errors import InputError
-from q2s_tf.funnel import build_positives
+from q2s_tf.search_log import build_positives
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from q2s_tf.errors import InputError
-from q2s_tf.funnel import statistics
+from q2s_tf.search_log import statistics
 
 ROWS = [
     {

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from q2s_tf.errors import InputError
-from q2s_tf.marketplace import make_marketplace
+from q2s_tf.simulation import make_marketplace
 
 MADE = {"listings": 400, "users": 300}
 

@@ -16,17 +16,17 @@ from tiny_market import TinyMarket
 
 from q2s_tf.cli import run as run_command
 from q2s_tf.errors import InputError
-from q2s_tf.insight.catalogue import draw_map, measure_hubness, name_clusters, near_duplicates
-from q2s_tf.insight.channels import ChannelVectors, fuse, read_channels, take_rows
-from q2s_tf.insight.contributions import contributions, trigram_contributions
-from q2s_tf.insight.explain import Explanation, explain
-from q2s_tf.insight.importance import Pairs, measure_importance
-from q2s_tf.insight.show import show
-from q2s_tf.insight.study import read_curves
-from q2s_tf.insight.weights import length_group, mean_weights, weights_by_length, weights_by_missing
 from q2s_tf.layers import AttentionFusion
+from q2s_tf.models import Towers
+from q2s_tf.report.catalogue import draw_map, measure_hubness, name_clusters, near_duplicates
+from q2s_tf.report.channels import ChannelVectors, fuse, read_channels, take_rows
+from q2s_tf.report.contributions import contributions, trigram_contributions
+from q2s_tf.report.explain import Explanation, explain
+from q2s_tf.report.importance import Pairs, measure_importance
+from q2s_tf.report.show import show
+from q2s_tf.report.study import read_curves
+from q2s_tf.report.weights import length_group, mean_weights, weights_by_length, weights_by_missing
 from q2s_tf.tables import open_documents
-from q2s_tf.towers import Towers
 
 COLUMNS = ("title", "description", "language", "country", "image_embeddings")
 QUERIES = ["red sofa", "диван", "赤いソファ", "bike", "", "أريكة أحمر 12"]

@@ -15,11 +15,11 @@ from tensorflow.core.protobuf import config_pb2, saved_model_pb2
 from tiny_market import IMAGE_DIM, TinyMarket
 
 from q2s_tf.config import IMAGES, CategoricalChannel, Config, Encoder, TextChannel, TrigramsChannel
+from q2s_tf.models import Tower, Towers
 from q2s_tf.serving.export import export
 from q2s_tf.serving.lean import LARGEST_CONSTANT, LeanTower
 from q2s_tf.serving.signatures import TowerServable
 from q2s_tf.text import Tokenizer, train_tokenizer
-from q2s_tf.towers import Tower, Towers
 
 ALPHABETS = [
     "abcdefghijklmnopqrstuvwxyz",

@@ -20,10 +20,10 @@ from tiny_market import TinyMarket
 import q2s_tf
 from q2s_tf.config import read_config
 from q2s_tf.errors import InputError
+from q2s_tf.models import build_towers
 from q2s_tf.serving.export import export
 from q2s_tf.tables import open_documents, open_positives
 from q2s_tf.text import Tokenizer
-from q2s_tf.towers import build_towers
 from q2s_tf.training import train
 from q2s_tf.training.build_examples import build_examples
 from q2s_tf.training.examples import Examples

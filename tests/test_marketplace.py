@@ -18,12 +18,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from q2s_tf.errors import InputError
-from q2s_tf.marketplace import Summary, make_marketplace
-from q2s_tf.marketplace.catalogue import COUNTRIES, make_catalogue
-from q2s_tf.marketplace.lexicon import load_lexicon
-from q2s_tf.marketplace.relevance import grade
-from q2s_tf.marketplace.searches import make_searches
-from q2s_tf.marketplace.shoppers import choose_clicks
+from q2s_tf.simulation import Summary, make_marketplace
+from q2s_tf.simulation.catalogue import COUNTRIES, make_catalogue
+from q2s_tf.simulation.lexicon import load_lexicon
+from q2s_tf.simulation.relevance import grade
+from q2s_tf.simulation.searches import make_searches
+from q2s_tf.simulation.shoppers import choose_clicks
 
 ROOT = Path(__file__).parents[1]
 TOOL = ROOT / "tools" / "make_marketplace.py"

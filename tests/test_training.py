@@ -20,8 +20,8 @@ from tiny_market import TinyMarket, judged_auc
 import q2s_tf
 from q2s_tf.config import Config, read_config
 from q2s_tf.errors import InputError
+from q2s_tf.models import Towers, build_towers
 from q2s_tf.text import Tokenizer
-from q2s_tf.towers import Towers, build_towers
 from q2s_tf.training import train
 from q2s_tf.training.learner import Learner
 from q2s_tf.training.optimisation import Optimizer

@@ -39,7 +39,7 @@ import numpy as np
 from q2s_tf.config import read_config
 from q2s_tf.tables import open_documents, open_positives
 from q2s_tf.text import Tokenizer
-from q2s_tf.towers import build_towers
+from q2s_tf.models import build_towers
 from q2s_tf.training.build_examples import build_examples
 from q2s_tf.training.learner import Learner
 from q2s_tf.training.optimisation import LazyAdam, Optimizer

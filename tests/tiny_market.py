@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from sklearn.metrics import roc_auc_score
 
-from q2s_tf.towers import Towers
+from q2s_tf.models import Towers
 
 IMAGE_DIM = 8
 PRODUCTS = {

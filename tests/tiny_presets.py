@@ -10,8 +10,8 @@ import sentencepiece
 from tiny_market import TinyMarket
 
 from q2s_tf.config import Config, check_config, read_config
+from q2s_tf.models import Towers, build_towers, pretrained_tokenizer
 from q2s_tf.text import Tokenizer, train_tokenizer
-from q2s_tf.towers import Towers, build_towers, pretrained_tokenizer
 from q2s_tf.training import train
 from q2s_tf.training.pretrained import fill_encoders, load_pretrained
 

@@ -9,10 +9,10 @@ from rich.console import Console
 from typer import Option
 
 from q2s_tf import cli
-from q2s_tf.funnel import build_positives, duration
-from q2s_tf.funnel.build import Backend
-from q2s_tf.funnel.chains import Stage
-from q2s_tf.funnel.report import table
+from q2s_tf.search_log import build_positives, duration
+from q2s_tf.search_log.build import Backend
+from q2s_tf.search_log.chains import Stage
+from q2s_tf.search_log.report import table
 
 TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"]
 

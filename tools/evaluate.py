@@ -28,7 +28,7 @@ def main(
     """
     from q2s_tf.evaluation.evaluate import evaluate
     from q2s_tf.evaluation.evaluation import metrics_table
-    from q2s_tf.insight.report import write_report
+    from q2s_tf.report.report import write_report
 
     evaluation = evaluate(
         run, documents, judgements, out, relevant_at, recall_relevant_at, stage, later, positives, models

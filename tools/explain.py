@@ -27,8 +27,8 @@ def main(
     Example: python tools/explain.py "red sofa" --country US --document d0000042 --run demo/run
     --documents demo/data/documents.parquet
     """
-    from q2s_tf.insight.explain import explain
-    from q2s_tf.insight.show import show
+    from q2s_tf.report.explain import explain
+    from q2s_tf.report.show import show
 
     explanation = explain(run, documents, query, country or None, document, k)
     if as_json:

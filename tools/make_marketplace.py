@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from q2s_tf.cli import run
-from q2s_tf.marketplace import START, make_marketplace
+from q2s_tf.simulation import START, make_marketplace
 
 
 def main(

@@ -14,8 +14,8 @@ from q2s_tf.evaluation.evaluate import check_out, describe, write_json, write_pe
 from q2s_tf.evaluation.evaluation import MODEL
 from q2s_tf.evaluation.measures import Measures, measure
 from q2s_tf.evaluation.metrics import as_run
+from q2s_tf.models import load
 from q2s_tf.tables import open_documents
-from q2s_tf.towers import load
 
 A, B = "A", "B"
 MOVERS = 10

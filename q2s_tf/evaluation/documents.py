@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from q2s_tf.cli import track
+from q2s_tf.models import Tower, predict_documents, unique_ids
 from q2s_tf.tables import Table
-from q2s_tf.towers import Tower, predict_documents, unique_ids
 
 TEXTS = ("title", "description", "language", "country")
 ROWS = 8_192

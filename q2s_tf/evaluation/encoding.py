@@ -12,8 +12,8 @@ from q2s_tf.evaluation.documents import Documents, embed
 from q2s_tf.evaluation.evaluation import FUSED, LEXICAL, MODEL
 from q2s_tf.evaluation.judgements import Judgements, read_judgements, share_queries
 from q2s_tf.evaluation.rankers import Bm25, cosine_rows, first, reciprocal_rank_fusion
+from q2s_tf.models import Towers
 from q2s_tf.tables import Table, check_judgements, open_documents, open_judgements
-from q2s_tf.towers import Towers
 
 DEPTH = 100
 """How many documents are kept of each query's order."""

@@ -19,9 +19,9 @@ from q2s_tf.evaluation.metrics import Run, as_run, batch_hits, mean_by_query, ov
 from q2s_tf.evaluation.rankers import Bm25
 from q2s_tf.evaluation.resampling import LEVEL, RESAMPLES, TEST_RESAMPLES
 from q2s_tf.evaluation.slices import Slicing, cut
-from q2s_tf.files import written_whole
+from q2s_tf.files import atomic_write
+from q2s_tf.models import load
 from q2s_tf.tables import open_documents, open_positives
-from q2s_tf.towers import load
 
 SMALL = 30
 """A slice of fewer queries is flagged: its interval says little."""
@@ -120,7 +120,7 @@ def check_out(out: Path) -> None:
 def write_json(results: dict[str, Any], path: Path) -> None:
     """Writes results as JSON, whole or not at all."""
     text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False)
-    with written_whole(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(text + "\n", encoding="utf-8")
 
 
@@ -132,7 +132,7 @@ def write_per_query(judged: Judgements, measures: Measures, slices: dict[str, np
     for system, metrics in measures.per_query.items():
         for metric, values in metrics.items():
             columns[f"{system}/{metric}"] = pa.array(values, from_pandas=True)  # NaN becomes null
-    with written_whole(path) as aside:
+    with atomic_write(path) as aside:
         pq.write_table(pa.table(columns), aside)
 
 

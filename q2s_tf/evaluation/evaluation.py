@@ -40,8 +40,8 @@ import pyarrow as pa
 from rich.table import Table as RichTable
 
 from q2s_tf.evaluation.judgements import Judgements
+from q2s_tf.models import Towers
 from q2s_tf.tables import Table
-from q2s_tf.towers import Towers
 
 MODEL, INDEX, LEXICAL, FUSED = "q2s_tf", "q2s_tf index", "BM25", "RRF"
 """Names of the systems."""

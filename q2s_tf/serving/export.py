@@ -15,6 +15,7 @@ from q2s_tf.config import FORMAT
 from q2s_tf.errors import InputError
 from q2s_tf.index import DEFAULT_RECALL, Catalogue, build_index
 from q2s_tf.index.catalogue import new_catalogue
+from q2s_tf.models import Tower, Towers, embed_catalogue, load
 from q2s_tf.serving.folders import MANIFEST_FILE
 from q2s_tf.serving.retriever import RetrieverServable
 from q2s_tf.serving.signatures import TowerServable
@@ -22,7 +23,6 @@ from q2s_tf.serving.versions import new_version
 from q2s_tf.serving.warmup import write_warmup
 from q2s_tf.tables import Table, open_documents
 from q2s_tf.text import normalise
-from q2s_tf.towers import Tower, Towers, embed_catalogue, load
 
 SAMPLE_QUERIES = 1_000
 """Of the queries given, this many different ones are embedded at most."""

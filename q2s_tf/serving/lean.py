@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from q2s_tf.towers import Tower
+from q2s_tf.models import Tower
 
 LARGEST_CONSTANT = 2**20
 """Numbers in a weight that still becomes a constant, 4 MB. Reading a larger one costs nothing next to using it, and a

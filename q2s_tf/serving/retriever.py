@@ -7,10 +7,10 @@ import tensorflow as tf
 
 from q2s_tf.index import Catalogue, Index, Labels
 from q2s_tf.index.rows import REFUSED, Accept, Found, best_rows, each_query, pad_rows
+from q2s_tf.models import Tower
 from q2s_tf.serving.lean import LeanTower
 from q2s_tf.serving.signatures import Endpoints, graph_function
 from q2s_tf.text import normalise
-from q2s_tf.towers import Tower
 
 DEFAULT_K = 10
 """What `serving_default`, which takes no `k`, returns."""

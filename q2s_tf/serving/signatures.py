@@ -5,8 +5,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from q2s_tf.models import Tower
 from q2s_tf.serving.lean import LeanTower
-from q2s_tf.towers import Tower
 
 Endpoints = dict[str, Callable[..., dict[str, tf.Tensor]]]
 

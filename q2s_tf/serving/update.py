@@ -11,6 +11,8 @@ from q2s_tf.cli import console
 from q2s_tf.errors import InputError
 from q2s_tf.index import Catalogue, Index, build_index, restore_index, stored_embeddings
 from q2s_tf.index.catalogue import is_in, new_catalogue
+from q2s_tf.models import Towers, embed_catalogue, load
+from q2s_tf.models.embedding import unique_ids
 from q2s_tf.serving.export import (
     describe,
     describe_catalogue,
@@ -24,8 +26,6 @@ from q2s_tf.serving.folders import MANIFEST_FILE, versions_in
 from q2s_tf.serving.retriever import RetrieverServable
 from q2s_tf.serving.versions import new_version
 from q2s_tf.tables import Table
-from q2s_tf.towers import Towers, embed_catalogue, load
-from q2s_tf.towers.embedding import unique_ids
 
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 COMPACT_ABOVE = 0.1

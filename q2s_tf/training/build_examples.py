@@ -17,9 +17,9 @@ import tensorflow as tf
 
 from q2s_tf.cli import console, track
 from q2s_tf.errors import InputError
+from q2s_tf.models import Tower, Towers
 from q2s_tf.tables import Table
 from q2s_tf.text import normalise
-from q2s_tf.towers import Tower, Towers
 from q2s_tf.training.examples import NO_COUNTRY, Examples, TowerStore
 from q2s_tf.training.frozen import frozen_encoders, store_encoded
 from q2s_tf.training.labels import frequent_labels

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from q2s_tf.config import Config
-from q2s_tf.towers import encoded_input
+from q2s_tf.models import encoded_input
 from q2s_tf.training.frozen import encoded_path
 from q2s_tf.training.labels import Labels
 from q2s_tf.training.store import ChannelReader

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from q2s_tf.cli import track
-from q2s_tf.towers import Tower
+from q2s_tf.models import Tower
 from q2s_tf.training.store import ChannelReader, ChannelWriter
 
 Encode = Callable[[tf.Tensor], tf.Tensor]

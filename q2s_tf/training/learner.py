@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from q2s_tf.config import TOWERS, Config
 from q2s_tf.layers import TextEncoder
-from q2s_tf.towers import EncoderParts, Towers, split_encoder
+from q2s_tf.models import EncoderParts, Towers, split_encoder
 from q2s_tf.training.workers import Workers
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from q2s_tf.files import written_whole
+from q2s_tf.files import atomic_write
 
 
 class MetricsLog:
@@ -31,7 +31,7 @@ class MetricsLog:
         lines = [line for line in self._path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
         kept = [line for line in lines if (entry := json.loads(line))["stage"] != stage or entry["epoch"] <= epoch]
         self._file.close()
-        with written_whole(self._path) as aside:
+        with atomic_write(self._path) as aside:
             aside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         self._file = self._path.open("a", encoding="utf-8")
 

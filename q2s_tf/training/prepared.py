@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
-from q2s_tf.towers import Column, Tower, encoded_input, order_by_length, split_encoder
+from q2s_tf.models import Column, Tower, encoded_input, order_by_length, split_encoder
 from q2s_tf.training.frozen import BATCH, frozen_encoders
 
 

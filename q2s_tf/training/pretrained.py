@@ -16,7 +16,7 @@ from keras_hub.models import BertBackbone, BertTokenizer, XLMRobertaBackbone, XL
 from q2s_tf.config import Config, Encoder, Pretrained
 from q2s_tf.errors import InputError
 from q2s_tf.layers import TextEncoder
-from q2s_tf.towers import Towers
+from q2s_tf.models import Towers
 
 REMOTE = ("kaggle://", "hf://", "modelscope://", "gs://")
 """Beginnings of presets that KerasHub downloads."""

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from q2s_tf.cli import console, progress_bar
 from q2s_tf.errors import InputError
-from q2s_tf.towers import STAGE_WEIGHTS, load_weights, save_weights
+from q2s_tf.models import STAGE_WEIGHTS, load_weights, save_weights
 from q2s_tf.training.examples import Examples
 from q2s_tf.training.learner import Learner, everything
 from q2s_tf.training.metrics_log import MetricsLog

@@ -8,8 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from q2s_tf.config import Distillation
+from q2s_tf.models import aligned_projection, build_text_encoder, load, pretrained_tokenizer
 from q2s_tf.text import decode, normalise
-from q2s_tf.towers import aligned_projection, build_text_encoder, load, pretrained_tokenizer
 from q2s_tf.training.pretrained import copy_weights, model_encoder, read_preset
 
 Teacher = Callable[[Mapping[str, list[Any]]], np.ndarray]

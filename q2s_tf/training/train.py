@@ -12,10 +12,8 @@ import tensorflow as tf
 from q2s_tf.cli import console, track
 from q2s_tf.config import Config, save_config
 from q2s_tf.errors import InputError
-from q2s_tf.files import written_whole
-from q2s_tf.tables import Table, open_documents, open_judgements, open_positives
-from q2s_tf.text import Tokenizer, normalise, train_tokenizer
-from q2s_tf.towers import (
+from q2s_tf.files import atomic_write
+from q2s_tf.models import (
     OWN_TOKENIZER,
     STAGE_WEIGHTS,
     Towers,
@@ -25,6 +23,8 @@ from q2s_tf.towers import (
     read_run_config,
     read_tokenizers,
 )
+from q2s_tf.tables import Table, open_documents, open_judgements, open_positives
+from q2s_tf.text import Tokenizer, normalise, train_tokenizer
 from q2s_tf.training.build_examples import build_examples
 from q2s_tf.training.examples import Examples
 from q2s_tf.training.imitation import imitate
@@ -128,7 +128,7 @@ def _prepare(config: Config, catalogue: Table, pairs: Table, run: Path, tokenize
         config, tokenizers = fill_encoders(fill_categories(config, catalogue, pairs))
     run.mkdir(parents=True, exist_ok=True)
     for name, model in tokenizers.items():
-        with written_whole(run / OWN_TOKENIZER.format(name)) as aside:
+        with atomic_write(run / OWN_TOKENIZER.format(name)) as aside:
             aside.write_bytes(model)
     save_config(config, run / "config.toml")  # before all that takes time: a run killed from here on can be resumed
     _tokenizer(config, catalogue, pairs, run, tokenizer)
@@ -199,7 +199,7 @@ def _tokenizer(config: Config, documents: Table, positives: Table, run: Path, gi
                 settings.max_sentences,
             )
         )
-        with written_whole(path) as aside:
+        with atomic_write(path) as aside:
             aside.write_bytes(model)
     return Tokenizer.read(path)
 

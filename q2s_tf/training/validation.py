@@ -8,8 +8,8 @@ from q2s_tf.config import Config
 from q2s_tf.errors import InputError
 from q2s_tf.evaluation.judgements import read_judgements
 from q2s_tf.evaluation.metrics import roc_auc
+from q2s_tf.models import Towers
 from q2s_tf.tables import Table
-from q2s_tf.towers import Towers
 from q2s_tf.training.prepared import PreparedRows
 
 

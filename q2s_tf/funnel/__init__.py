@@ -1,7 +1,0 @@
-"""From a search log to positives: `positives` is the definition, `build_positives` the whole way on disk."""
-
-from q2s_tf.funnel.build import build_positives
-from q2s_tf.funnel.chains import duration, positives
-from q2s_tf.funnel.report import Report
-
-__all__ = ["Report", "build_positives", "duration", "positives"]
