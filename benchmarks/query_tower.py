@@ -187,7 +187,7 @@ def session_call(folder: Path) -> Way:
         feed=[signature.inputs[key].name for key in ("query", "country")],
         fetch=[signature.outputs[key].name for key in ("embedding", "channel_weights")],
     )
-    options.run_options.inter_op_thread_pool = -1  # the ops run in the caller's thread, as in `q2s_tf.serving.servable`
+    options.run_options.inter_op_thread_pool = -1  # the ops run in the caller's thread, as in `q2s_tf.server.servable`
     call = session._make_callable_from_options(options)
     return lambda query, country: call(np.array([query.encode()], object), np.array([country.encode()], object))[0][0]
 

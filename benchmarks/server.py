@@ -101,8 +101,8 @@ def _in_process(models: Path, model: str, requests: list[bytes]) -> Callable[[in
     """What the server does with a message, without the server."""
     from tensorflow_serving.apis import predict_pb2
 
+    from q2s_tf.server.servable import Servable
     from q2s_tf.serving.folders import versions_in
-    from q2s_tf.serving.servable import Servable
 
     version, folder = max(versions_in(models / model).items())
     servable = Servable(model, version, folder)

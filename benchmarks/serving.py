@@ -21,7 +21,7 @@ from q2s_tf import cli
 
 if TYPE_CHECKING:
     from q2s_tf.models import Tower
-    from q2s_tf.serving.servable import Servable
+    from q2s_tf.server.servable import Servable
 
 K, TURN, WARM_UP = 100, 50, 5
 SAMPLE, TEST = 200, 300
@@ -84,8 +84,8 @@ def make_way(kind: str, recall: float, tower: "Tower", vectors: Any, sample: Any
 
     from q2s_tf.index import build_index
     from q2s_tf.index.catalogue import new_catalogue
+    from q2s_tf.server.servable import Servable
     from q2s_tf.serving.retriever import RetrieverServable
-    from q2s_tf.serving.servable import Servable
     from q2s_tf.serving.signatures import TowerServable
 
     begin = time.perf_counter()

@@ -22,7 +22,8 @@ from rich.console import Console
 from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_service_pb2_grpc
 
 from q2s_tf.errors import InputError
-from q2s_tf.serving import Client, Server, ServingError, read_credentials
+from q2s_tf.server.server import Server
+from q2s_tf.serving import Client, ServingError, read_credentials
 from q2s_tf.serving.answers import Question, ask, read_filters, show
 from q2s_tf.serving.connection import MAX_ATTEMPTS
 
@@ -458,7 +459,7 @@ def test_the_query_tool_says_in_one_line_what_is_wrong(server: Server, tmp_path:
 
 def test_tensorflow_is_not_imported_before_it_is_needed() -> None:
     code = (
-        "import sys, q2s_tf.serving, q2s_tf.serving.server, q2s_tf.serving.folders, q2s_tf.serving.answers\n"
+        "import sys, q2s_tf.serving, q2s_tf.server.server, q2s_tf.serving.folders, q2s_tf.serving.answers\n"
         "assert 'tensorflow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=60)

@@ -24,7 +24,8 @@ from starlette.testclient import TestClient
 from q2s_tf.demo_app.app import make_app, serve
 from q2s_tf.demo_app.search import Search, tower_inputs
 from q2s_tf.errors import InputError
-from q2s_tf.serving import Client, Server, ServingError
+from q2s_tf.server.server import Server
+from q2s_tf.serving import Client, ServingError
 from q2s_tf.serving.messages import SignatureInfo, TensorInfo
 
 ROOT = Path(__file__).parents[1]

@@ -8,7 +8,8 @@ import pytest
 from tiny_market import TinyMarket
 
 from q2s_tf.models import Towers
-from q2s_tf.serving import Client, Server
+from q2s_tf.server.server import Server
+from q2s_tf.serving import Client
 
 QUERIES = ["red sofa", "ЛАМПА", "赤い ソファ", "أزرق", "", "👩‍🔬\x00", "x" * 5_000]
 COUNTRIES = ["US", "", "JP", "AE", "", "nowhere", "US"]

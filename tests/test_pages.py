@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from q2s_tf.errors import InputError
-from q2s_tf.serving import Client, Server, ServingError
+from q2s_tf.server.server import Server
+from q2s_tf.serving import Client, ServingError
 from q2s_tf.serving.messages import Matches
 from q2s_tf.serving.pages import IndexInfo, Page, choose_efforts, turn
 

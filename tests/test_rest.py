@@ -15,9 +15,10 @@ from server_process import Process, predict_request
 from tensorflow.core.framework import types_pb2
 from tensorflow_serving.apis import predict_pb2
 
-from q2s_tf.serving import json_tensors, tensor_proto
-from q2s_tf.serving.cache import ENTRY_BYTES, AnswerCache
-from q2s_tf.serving.servable import Input
+from q2s_tf.server import json_tensors
+from q2s_tf.server.cache import ENTRY_BYTES, AnswerCache
+from q2s_tf.server.servable import Input
+from q2s_tf.serving import tensor_proto
 
 MAX_BYTES = 20_000
 

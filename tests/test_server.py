@@ -32,14 +32,14 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
-from q2s_tf.serving.api import Api
-from q2s_tf.serving.errors import ServingError
+from q2s_tf.server.api import Api
+from q2s_tf.server.limits import Limits
+from q2s_tf.server.servable import Servable
+from q2s_tf.server.served_models import Models
+from q2s_tf.server.server import Server
+from q2s_tf.server.server_metrics import Metrics
 from q2s_tf.serving.folders import versions_in
-from q2s_tf.serving.limits import Limits
-from q2s_tf.serving.metrics import Metrics
-from q2s_tf.serving.models import Models
-from q2s_tf.serving.servable import Servable
-from q2s_tf.serving.server import Server
+from q2s_tf.serving.serving_error import ServingError
 
 STATE = get_model_status_pb2.ModelVersionStatus.State
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -364,7 +364,7 @@ def test_a_folder_that_cannot_be_read_keeps_no_other_model_from_its_new_version(
             raise OSError("Stale file handle")
         return versions_in(model)
 
-    monkeypatch.setattr("q2s_tf.serving.model.versions_in", stale)
+    monkeypatch.setattr("q2s_tf.server.served_model.versions_in", stale)
     assert served.refresh()
     assert served.serving() == {"a": [1], "b": [2]}
 

@@ -14,14 +14,14 @@ from tensorflow_serving.apis import model_management_pb2, prediction_service_pb2
 from tensorflow_serving.config.model_server_config_pb2 import ModelConfig, ModelServerConfig
 
 from q2s_tf.errors import InputError
-from q2s_tf.serving.config import (
+from q2s_tf.server.server import Server
+from q2s_tf.server.server_config import (
     check_model_configs,
     read_metrics_path,
     read_model_configs,
     read_server_credentials,
     wanted_versions,
 )
-from q2s_tf.serving.server import Server
 
 SERVING_CONFIG = Path(__file__).parents[1] / "serving_config"
 

@@ -241,7 +241,7 @@ def test_the_scann_image_is_of_the_server_that_the_exports_are_for() -> None:
 
 
 def test_alerts_are_on_metrics_that_the_servers_have() -> None:
-    from q2s_tf.serving import metrics
+    from q2s_tf.server import server_metrics as metrics
 
     known = {**METRICS, **{name: set() for name in re.findall(r"`(q2s_[a-z_]+)`", metrics.__doc__ or "")}}
     groups = yaml.safe_load((FOLDER / "alerts.yml").read_text())["groups"]

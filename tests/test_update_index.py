@@ -18,8 +18,8 @@ from tiny_market import TinyMarket
 from q2s_tf.config import read_config
 from q2s_tf.errors import InputError
 from q2s_tf.models import Towers, load
+from q2s_tf.server.servable import Servable
 from q2s_tf.serving.export import export
-from q2s_tf.serving.servable import Servable
 from q2s_tf.serving.update import Update, advise, update_index
 from q2s_tf.training import train
 

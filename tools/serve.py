@@ -55,7 +55,7 @@ def main(
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong is told once, by us
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    from q2s_tf.serving.server import Limits, serve
+    from q2s_tf.server.server import Limits, serve
 
     serve(
         models,

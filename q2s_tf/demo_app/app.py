@@ -38,7 +38,7 @@ from starlette.templating import Jinja2Templates
 from q2s_tf.demo_app.search import Search
 from q2s_tf.errors import InputError
 from q2s_tf.serving.client import Client
-from q2s_tf.serving.errors import ServingError
+from q2s_tf.serving.serving_error import ServingError
 from q2s_tf.text import MAX_CHARACTERS
 
 HERE = Path(__file__).parent

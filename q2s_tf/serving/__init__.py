@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from q2s_tf.serving.client import Client
     from q2s_tf.serving.connection import read_credentials
-    from q2s_tf.serving.errors import ServingError
-    from q2s_tf.serving.server import Server
+    from q2s_tf.serving.serving_error import ServingError
 
-__all__ = ["DEFAULT_EFFORT", "Client", "Server", "ServingError", "read_credentials"]
+__all__ = ["DEFAULT_EFFORT", "Client", "ServingError", "read_credentials"]
 
 DEFAULT_EFFORT = 0
 """The `effort` that leaves it to the index how many partitions to search."""
 
-_MODULES = {"Client": "client", "Server": "server", "ServingError": "errors", "read_credentials": "connection"}
+_MODULES = {"Client": "client", "ServingError": "serving_error", "read_credentials": "connection"}
 
 
 def __getattr__(name: str) -> Any:

@@ -17,8 +17,8 @@ from q2s_tf import tables
 from q2s_tf.errors import InputError
 from q2s_tf.serving import DEFAULT_EFFORT
 from q2s_tf.serving.connection import connect
-from q2s_tf.serving.errors import ServingError
 from q2s_tf.serving.folders import channel_names
+from q2s_tf.serving.serving_error import ServingError
 
 if TYPE_CHECKING:
     from q2s_tf.serving.client import Client

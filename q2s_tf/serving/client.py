@@ -14,7 +14,6 @@ from numpy.typing import ArrayLike
 from q2s_tf.errors import InputError
 from q2s_tf.serving import DEFAULT_EFFORT
 from q2s_tf.serving.connection import connect
-from q2s_tf.serving.errors import ServingError
 from q2s_tf.serving.messages import (
     FILTER_PREFIX,
     Embeddings,
@@ -27,6 +26,7 @@ from q2s_tf.serving.messages import (
 )
 from q2s_tf.serving.pages import IndexInfo, Page, turn
 from q2s_tf.serving.requests import REFUSED, Requests
+from q2s_tf.serving.serving_error import ServingError
 
 _KNOWN_INDEXES = 16
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import grpc
 
 from q2s_tf.serving import DEFAULT_EFFORT
-from q2s_tf.serving.errors import ServingError
 from q2s_tf.serving.messages import Matches, Version
+from q2s_tf.serving.serving_error import ServingError
 
 ALL_PARTITIONS = 2**31 - 1
 """More partitions than any index has; it searches those that it has."""

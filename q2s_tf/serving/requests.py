@@ -17,7 +17,6 @@ from tensorflow_serving.apis import (
 )
 
 from q2s_tf.errors import InputError
-from q2s_tf.serving.errors import ServingError
 from q2s_tf.serving.messages import (
     FILTER_PREFIX,
     SignatureInfo,
@@ -29,6 +28,7 @@ from q2s_tf.serving.messages import (
     read_signatures,
     read_statuses,
 )
+from q2s_tf.serving.serving_error import ServingError
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")

@@ -20,9 +20,9 @@ import grpc
 import numpy as np
 from tensorflow_serving.apis import predict_pb2
 
+from q2s_tf.server.servable import Input
 from q2s_tf.serving import tensor_proto
-from q2s_tf.serving.errors import ServingError
-from q2s_tf.serving.servable import Input
+from q2s_tf.serving.serving_error import ServingError
 
 ROW, COLUMNAR = "instances", "inputs"
 _ANSWER_KEYS = {ROW: "predictions", COLUMNAR: "outputs"}

@@ -15,13 +15,13 @@ from tensorflow_serving.apis import (
 )
 
 from q2s_tf.errors import InputError
-from q2s_tf.serving.cache import AnswerCache
-from q2s_tf.serving.config import check_model_configs
-from q2s_tf.serving.errors import ServingError
-from q2s_tf.serving.limits import Limits
-from q2s_tf.serving.metrics import Metrics
-from q2s_tf.serving.models import Models
-from q2s_tf.serving.servable import DEFAULT_SIGNATURE, Servable
+from q2s_tf.server.cache import AnswerCache
+from q2s_tf.server.limits import Limits
+from q2s_tf.server.servable import DEFAULT_SIGNATURE, Servable
+from q2s_tf.server.served_models import Models
+from q2s_tf.server.server_config import check_model_configs
+from q2s_tf.server.server_metrics import Metrics
+from q2s_tf.serving.serving_error import ServingError
 
 
 class Api:

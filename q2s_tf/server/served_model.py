@@ -9,10 +9,10 @@ from typing import NamedTuple
 import grpc
 from tensorflow_serving.apis import get_model_status_pb2
 
-from q2s_tf.serving.config import ModelConfig, wanted_versions
-from q2s_tf.serving.errors import ServingError
+from q2s_tf.server.servable import Servable
+from q2s_tf.server.server_config import ModelConfig, wanted_versions
 from q2s_tf.serving.folders import versions_in
-from q2s_tf.serving.servable import Servable
+from q2s_tf.serving.serving_error import ServingError
 
 log = logging.getLogger(__name__)
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import grpc
 
-from q2s_tf.serving.config import ModelConfig, wanted_versions
-from q2s_tf.serving.errors import ServingError
+from q2s_tf.server.servable import Servable
+from q2s_tf.server.served_model import Model, VersionState
+from q2s_tf.server.server_config import ModelConfig, wanted_versions
 from q2s_tf.serving.folders import models_in
-from q2s_tf.serving.model import Model, VersionState
-from q2s_tf.serving.servable import Servable
+from q2s_tf.serving.serving_error import ServingError
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, saved_model_pb2
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from q2s_tf.serving import tensor_proto
-from q2s_tf.serving.errors import ServingError
+from q2s_tf.serving.serving_error import ServingError
 from q2s_tf.serving.warmup import WARMUP_FILE
 
 DEFAULT_SIGNATURE = "serving_default"

@@ -18,8 +18,8 @@ from tensorflow_serving.apis.model_management_pb2 import ReloadConfigRequest, Re
 from tensorflow_serving.apis.predict_pb2 import PredictRequest, PredictResponse
 from tensorflow_serving.apis.regression_pb2 import RegressionRequest, RegressionResponse
 
-from q2s_tf.serving.api import Api
-from q2s_tf.serving.errors import ServingError
+from q2s_tf.server.api import Api
+from q2s_tf.serving.serving_error import ServingError
 
 log = logging.getLogger(__name__)
 

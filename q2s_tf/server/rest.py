@@ -4,8 +4,8 @@ r"""TensorFlow Serving's REST routes, and the metrics.
 |---|---|
 | `GET /v1/models/M[/versions/V\|/labels/L]` | the state of each version |
 | `GET /v1/models/M[/versions/V\|/labels/L]/metadata` | the signatures |
-| `POST /v1/models/M[/versions/V\|/labels/L]:predict` | Predict; see `q2s_tf.serving.json_tensors` for the formats |
-| `GET /monitoring/prometheus/metrics`, or where the monitoring config says | see `q2s_tf.serving.metrics` |
+| `POST /v1/models/M[/versions/V\|/labels/L]:predict` | Predict; see `q2s_tf.server.json_tensors` for the formats |
+| `GET /monitoring/prometheus/metrics`, or where the monitoring config says | see `q2s_tf.server.server_metrics` |
 
 An error is ``{"error": "…"}`` with the HTTP status that TensorFlow Serving gives for the gRPC code; ``:classify`` and
 ``:regress`` answer 501. As there, REST is never encrypted: TLS is gRPC's.
@@ -27,11 +27,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, model_pb2, predict_pb2
 
-from q2s_tf.serving import json_tensors
-from q2s_tf.serving.api import Api
-from q2s_tf.serving.errors import ServingError
-from q2s_tf.serving.metrics import Metrics
-from q2s_tf.serving.services import answer
+from q2s_tf.server import json_tensors
+from q2s_tf.server.api import Api
+from q2s_tf.server.grpc_services import answer
+from q2s_tf.server.server_metrics import Metrics
+from q2s_tf.serving.serving_error import ServingError
 
 _MODEL = r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
 _POST = re.compile(_MODEL + r":(?P<method>classify|regress|predict)")

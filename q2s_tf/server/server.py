@@ -4,7 +4,7 @@ A drop-in for TensorFlow Serving in development and small deployments: the same 
 where known, the same codes. What differs: a request for an unknown signature is NOT_FOUND (there FAILED_PRECONDITION),
 a batch whose columns have unlike lengths is refused before the graph runs, ``Classify``, ``Regress`` and
 ``MultiInference`` are UNIMPLEMENTED, requests are not batched, and the model config file is read once: send
-HandleReloadConfigRequest. See also `q2s_tf.serving.models`, `q2s_tf.serving.config`, `q2s_tf.serving.json_tensors`.
+HandleReloadConfigRequest. See also `served_models`, `server_config` and `json_tensors` in this package.
 """
 
 import ctypes
@@ -25,21 +25,21 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from q2s_tf.errors import InputError
-from q2s_tf.serving.cache import AnswerCache
-from q2s_tf.serving.config import (
+from q2s_tf.server.cache import AnswerCache
+from q2s_tf.server.limits import Limits
+from q2s_tf.server.rest_server import RestServer
+from q2s_tf.server.server_config import (
     METRICS_PATH,
     ModelConfig,
     read_metrics_path,
     read_model_configs,
     read_server_credentials,
 )
+from q2s_tf.server.server_metrics import Metrics
 from q2s_tf.serving.folders import models_in
-from q2s_tf.serving.limits import Limits
-from q2s_tf.serving.metrics import Metrics
-from q2s_tf.serving.rest_server import RestServer
 
 if TYPE_CHECKING:
-    from q2s_tf.serving.models import Models
+    from q2s_tf.server.served_models import Models
 
 log = logging.getLogger(__name__)
 
@@ -75,13 +75,13 @@ class Server:
         """Binds the ports (0: a free one) at once, so that a taken one shows before anything is loaded.
 
         Args:
-            models: A folder with a folder for each model, or configs of models: see `q2s_tf.serving.config`.
+            models: A folder with a folder for each model, or configs of models: see `q2s_tf.server.server_config`.
             host: The address to listen on.
             port: gRPC's port.
             poll_seconds: How often to look for new versions.
             rest_port: REST's port, None for no REST and no metrics.
             metrics_path: Where REST shows the metrics, None for nowhere.
-            credentials: For gRPC over TLS: see `q2s_tf.serving.config.read_server_credentials`.
+            credentials: For gRPC over TLS: see `q2s_tf.server.server_config.read_server_credentials`.
             limits: What is refused; None for the defaults.
             cache_seconds: How long an answer is kept for the same request, 0 for not at all.
             cache_bytes: How much the kept answers may take.
@@ -133,9 +133,9 @@ class Server:
         """
         from grpc_reflection.v1alpha import reflection
 
-        from q2s_tf.serving.api import Api
-        from q2s_tf.serving.models import Models
-        from q2s_tf.serving.services import Services, declare_services
+        from q2s_tf.server.api import Api
+        from q2s_tf.server.grpc_services import Services, declare_services
+        from q2s_tf.server.served_models import Models
 
         self._models = Models(self._source)
         self._at_end.callback(self._models.close)
@@ -150,7 +150,7 @@ class Server:
         _watch(self._metrics, self._models, self._cache)
         self._grpc.start()
         if self._rest is not None:
-            from q2s_tf.serving.rest import make_app
+            from q2s_tf.server.rest import make_app
 
             app = make_app(api, self._metrics, self._workers, self._limits.max_request_bytes, self._metrics_path)
             self._rest.start(app, self._grace_seconds)
@@ -287,7 +287,7 @@ def _pool_memory() -> None:
 
 def _spare_the_collector() -> None:
     """The modules stay: going through them at each change of versions would hold up all requests for half a second."""
-    from q2s_tf.serving import models  # noqa: F401  (with it TensorFlow)
+    from q2s_tf.server import served_models  # noqa: F401  (with it TensorFlow)
 
     gc.collect()
     gc.freeze()
