@@ -1,8 +1,8 @@
-"""The typed configuration of a run: channels, encoders, tokenizer, training stages.
+"""The configuration of a run: channels, encoders, tokenizer, training stages.
 
-A config is a TOML file. Every table below is checked when it is read: an unknown key, a value out of range or a channel
-that names an encoder that is not there is one `InputError`. `save_config` writes the resolved config, with everything
-that training filled in (the values of categorical channels), so that a run directory describes itself.
+A config is a TOML file. It is validated when it is read: an unknown key, a value out of range or a channel with an
+undeclared encoder is one `InputError`. `save_config` writes the resolved config: it has the values of the categorical
+channels and the geometry of pretrained encoders, so that a run directory is complete.
 """
 
 import tomllib
@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from q2s_tf.errors import InputError
 from q2s_tf.files import atomic_write
 
-FORMAT = 1
-"""Version of the run directory's layout. A run of another version is refused rather than misread."""
+FORMAT = 2
+"""Version of the layout of a run directory. Runs of other versions are refused."""
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -26,18 +26,18 @@ Probability = Annotated[float, Field(ge=0, lt=1)]
 Tower = Literal["query", "document"]
 
 
-class Table(BaseModel):
-    """A table of the config: typed, immutable, no unknown keys."""
+class Section(BaseModel):
+    """A table of the config: typed, immutable, without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class _Channel(Table):
+class _Channel(Section):
     tower: Tower
     input: Annotated[str, Field(min_length=1)]
     """The column it reads: a column of the documents table, or `query` or `country` in the query tower."""
     modality: str = ""
-    """What it is grouped under (title, description, images …); its input when not given."""
+    """Group of the channel in gradient blending (title, description, images …); the input by default."""
 
     @model_validator(mode="before")
     @classmethod
@@ -58,7 +58,7 @@ class CategoricalChannel(_Channel):
 
     kind: Literal["categorical"]
     values: tuple[str, ...] = ()
-    """Normalised values, in the order of their ids; training fills it from the data when it is empty."""
+    """Normalised values, in the order of their ids; training fills an empty list from the data."""
     max_values: Positive = 1_000
 
 
@@ -67,7 +67,7 @@ class TextChannel(_Channel):
 
     kind: Literal["text"]
     encoder: str
-    """Name of a table under `encoders`; channels that name the same one share its weights."""
+    """Name of a table under `encoders`; channels with the same name share its weights."""
     max_tokens: Positive = 32
 
 
@@ -86,37 +86,37 @@ Channel = Annotated[TrigramsChannel | CategoricalChannel | TextChannel | Vectors
 Pooling = Literal["cls", "mean"]
 
 
-class Pretrained(Table):
-    """What a preset says of its model beside the geometry; training fills it in."""
+class Pretrained(Section):
+    """Constants of a pretrained model; training reads them from the preset."""
 
     tokenizer: Literal["wordpiece", "sentencepiece"]
     lowercase: bool = False
-    """Of `wordpiece`: the model is an uncased one."""
+    """Whether a `wordpiece` model is uncased."""
     activation: Literal["gelu", "gelu_approximate"] = "gelu"
     epsilon: Annotated[float, Field(gt=0, lt=1)] = 1e-5
-    """Of its layer normalisations."""
+    """Epsilon of the layer normalisations."""
 
 
-class Encoder(Table):
-    """A text encoder: the geometry of XLM-R, or a pretrained BERT or XLM-R; the defaults are the paper's query encoder.
+class Encoder(Section):
+    """A text encoder, from scratch or pretrained; the defaults are the geometry of the paper's query encoder.
 
-    With a `preset` training fills in the geometry and `pretrained`, so that a run needs its preset no more.
+    With a `preset`, training fills in the geometry and `pretrained`. The run is then independent of the preset.
     """
 
     preset: Annotated[str, Field(min_length=1)] | None = None
-    """A keras_hub preset (its name, or a folder), or a local Hugging Face folder; weights from scratch without one."""
+    """KerasHub preset (name or folder) of BERT or XLM-R, or a local Hugging Face folder; random weights by default."""
     num_layers: Positive = 2
-    """With a `preset` its first n layers, all of them when not given."""
+    """Number of layers. With a `preset`: its first layers, all of them by default."""
     num_heads: Positive = 4
     hidden_dim: Positive = 128
     intermediate_dim: Positive = 384
     dropout: Probability = 0.1
     pooling: Pooling = "cls"
-    """The last layer's vector of [CLS], the paper's choice, or the mean over the tokens."""
-    frozen: bool = False
-    """Of a `preset`: its weights stay as they are, and what it says of every text of the training is computed once."""
+    """Vector of [CLS] in the last layer, as in the paper, or the mean over the tokens."""
+    trainable: bool = True
+    """False keeps the weights of a `preset`. Its outputs for the training texts are then computed once."""
     learning_rate_factor: Rate = 1.0
-    """Times a stage's `text_learning_rate` is the rate of its weights: a pretrained encoder wants a lower one."""
+    """Factor on the `text_learning_rate` of the stages; use a value below 1 for a pretrained encoder."""
     pretrained: Pretrained | None = None
 
     @model_validator(mode="after")
@@ -124,68 +124,68 @@ class Encoder(Table):
         given = self.model_fields_set & {"num_heads", "hidden_dim", "intermediate_dim"}
         if self.preset and not self.pretrained and given:
             raise ValueError(f"{', '.join(sorted(given))}: comes from the preset {self.preset}: leave it out")
-        if self.frozen and not self.preset:
-            raise ValueError("frozen is for a pretrained encoder: give it a preset, or leave frozen out")
+        if not self.trainable and not self.preset:
+            raise ValueError("trainable = false needs a pretrained encoder: give it a preset, or leave trainable out")
         if self.hidden_dim % self.num_heads:
             raise ValueError(f"hidden_dim {self.hidden_dim} must be a multiple of num_heads {self.num_heads}")
         return self
 
 
-class Tokenizer(Table):
-    """The SentencePiece model that training makes when it is given none."""
+class Tokenizer(Section):
+    """The SentencePiece model that training makes unless one is given."""
 
     vocabulary_size: Annotated[int, Field(ge=64, le=10_000_000)] = 150_000
     character_coverage: Annotated[float, Field(gt=0.9, le=1)] = 0.9995
     max_sentences: Positive = 2_000_000
 
 
-class PseudoQueries(Table):
-    """Extra pairs of a document and a query made from its title (`q2s_tf.training.pseudo_queries`); off by default."""
+class PseudoQueries(Section):
+    """Extra positives: a document and a query made from its title; off by default."""
 
     per_document: Annotated[int, Field(ge=0)] = 0
     batch_share: Probability = 0.5
-    """Share of every batch that they make up."""
+    """Share of pseudo-queries in a batch."""
     variants: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]] = {}
-    """Other spellings of a word of the titles, one of which is typed in its place: `ft = ["ft", "foot", "feet"]`."""
+    """Spellings that replace a word of a title at random: `ft = ["ft", "foot", "feet"]`."""
 
 
-class Head(Table):
-    """A second task for the document tower: which of the most frequent training queries led to the document."""
+class Head(Section):
+    """Second task of the document tower: to classify which frequent training queries led to the document."""
 
     queries: Annotated[int, Field(ge=0)] = 45_000
-    """How many of them; all when there are fewer, no head when 0. The default is the paper's."""
+    """Number of queries; all of them if there are fewer, no head if 0. The default is the paper's."""
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
-    """Of its loss beside the stage's own."""
+    """Weight of the loss of the head."""
 
 
-class Blending(Table):
-    """Extra losses, each with one group of a tower's channels alone (gradient blending, eq. 6); off by default."""
+class Blending(Section):
+    """Extra losses, each with one group of channels of a tower (gradient blending, eq. 6); off by default."""
 
     by: Literal["modality", "channel"] = "modality"
-    """What is a group: the channels of one modality (the paper's choice), or each channel by itself."""
+    """Groups: the channels of a modality, as in the paper, or each channel alone."""
     weight: Weight = 0.0
-    """Of every group's loss beside the loss of the whole; 0 is no blending."""
+    """Weight of the loss of every group; 0 turns blending off."""
     weights: dict[Tower, dict[str, Weight]] = {}
-    """Of single groups, in the place of `weight`: `document.title = 0.5`, `query.query = 0`."""
+    """Weights of single groups, instead of `weight`: `document.title = 0.5`, `query.query = 0`."""
 
 
-class Distillation(Table):
-    """A teacher for the query tower's text channels: 1 − cos(theirs, the teacher's), off without `teacher`."""
+class Distillation(Section):
+    """Distillation of a teacher into the text channels of the query tower; off without `teacher`."""
 
     teacher: Annotated[str, Field(min_length=1)] | None = None
-    """A run, whose query embeddings are to be met, or a preset, as of an encoder, whose vectors of the query are."""
+    """The teacher: a run directory, whose query embeddings are the targets, or a preset, whose text embeddings are."""
     weight: Rate = 1.0
-    """Of its loss beside the stage's own."""
+    """Weight of the distillation loss in the stages."""
     pooling: Pooling = "mean"
-    """Of a preset."""
+    """Pooling of a preset."""
     epochs: Annotated[int, Field(ge=0)] = 0
-    """Over the distinct queries, before stage 1 and with this loss alone: a small encoder needs many, of quick ones."""
+    """Epochs of distillation alone, over the distinct queries, before stage 1. They are short; use many."""
     learning_rate: Rate = 1e-3
-    """Of these epochs."""
+    """Learning rate of these epochs."""
 
 
-class Stage(Table):
-    """What both stages have: how long, in what batches, at what rates."""
+class Stage(Section):
+    """Settings of both stages."""
 
     max_epochs: Annotated[int, Field(ge=0)]
     batch_size: Annotated[int, Field(ge=2, le=1_000_000)] = 768
@@ -193,7 +193,7 @@ class Stage(Table):
     text_learning_rate: Rate = 2e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     patience: Positive = 3
-    """Epochs without a better validation ROC AUC after which the stage ends."""
+    """Number of epochs without a better validation ROC AUC after which the stage ends."""
 
 
 class Stage1(Stage):
@@ -202,68 +202,62 @@ class Stage1(Stage):
     max_epochs: Positive = 30
     scale: Scale = 20.0
     symmetric: bool = False
-    """The mean of query to documents and document to queries (eq. 3)."""
+    """Use the mean of both directions, query to documents and document to queries (eq. 3)."""
     popularity_correction: bool = False
-    """Subtract ln(how often a document is drawn) from its scores: popular ones are negatives too often (logQ)."""
+    """Subtract ln(sampling probability of a document) from its scores (logQ correction)."""
 
 
 class Stage2(Stage):
-    """Curriculum on a hard in-batch document (eq. 5 or 4), from the converged stage 1; 0 epochs skip it."""
+    """Curriculum on a hard in-batch negative (eq. 5 or 4), after stage 1 has converged; 0 epochs skip it."""
 
     max_epochs: Annotated[int, Field(ge=0)] = 10
-    loss: Literal["margin_rank", "binary_cross_entropy", "softmax"] = "margin_rank"
-    """`softmax` is that of stage 1 going on: what a curriculum is to be compared with."""
+    loss: Literal["margin_rank", "binary_cross_entropy"] = "margin_rank"
+    """Eq. 5 or eq. 4."""
     margin: Annotated[float, Field(gt=0, le=2)] = 0.1
-    """Of `margin_rank`. The paper has 0.1 to 0.2; what it must be depends on how far apart stage 1 left the cosines."""
+    """Margin of `margin_rank`; 0.1 to 0.2 in the paper. The best value depends on the spread of the cosines."""
     scale: Scale = 20.0
-    """Of `binary_cross_entropy` and `softmax`."""
+    """Scale of `binary_cross_entropy`."""
     negative_rank: Positive = 1
-    """Which document of the batch a query's negative is, by score from the highest: 1 is the hardest, as in the paper.
-    Where a batch holds several right answers to a query the first ones are no negatives, and a later one serves."""
+    """Rank of the negative among the other documents of the batch, by score; 1 is the hardest, as in the paper. A
+    higher rank helps where a batch has several relevant documents for a query."""
     negatives: Literal["all", "same_country"] = "all"
-    """Of which documents of the batch: of all, or of those of the searcher's country. A document or a query without a
-    country counts as of any."""
+    """Candidates for the negative: all documents of the batch, or those of the searcher's country. A missing country
+    matches every country."""
     unconverged: bool = False
-    """Start from a stage 1 that its `max_epochs` ended before `patience` did; refused otherwise."""
+    """Allow stage 2 after a stage 1 that `max_epochs` ended before `patience` did."""
 
     @model_validator(mode="after")
     def _check_rank(self) -> "Stage2":
         if self.negative_rank >= self.batch_size:
             raise ValueError(
-                f"negative_rank {self.negative_rank} must be less than batch_size {self.batch_size}: a query has one "
-                "negative less than its batch has documents"
+                f"negative_rank {self.negative_rank} must be less than batch_size {self.batch_size}: a query has "
+                "batch_size - 1 negatives"
             )
         return self
 
 
-class Evaluation(Table):
-    """From which grade on a judged document counts as relevant, in ROC AUC and in recall over the catalogue."""
+class Evaluation(Section):
+    """Lowest grade of a relevant document, in ROC AUC (`relevant_at`) and in recall over the catalogue."""
 
     relevant_at: float = 1.0
     recall_relevant_at: float | None = None
-    """`relevant_at` when not given."""
+    """`relevant_at` by default."""
 
 
-class Config(Table):
+class Config(Section):
     """Everything that defines a model and its training."""
 
     format: int = FORMAT
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 17
     dimension: Positive = 128
-    """D, the width of every channel vector and of both towers' embeddings."""
-    fusion: Literal["attention", "concat_mlp"] = "attention"
-    """How a tower makes one vector of its channels': weighed by attention (eq. 1), or put beside each other and through
-    a hidden layer, which has no weights that say what a channel counts for."""
+    """D, the width of the channel vectors and of the embeddings."""
     channels: dict[Annotated[str, Field(pattern="^[A-Za-z0-9_-]+$")], Channel]
     encoders: dict[Annotated[str, Field(pattern="^[A-Za-z0-9_-]+$")], Encoder] = {}
     tokenizer: Tokenizer = Tokenizer()
     clip_norm: Rate = 1.0
-    mixed_precision: bool | None = None
-    """Whether training computes the products inside the text encoders in bfloat16; None is where the GPU has units for
-    it. Weights, losses and all that is written or served are float32 in any case."""
     pseudo_queries: PseudoQueries = PseudoQueries()
     head: Head | None = None
-    """No head without this table."""
+    """No head by default."""
     blending: Blending = Blending()
     distillation: Distillation = Distillation()
     stage1: Stage1 = Stage1()
@@ -325,30 +319,25 @@ class Config(Table):
         return {name: channel for name, channel in self.channels.items() if channel.tower == tower}
 
     def text_channels(self, tower: str) -> dict[str, TextChannel]:
-        """Those of `tower_channels` that read a text through an encoder."""
+        """The channels of one tower that read a text through an encoder."""
         return {name: channel for name, channel in self.tower_channels(tower).items() if channel.kind == "text"}
 
-    def frozen_channels(self, tower: str) -> dict[str, Encoder]:
-        """Those of `text_channels` whose encoder does not learn, with it."""
-        encoders = {name: self.encoders[channel.encoder] for name, channel in self.text_channels(tower).items()}
-        return {name: encoder for name, encoder in encoders.items() if encoder.frozen}
-
     def longest_texts(self, tower: str) -> dict[str, int]:
-        """The most tokens that each encoder of one tower reads, over the channels that share it."""
+        """The largest `max_tokens` of each encoder of one tower, over the channels that share it."""
         longest: dict[str, int] = {}
         for channel in self.text_channels(tower).values():
             longest[channel.encoder] = max(channel.max_tokens, longest.get(channel.encoder, 0))
         return longest
 
     def groups(self, tower: Tower) -> dict[str, list[str]]:
-        """The channels of one tower by the group that gradient blending trains alone."""
+        """The channels of one tower by group of gradient blending."""
         groups: dict[str, list[str]] = {}
         for name, channel in self.tower_channels(tower).items():
             groups.setdefault(name if self.blending.by == "channel" else channel.modality, []).append(name)
         return groups
 
     def tower_inputs(self, tower: str) -> list[str]:
-        """The raw inputs of one tower: those fixed by the signatures first, then any other a channel reads."""
+        """The raw inputs of one tower: those of the fixed signature first, then other inputs of its channels."""
         fixed = {"query": QUERY_INPUTS, "document": (*TEXT_INPUTS, IMAGES)}[tower]
         return list(dict.fromkeys([*fixed, *(channel.input for channel in self.tower_channels(tower).values())]))
 
@@ -361,7 +350,7 @@ TOWERS: tuple[Tower, ...] = ("query", "document")
 QUERY_INPUTS = ("query", "country")
 TEXT_INPUTS = ("title", "description", "language", "country")
 IMAGES = "image_embeddings"
-"""The one input of the fixed signatures that is not a text: vectors, `[B, M, I]`."""
+"""The input of the fixed signatures that holds vectors `[batch, M, I]`."""
 
 
 def read_config(path: Path, overrides: list[str] | None = None) -> Config:

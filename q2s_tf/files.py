@@ -1,9 +1,12 @@
 """Files that are written whole or not at all."""
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from q2s_tf.errors import InputError
 
 
 @contextmanager
@@ -18,3 +21,18 @@ def atomic_write(path: Path) -> Iterator[Path]:
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def exclusive(path: Path, message: str) -> Iterator[None]:
+    """Holds an exclusive lock on the file `path`, which stays. It ends with the process that holds it.
+
+    Raises:
+        InputError: another process holds it; with this message.
+    """
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(message) from None
+        yield

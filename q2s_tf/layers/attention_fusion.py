@@ -1,51 +1,71 @@
-"""Late fusion of a tower's channels (Que2Search, eq. 1)."""
+"""Late fusion of the channels of a tower (Que2Search, eq. 1)."""
 
 from typing import Any
 
 import keras
 from keras import ops
 
-MISSING = -1e9
-"""Added to the logit of a missing channel: next to it, no other logit is seen and the weight is 0."""
+MASKED_LOGIT = -1e9
+"""Added to the logit of a missing channel. Its weight is then 0 in float32."""
 
 
+@keras.saving.register_keras_serializable(package="q2s_tf")
 class AttentionFusion(keras.layers.Layer):
-    """Weighs the channels of a tower by what all of them say together.
+    """Weights the channel vectors of a tower by a softmax over all of them.
 
-    For channel vectors φ₁ … φ_N in R^D, of which those that are missing count as 0,
+    For channel vectors φ₁ … φ_N in R^D, with missing ones set to 0:
 
         Φ = φ₁ ‖ … ‖ φ_N;   a = softmax(Φ W), W in R^{ND×N};   f = Σ aᵢ φᵢ
 
-    A missing channel has weight exactly 0 and the others share 1. A row with no channel at all has only zero weights
-    and f = 0.
+    The weight of a missing channel is exactly 0 and the other weights sum to 1. A row without any channel has zero
+    weights and f = 0. W is initialised to 0, which gives equal weights.
 
-    W starts at 0, that is with equal weights.
+    The softmax is computed in float32 under every dtype policy.
 
-    Source: Liu et al., Que2Search, KDD 2021, eq. 1. The mask is ours: the paper does not speak of missing channels.
+    Source: Liu et al., Que2Search, KDD 2021, eq. 1. The paper does not describe missing channels; the mask is an
+    addition.
     """
 
-    def build(self, channels_shape: tuple[Any, ...], present_shape: tuple[Any, ...]) -> None:
-        """Makes W for `channels_shape` = `[B, N, D]`, N > 1."""
-        _, number, dimension = channels_shape
-        if number == 1:
-            return  # nothing to weigh: the weight of the one channel is 1
-        self.kernel = self.add_weight(name="kernel", shape=(number * dimension, number), initializer="zeros")
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.supports_masking = True
 
-    def call(self, channels: Any, present: Any) -> tuple[Any, Any]:
+    def build(self, channels_shape: tuple[Any, ...]) -> None:
+        """Creates W for channels `[batch, N, D]`. One channel needs no weights."""
+        _, num_channels, dimension = channels_shape
+        self.kernel = None
+        if num_channels > 1:
+            shape = (num_channels * dimension, num_channels)
+            self.kernel = self.add_weight(name="kernel", shape=shape, initializer="zeros")
+
+    def call(self, channels: Any, mask: Any = None) -> tuple[Any, Any]:
         """Fuses channels.
 
         Args:
-            channels: `[B, N, D]`.
-            present: bool `[B, N]`, False where a channel is missing.
+            channels: channel vectors `[batch, N, D]`.
+            mask: bool `[batch, N]`, False where a channel is missing; None if no channel is missing.
 
         Returns:
-            f `[B, D]` and the weights a `[B, N]`.
+            f `[batch, D]` and the weights a `[batch, N]`.
         """
-        _, number, dimension = channels.shape
-        there = ops.cast(present, channels.dtype)
-        channels = channels * there[..., None]
-        weights = there
-        if number > 1:
-            logits = ops.matmul(ops.reshape(channels, (-1, number * dimension)), self.kernel)
-            weights = there * ops.softmax(logits + MISSING * (1 - there), axis=-1)
+        _, num_channels, dimension = channels.shape
+        if mask is None:
+            mask = ops.ones_like(channels[..., 0], dtype="bool")
+        present = ops.cast(mask, channels.dtype)
+        channels = channels * present[..., None]
+        weights = present
+        if self.kernel is not None:
+            logits = ops.matmul(ops.reshape(channels, (-1, num_channels * dimension)), self.kernel)
+            present = ops.cast(present, "float32")
+            weights = present * ops.softmax(ops.cast(logits, "float32") + MASKED_LOGIT * (1 - present), axis=-1)
+            weights = ops.cast(weights, channels.dtype)
         return ops.sum(weights[..., None] * channels, axis=1), weights
+
+    def compute_mask(self, channels: Any, mask: Any = None) -> tuple[None, None]:
+        """No mask: the channel axis is summed out."""
+        return None, None
+
+    def compute_output_shape(self, channels_shape: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """`[batch, D]` and `[batch, N]`."""
+        batch, num_channels, dimension = channels_shape
+        return (batch, dimension), (batch, num_channels)

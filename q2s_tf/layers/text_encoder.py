@@ -1,201 +1,215 @@
-"""A text through a transformer."""
+"""Transformer encoder of a text."""
 
 from typing import Any
 
 import keras
-import keras_hub
 import tensorflow as tf
-from keras import ops
 
-from q2s_tf.layers.token_rows import PackedRows, PaddedRows
+from q2s_tf.layers.token_layout import PackedTokens, PaddedTokens
 
-Rows = PackedRows | PaddedRows
+Layout = PackedTokens | PaddedTokens
+Weights = dict[str, keras.Variable]
 
 
+@keras.saving.register_keras_serializable(package="q2s_tf")
 class TextEncoder(keras.layers.Layer):
-    """One vector of a text from an XLM-R encoder (KerasHub's backbone): the last layer's of [CLS], or its mean.
+    """Encodes a text as one vector with the transformer of XLM-R: the last layer's [CLS], or the mean over the tokens.
 
-    BERT is the same computation with other constants, and its segment embedding added to those of the places: see
-    `q2s_tf.training.pretrained`, which copies the weights of either.
+    For token embeddings E, position embeddings P and num_layers layers with post-normalisation:
+
+        h₀ = LN(E[id] + P);   u = LN(h + MHA(h));   h' = LN(u + W₂ act(W₁ u + b₁) + b₂)
+
+    BERT is the same computation with other constants, if the embedding of its first segment is added to P. See
+    `q2s_tf.models.pretrained`, which copies the weights of either model.
+
+    In training the tokens are packed, so that padding costs little. Otherwise the computation has few ops: the products
+    of query, key and value are one, and with [CLS] pooling the last layer is computed for that token alone. Both give
+    the same vectors up to rounding.
+
+    Under a mixed dtype policy the matrix products have the compute dtype; normalisations, residual sums and softmaxes
+    are float32.
 
     Args:
         vocabulary_size: token ids run from 0 (padding) to `vocabulary_size` - 1.
-        max_tokens: the longest row.
-        num_layers, num_heads, hidden_dim, intermediate_dim, dropout: the geometry; Que2Search's query encoder is
-            2 layers, 4 heads, 128, 384, 0.1, its document encoder 6 layers.
-        pooling: "cls", the paper's, or "mean", over the tokens that are not padding.
-        activation: "gelu", x Φ(x), or "gelu_approximate", its form by tanh.
+        max_tokens: length of the longest row.
+        num_layers: number of layers; Que2Search has 2 for queries and 6 for documents.
+        num_heads: attention heads; 4 in the query encoder of Que2Search.
+        hidden_dim: H, width of the token vectors; 128 in the query encoder of Que2Search.
+        intermediate_dim: width of the feed-forward layer; 384 in the query encoder of Que2Search.
+        dropout: dropout rate; 0.1 in Que2Search.
+        pooling: "cls" as in the paper, or "mean" over the tokens that are not padding.
+        activation: "gelu", x Φ(x), or "gelu_approximate", its approximation by tanh.
         epsilon: ε of the layer normalisations.
 
-    Attributes:
-        training_dtype: what the products of training are computed in, "float32" or "bfloat16". The weights, the
-            residual sums, normalisations and softmaxes are float32, and so is everything outside of training.
+    Source: Conneau et al., XLM-R, 2019; Devlin et al., BERT, 2018.
     """
 
     def __init__(
         self,
         vocabulary_size: int,
         max_tokens: int,
-        num_layers: int,
-        num_heads: int,
-        hidden_dim: int,
-        intermediate_dim: int,
-        dropout: float,
+        num_layers: int = 2,
+        num_heads: int = 4,
+        hidden_dim: int = 128,
+        intermediate_dim: int = 384,
+        dropout: float = 0.1,
         pooling: str = "cls",
         activation: str = "gelu",
         epsilon: float = 1e-5,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.geometry = {
-            "vocabulary_size": vocabulary_size,
-            "num_layers": num_layers,
-            "num_heads": num_heads,
-            "hidden_dim": hidden_dim,
-            "intermediate_dim": intermediate_dim,
-            "dropout": dropout,
-        }
+        if hidden_dim % num_heads:
+            raise ValueError(f"hidden_dim must be a multiple of num_heads; got {hidden_dim} and {num_heads}")
+        if pooling not in ("cls", "mean"):
+            raise ValueError(f'pooling must be "cls" or "mean"; got {pooling!r}')
+        if activation not in ("gelu", "gelu_approximate"):
+            raise ValueError(f'activation must be "gelu" or "gelu_approximate"; got {activation!r}')
+        self.vocabulary_size = vocabulary_size
         self.max_tokens = max_tokens
+        self.num_layers = num_layers
+        self.num_heads = num_heads
+        self.hidden_dim = hidden_dim
+        self.intermediate_dim = intermediate_dim
+        self.dropout = dropout
         self.pooling = pooling
         self.activation = activation
         self.epsilon = epsilon
-        self.training_dtype = "float32"
-        self.backbone = keras_hub.models.XLMRobertaBackbone(
-            **self.geometry, max_sequence_length=max_tokens, name="backbone"
-        )
+        self.supports_jit = False  # the packed layout of training has ops of dynamic output size
+        self._dropout = keras.layers.Dropout(dropout, dtype="float32", name="dropout")
+
+    def build(self, ids_shape: tuple[Any, ...]) -> None:
+        """Creates the embedding tables and the weights of every layer."""
+        width, inner = self.hidden_dim, self.intermediate_dim
+        self.embeddings: Weights = {
+            "token_table": self._weight("token_table", (self.vocabulary_size, width)),
+            "position_table": self._weight("position_table", (self.max_tokens, width)),
+            **self._normalisation("embedding"),
+        }
+        self.blocks: list[Weights] = [
+            {
+                **self._dense(f"layer_{number}_qkv", "qkv", width, 3 * width),
+                **self._dense(f"layer_{number}_attention", "attention", width, width),
+                **self._normalisation(f"layer_{number}_attention", "attention_"),
+                **self._dense(f"layer_{number}_inner", "inner", width, inner),
+                **self._dense(f"layer_{number}_outer", "outer", inner, width),
+                **self._normalisation(f"layer_{number}_output", "output_"),
+            }
+            for number in range(self.num_layers)
+        ]
 
     def call(self, ids: Any, training: bool | None = None) -> Any:
-        """Encodes int32 token ids `[B, L]` (0 = padding) to `[B, hidden_dim]`.
+        """Encodes int32 token ids `[batch, L]`, where 0 is padding, as `[batch, H]`.
 
-        It is what `self.backbone` computes, with its weights, at less cost: products of two matrices where the backbone
-        multiplies batch by batch, and for [CLS] only that token in the last layer. In training padding costs next to
-        nothing; else there are few ops. A text of padding alone gives 0 in training and as its mean, and nothing of
-        meaning for [CLS] otherwise.
+        A row of padding gives 0 in training and with mean pooling. With [CLS] pooling its vector has no meaning
+        otherwise; mask it.
         """
-        rows = PackedRows(ids) if training else PaddedRows(ids)
-        dtype = self.training_dtype if training else "float32"
-        hidden = self._embed(rows, training)
-        layers = list(self.backbone.transformer_layers)
-        last = layers.pop() if self.pooling == "cls" else None
-        for layer in layers:
-            attended = _attend(layer._self_attention_layer, rows, tf.cast(hidden, dtype), training)
-            hidden = self._transform(layer, hidden, attended, training)
-        if last is None:
-            return rows.unpack(rows.mean(hidden))
-        first = rows.first(hidden)
-        tokens, asking = tf.cast(hidden, dtype), tf.cast(first, dtype)
-        attended = _attend_from_first(last._self_attention_layer, rows, tokens, asking, training)
-        return rows.unpack(self._transform(last, first, attended, training))
+        ids = tf.cast(ids, tf.int32)
+        tokens: Layout = PackedTokens(ids) if training else PaddedTokens(ids)
+        table, positions = self.embeddings["token_table"].value, self.embeddings["position_table"].value
+        hidden = self._drop(self._normalise(tokens.embed(table, positions), self.embeddings), training)
+        blocks = self.blocks if self.pooling == "mean" else self.blocks[:-1]
+        for weights in blocks:
+            hidden = self._transform(weights, hidden, self._attend(weights, tokens, hidden, training), training)
+        if self.pooling == "mean":
+            pooled = tokens.mean(hidden)
+        else:
+            first, weights = tokens.first(hidden), self.blocks[-1]
+            attended = self._attend_from_first(weights, tokens, hidden, first, training)
+            pooled = self._transform(weights, first, attended, training)
+        return tf.cast(tokens.restore(pooled), self.compute_dtype)
 
-    def _embed(self, rows: Rows, training: bool | None) -> Any:
-        """Tokens and their places, normalised: `[T, H]`."""
-        embeddings = self.backbone.embeddings
-        tokens, places = embeddings.token_embedding.embeddings, embeddings.position_embedding.position_embeddings
-        hidden = _normalise(self.backbone.embeddings_layer_norm, rows.embed(tokens.value, places.value), self.epsilon)
-        return self.backbone.embeddings_dropout(hidden, training=training)
+    def _attend(self, weights: Weights, tokens: Layout, hidden: Any, training: bool | None) -> Any:
+        """Multi-head attention of tokens `[T, H]` over the tokens of their texts: `[T, H]`."""
+        heads, width = self.num_heads, self.hidden_dim // self.num_heads
+        projected = self._product(hidden, *self._scaled_qkv(weights))
+        groups = zip(tokens.pad(projected, [3, heads, width]), tokens.biases, strict=True)
+        mixed = [self._mix(*_unstack(group, 3), bias, training) for group, bias in groups]
+        packed = tokens.pack([tf.transpose(group, [0, 2, 1, 3]) for group in mixed], heads * width)
+        return self._product(packed, weights["attention_kernel"], weights["attention_bias"])
 
-    def _transform(self, layer: Any, tokens: Any, attended: Any, training: bool | None) -> Any:
-        """What follows the attention in a transformer layer, for tokens `[T, H]` and what they attended to `[T, H]`.
+    def _attend_from_first(
+        self, weights: Weights, tokens: Layout, hidden: Any, first: Any, training: bool | None
+    ) -> Any:
+        """Multi-head attention of the first token of each text `[R, H]` over all its tokens `[T, H]`: `[R, H]`."""
+        heads, width, size = self.num_heads, self.hidden_dim // self.num_heads, self.hidden_dim
+        kernel, bias = self._scaled_qkv(weights)
+        queries = tokens.split(self._product(first, kernel[:, :size], bias[:size]))
+        pairs = tokens.pad(self._product(hidden, kernel[:, size:], bias[size:]), [2, heads, width])
+        mixed = [
+            self._mix(tf.reshape(query, [-1, heads, 1, width]), *_unstack(pair, 2), bias, training)
+            for query, pair, bias in zip(queries, pairs, tokens.biases, strict=True)
+        ]
+        packed = tf.concat([tf.reshape(group, [-1, heads * width]) for group in mixed], 0)
+        return self._product(packed, weights["attention_kernel"], weights["attention_bias"])
 
-        Tokens are float32, and the products of the dtype of `attended`.
-        """
-        dropped = layer._self_attention_dropout(tf.cast(attended, tokens.dtype), training=training)
-        tokens = _normalise(layer._self_attention_layer_norm, tokens + dropped, self.epsilon)
-        inner, outer = layer._feedforward_intermediate_dense, layer._feedforward_output_dense
-        activate = _gelu if self.activation == "gelu" else _gelu_approximate
-        hidden = activate(_product(tf.cast(tokens, attended.dtype), inner.kernel, inner.bias))
-        forward = tf.cast(_product(hidden, outer.kernel, outer.bias), tokens.dtype)
-        forward = layer._feedforward_dropout(forward, training=training)
-        return _normalise(layer._feedforward_layer_norm, tokens + forward, self.epsilon)
+    def _scaled_qkv(self, weights: Weights) -> tuple[Any, Any]:
+        """Kernel `[H, 3H]` and bias `[3H]` of query, key and value; queries are divided by √(H / num_heads)."""
+        scale = (self.hidden_dim // self.num_heads) ** -0.5
+        scales = tf.constant([scale] * self.hidden_dim + [1.0] * (2 * self.hidden_dim))
+        return weights["qkv_kernel"].value * scales, weights["qkv_bias"].value * scales
+
+    def _mix(self, query: Any, key: Any, value: Any, bias: Any, training: bool | None) -> Any:
+        """softmax(q kᵀ + bias) v for each head: `[n, heads, m, width]`, for m queries and l keys and values."""
+        scores = tf.cast(tf.matmul(query, key, transpose_b=True), bias.dtype)
+        attention = self._drop(tf.nn.softmax(scores + bias), training)
+        return tf.matmul(tf.cast(attention, value.dtype), value)
+
+    def _transform(self, weights: Weights, tokens: Any, attended: Any, training: bool | None) -> Any:
+        """The part of a layer after attention, for tokens `[T, H]` and their attention outputs `[T, H]`."""
+        attended = self._drop(tf.cast(attended, tf.float32), training)
+        tokens = self._normalise(tokens + attended, weights, "attention_")
+        hidden = self._activate(self._product(tokens, weights["inner_kernel"], weights["inner_bias"]))
+        output = tf.cast(self._product(hidden, weights["outer_kernel"], weights["outer_bias"]), tf.float32)
+        return self._normalise(tokens + self._drop(output, training), weights, "output_")
+
+    def _drop(self, values: Any, training: bool | None) -> Any:
+        return self._dropout(values, training=training) if training else values
+
+    def _product(self, rows: Any, kernel: Any, bias: Any) -> Any:
+        """X W + b in the compute dtype, for rows `[T, I]`."""
+        rows, kernel, bias = (tf.cast(part, self.compute_dtype) for part in (rows, kernel, bias))
+        return tf.nn.bias_add(tf.matmul(rows, kernel), bias)
+
+    def _activate(self, values: Any) -> Any:
+        if self.activation == "gelu_approximate":
+            return tf.nn.gelu(values, approximate=True)
+        return values * (0.5 * tf.math.erfc(-(0.5**0.5) * values))  # fewer ops than tf.nn.gelu
+
+    def _normalise(self, values: Any, weights: Weights, prefix: str = "") -> Any:
+        """(x - mean) / √(variance + ε) · γ + β over the last axis, in fewer ops than a layer of Keras."""
+        centred = values - tf.reduce_mean(values, axis=-1, keepdims=True)
+        variance = tf.reduce_mean(tf.square(centred), axis=-1, keepdims=True)
+        scaled = centred * tf.math.rsqrt(variance + self.epsilon) * weights[f"{prefix}gamma"].value
+        return tf.nn.bias_add(scaled, weights[f"{prefix}beta"].value)
+
+    def _weight(self, name: str, shape: tuple[int, ...], initializer: Any = None) -> keras.Variable:
+        initializer = initializer or keras.initializers.TruncatedNormal(stddev=0.02)
+        return self.add_weight(name=name, shape=shape, initializer=initializer, autocast=False)
+
+    def _dense(self, name: str, key: str, inputs: int, outputs: int) -> Weights:
+        return {
+            f"{key}_kernel": self._weight(f"{name}_kernel", (inputs, outputs)),
+            f"{key}_bias": self._weight(f"{name}_bias", (outputs,), "zeros"),
+        }
+
+    def _normalisation(self, name: str, prefix: str = "") -> Weights:
+        return {
+            f"{prefix}gamma": self._weight(f"{name}_gamma", (self.hidden_dim,), "ones"),
+            f"{prefix}beta": self._weight(f"{name}_beta", (self.hidden_dim,), "zeros"),
+        }
 
     def compute_output_shape(self, ids_shape: tuple[Any, ...]) -> tuple[Any, ...]:
-        """`[B, hidden_dim]`."""
-        return (ids_shape[0], self.geometry["hidden_dim"])
+        """`[batch, H]`."""
+        return (ids_shape[0], self.hidden_dim)
 
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments."""
-        constants = {"pooling": self.pooling, "activation": self.activation, "epsilon": self.epsilon}
-        return {**super().get_config(), **self.geometry, "max_tokens": self.max_tokens, **constants}
+        names = ("vocabulary_size", "max_tokens", "num_layers", "num_heads", "hidden_dim", "intermediate_dim")
+        names += ("dropout", "pooling", "activation", "epsilon")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 
-def _attend(attention: Any, rows: Rows, tokens: Any, training: bool | None) -> Any:
-    """Multi-head attention of tokens `[T, H]` among those of their text: `[T, H]`."""
-    heads, width = attention._num_heads, attention._key_dim
-    projected = _project(tokens, [_query(attention), _key(attention), _value(attention)])
-    groups = zip(rows.spread(projected, [3, heads, width]), rows.biases, strict=True)
-    mixed = [_mix(attention, _unstack(group), bias, training) for group, bias in groups]
-    return _merge(attention, rows.collect([ops.swapaxes(each, 1, 2) for each in mixed], heads * width))
-
-
-def _attend_from_first(attention: Any, rows: Rows, tokens: Any, first: Any, training: bool | None) -> Any:
-    """Multi-head attention of one token a text, `[R, H]`, among all tokens `[T, H]` of it: `[R, H]`."""
-    heads, width = attention._num_heads, attention._key_dim
-    queries = rows.split(_project(first, [_query(attention)]))
-    pairs = rows.spread(_project(tokens, [_key(attention), _value(attention)]), [2, heads, width])
-    mixed = [
-        _mix(attention, [tf.reshape(query, [-1, heads, 1, width]), *_unstack(pair)], bias, training)
-        for query, pair, bias in zip(queries, pairs, rows.biases, strict=True)
-    ]
-    return _merge(attention, tf.concat([tf.reshape(each, [-1, heads * width]) for each in mixed], 0))
-
-
-def _mix(attention: Any, projections: list[Any], bias: Any, training: bool | None) -> Any:
-    """softmax(q kᵀ + bias) v of every head: `[n, heads, m, width]` for q of this shape, k and v of l tokens."""
-    query, key, value = projections
-    scores = tf.cast(tf.matmul(query, key, transpose_b=True), bias.dtype)
-    weights = attention._dropout_layer(tf.nn.softmax(scores + bias), training=training)
-    return tf.matmul(tf.cast(weights, value.dtype), value)
-
-
-def _merge(attention: Any, mixed: Any) -> Any:
-    """The output projection of the heads, which stand beside each other: `[T, heads * width]` to `[T, H]`."""
-    dense = attention._output_dense
-    return _product(mixed, ops.reshape(dense.kernel, (mixed.shape[-1], -1)), dense.bias)
-
-
-def _query(attention: Any) -> tuple[Any, Any]:
-    """Kernel `[H, heads, width]` and bias of the queries, which divide them by √width: the scale of the scores."""
-    scale = attention._key_dim**-0.5
-    return attention._query_dense.kernel * scale, attention._query_dense.bias * scale
-
-
-def _key(attention: Any) -> tuple[Any, Any]:
-    return attention._key_dense.kernel, attention._key_dense.bias
-
-
-def _value(attention: Any) -> tuple[Any, Any]:
-    return attention._value_dense.kernel, attention._value_dense.bias
-
-
-def _project(tokens: Any, projections: list[tuple[Any, Any]]) -> Any:
-    """Projections of tokens `[T, H]` beside each other, all in one product: `[T, projections * heads * width]`."""
-    kernel = ops.concatenate([ops.reshape(kernel, (kernel.shape[0], -1)) for kernel, _ in projections], axis=1)
-    bias = ops.concatenate([ops.reshape(bias, (-1,)) for _, bias in projections])
-    return _product(tokens, kernel, bias)
-
-
-def _unstack(projected: Any) -> list[Any]:
-    """The projections `[n, l, projections, heads, width]` of texts, one by one: each `[n, heads, l, width]`."""
-    return tf.unstack(tf.transpose(projected, [2, 0, 3, 1, 4]), projected.shape[2])
-
-
-def _product(tokens: Any, kernel: Any, bias: Any) -> Any:
-    """A dense layer without activation, x W + b, for `[T, I]`, computed in the dtype of the tokens."""
-    return tf.nn.bias_add(tf.matmul(tokens, tf.cast(kernel, tokens.dtype)), tf.cast(bias, tokens.dtype))
-
-
-def _gelu(tokens: Any) -> Any:
-    """GELU, x Φ(x), by the error function."""
-    return tokens * (0.5 * tf.math.erfc(-(0.5**0.5) * tokens))
-
-
-def _gelu_approximate(tokens: Any) -> Any:
-    """GELU by tanh, as BERT was first trained."""
-    return tf.nn.gelu(tokens, approximate=True)
-
-
-def _normalise(layer: Any, tokens: Any, epsilon: float) -> Any:
-    """Layer normalisation (x - mean) / √(variance + ε) · γ + β over the last axis, in fewer ops than `layer` takes."""
-    centred = tokens - ops.mean(tokens, axis=-1, keepdims=True)
-    variance = ops.mean(ops.square(centred), axis=-1, keepdims=True)
-    return tf.nn.bias_add(centred * ops.rsqrt(variance + epsilon) * layer.gamma, layer.beta)
+def _unstack(projected: Any, count: int) -> list[Any]:
+    """Projections `[n, l, count, heads, width]` of texts one by one: `count` tensors `[n, heads, l, width]`."""
+    return tf.unstack(tf.transpose(projected, [2, 0, 3, 1, 4]), count)

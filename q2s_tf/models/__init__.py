@@ -1,58 +1,42 @@
-"""The two towers: from raw inputs to unit vectors, and back from a run directory."""
+"""The two towers as Keras models, and the run directory they are stored in."""
 
-from q2s_tf.models.embedding import (
-    embed_catalogue,
-    embed_documents,
-    order_by_length,
-    predict_documents,
-    read_ids,
-    unique_ids,
-)
-from q2s_tf.models.encoders import (
-    EncoderParts,
-    aligned_projection,
-    build_encoder,
-    build_text_encoder,
-    encoded_input,
-    split_encoder,
-)
-from q2s_tf.models.preprocessing import Preprocessor
-from q2s_tf.models.run import (
-    OWN_TOKENIZER,
+from q2s_tf.models.encoding import embed_catalogue, read_ids, unique_ids
+from q2s_tf.models.plain_data import encode, order_by_length
+from q2s_tf.models.pretrained import copy_weights, fill_encoders, load_pretrained, merge_encoder, read_preset
+from q2s_tf.models.run_directory import (
+    ENCODER_TOKENIZER,
+    RUN_TOKENIZER,
     STAGE_WEIGHTS,
     load,
     load_weights,
-    pretrained_tokenizer,
     read_run_config,
     read_tokenizers,
     save_weights,
 )
-from q2s_tf.models.towers import Column, Tower, Towers, build_towers
+from q2s_tf.models.towers import Tower, Towers, aligned_projection, build_text_encoder, build_towers
 
 __all__ = [
-    "OWN_TOKENIZER",
+    "ENCODER_TOKENIZER",
+    "RUN_TOKENIZER",
     "STAGE_WEIGHTS",
-    "Column",
-    "EncoderParts",
-    "Preprocessor",
     "Tower",
     "Towers",
     "aligned_projection",
-    "build_encoder",
     "build_text_encoder",
     "build_towers",
+    "copy_weights",
     "embed_catalogue",
-    "embed_documents",
-    "encoded_input",
+    "encode",
+    "fill_encoders",
     "load",
+    "load_pretrained",
     "load_weights",
+    "merge_encoder",
     "order_by_length",
-    "predict_documents",
-    "pretrained_tokenizer",
     "read_ids",
+    "read_preset",
     "read_run_config",
     "read_tokenizers",
     "save_weights",
-    "split_encoder",
     "unique_ids",
 ]

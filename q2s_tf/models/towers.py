@@ -1,165 +1,337 @@
-"""The trained pair of towers, as Keras models that take raw inputs."""
+"""The query tower and the document tower as Keras models."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+from keras import ops
 
-from q2s_tf.config import Config
+from q2s_tf.config import IMAGES, Channel, Config, Encoder
 from q2s_tf.errors import InputError
-from q2s_tf.models.encoders import build_encoder
-from q2s_tf.models.preprocessing import Preprocessor
-from q2s_tf.text import PretrainedTokenizer, Tokenizer
+from q2s_tf.layers import (
+    AttentionFusion,
+    CategoryIds,
+    DeepSets,
+    TextEncoder,
+    TextNormalization,
+    TokenIds,
+    TrigramEmbedding,
+    TrigramIds,
+    VectorSet,
+)
+from q2s_tf.models.plain_data import as_columns, encode, text_tensor, vector_tensor
 
-Column = Sequence[Any] | np.ndarray
-"""One value a row."""
-
-PretrainedTokenizers = Mapping[str, PretrainedTokenizer] | None
+ALIGNED_SEED = 3
+"""Seed of every `aligned_projection`, independent of the seed of the run."""
 
 
+def aligned_projection() -> keras.initializers.Initializer:
+    """Initializer of the projection of a pretrained encoder: orthogonal, and the same in both towers.
+
+    The cosines of the encoder's vectors are kept if D is at least their width, and approximately otherwise.
+    """
+    return keras.initializers.Orthogonal(seed=ALIGNED_SEED)
+
+
+def build_text_encoder(settings: Encoder, vocabulary_size: int, max_tokens: int, **kwargs: Any) -> TextEncoder:
+    """The layer of a table under `encoders`, with new weights."""
+    geometry = settings.model_dump(include={"num_layers", "num_heads", "hidden_dim", "intermediate_dim", "dropout"})
+    constants = settings.pretrained.model_dump(include={"activation", "epsilon"}) if settings.pretrained else {}
+    encoder = TextEncoder(vocabulary_size, max_tokens, pooling=settings.pooling, **geometry, **constants, **kwargs)
+    encoder.trainable = settings.trainable
+    return encoder
+
+
+@keras.saving.register_keras_serializable(package="q2s_tf")
 class Tower(keras.Model):
-    """One tower, from raw inputs to `{"embedding": [B, D], "channel_weights": [B, N]}`.
+    """One tower: a functional model from raw inputs to a unit vector.
+
+    Each channel i becomes a vector φᵢ in R^D: 3-grams by `TrigramEmbedding`, a category by `keras.layers.Embedding`, a
+    text by `TextEncoder` and a projection, image vectors by `DeepSets`. `AttentionFusion` (eq. 1) combines them to f,
+    and the embedding is f / |f|, or 0 for a row without any channel.
+
+    A missing input is "" or an empty set of vectors; its channel is masked. `towers.query` has the inputs `query` and
+    `country`; `towers.document` has `title`, `description`, `language`, `country` (strings `[batch]`) and
+    `image_embeddings` (float `[batch, M, I]`, vectors of zeros are padding), and both have every other input of a
+    channel. `as_inputs` makes these of lists, data frames and tables with missing values.
+
+    The outputs are `embedding` `[batch, D]` and `channel_weights` `[batch, N]`, in the order of `channel_names`, in
+    float32 under every dtype policy.
 
     Args:
-        config: the channels of both towers.
-        name: "query" or "document".
-        tokenizer: for the text channels.
-        pretrained: tokenizers of the encoders that have their own, by encoder.
+        config: a `Config` or its dict.
+        side: "query" or "document".
+        vocabulary_sizes: number of token ids of each text encoder, by encoder.
+        tokenizers: serialised tokenizer of each text encoder, by encoder; None if the assets of a `.keras` file follow.
 
     Attributes:
-        preprocessor: raw inputs to channel inputs, graph ops.
-        encoder: channel inputs to the embedding, a functional model.
-        config, dimension: the config, and its D.
-        channels: names of the channels, in the order of `channel_weights`.
+        channel_names: names of the channels.
+        preprocessor: model from raw inputs to channel inputs: ids `[batch, L]` or vectors `[batch, M, I]`, by channel.
+        text_encoders: `TextEncoder` by encoder.
+        channel_layers: the last layer of each channel, whose output is φᵢ, by channel.
+        fusion: the `AttentionFusion`.
     """
 
-    def __init__(self, config: Config, name: str, tokenizer: Tokenizer, pretrained: PretrainedTokenizers = None):
-        super().__init__(name=f"{name}_tower")
-        self.preprocessor = Preprocessor(config, name, tokenizer, pretrained)
-        sizes = {encoder: (pretrained or {}).get(encoder, tokenizer).vocabulary_size for encoder in config.encoders}
-        self.encoder = build_encoder(config, name, sizes)
-        self.config, self.dimension = config, config.dimension
-        self.channels = list(config.tower_channels(name))
-        self.required = {channel.input for channel in config.tower_channels(name).values()}
-        self.built = True
-        self._forward = tf.function(
-            lambda inputs: self.encoder(self.preprocessor(inputs), training=False),
-            input_signature=[self.preprocessor.signature()],
-            autograph=False,
-        )
+    def __init__(
+        self,
+        config: Config | Mapping[str, Any],
+        side: str,
+        vocabulary_sizes: Mapping[str, int],
+        tokenizers: Mapping[str, bytes] | None = None,
+        dtype: Any = None,
+        **kwargs: Any,
+    ):
+        config = config if isinstance(config, Config) else Config.model_validate(config)
+        policy = keras.config.dtype_policy() if dtype is None else keras.dtype_policies.get(dtype)
+        raw_inputs = _raw_inputs(config, side)
+        self.config, self.side, self.vocabulary_sizes, self.policy = config, side, dict(vocabulary_sizes), policy
+        self.channels: dict[str, Channel] = config.tower_channels(side)
+        self.channel_names = list(self.channels)
+        self.token_layers = {
+            name: _token_layer(config.encoders[name], (tokenizers or {}).get(name), f"{name}_tokens")
+            for name in config.longest_texts(side)
+        }
+        self.preprocessor = self._build_preprocessor(raw_inputs)
+        self.text_encoders = {
+            name: build_text_encoder(
+                config.encoders[name], vocabulary_sizes[name], length, dtype=policy, name=f"{name}_text_encoder"
+            )
+            for name, length in config.longest_texts(side).items()
+        }
+        self.channel_layers = {
+            name: self._channel_layer(channel, dtype=policy, name=f"{name}_vector")
+            for name, channel in self.channels.items()
+        }
+        self.fusion = AttentionFusion(dtype="float32", name="fusion")
+        self.normalization = keras.layers.UnitNormalization(dtype="float32", name="embedding")
+        embedding, weights = self.fuse(*self.encode_channels(self.preprocessor(raw_inputs)))
+        outputs = {"embedding": embedding, "channel_weights": weights}
+        super().__init__(raw_inputs, outputs, **{"name": f"{side}_tower", **kwargs})
 
-    def call(self, inputs: dict[str, tf.Tensor], training: bool | None = None) -> dict[str, tf.Tensor]:
-        """Embeds a batch of tensors; see `Preprocessor` for their shapes."""
-        return self.encoder(self.preprocessor(inputs), training=training)
-
-    def predict(self, inputs: Mapping[str, Column], batch_size: int = 256) -> dict[str, np.ndarray]:
-        """Embeds rows given as plain Python lists or arrays.
+    def encode_channels(self, inputs: Mapping[str, Any], training: bool | None = None) -> tuple[Any, Any]:
+        """Channel vectors of preprocessed inputs.
 
         Args:
-            inputs: a column of B values by input name, for example `{"query": ["red sofa"], "country": ["US"]}`. A
-                column that is left out, None and "" are missing. `image_embeddings` is a list of lists of vectors.
-            batch_size: rows at a time; it changes the speed, not the result.
+            inputs: outputs of `preprocessor`. `precomputed_input(channel)` replaces the output of the text encoder of a
+                channel, `[batch, H]`.
+            training: whether dropout is active.
 
         Returns:
-            `embedding` float32 `[B, D]` of unit length and `channel_weights` float32 `[B, N]`, whose rows sum to 1.
+            φ `[batch, N, D]`, and bool `[batch, N]`, False where a channel is missing.
+        """
+        vectors, masks = [], []
+        for name, channel in self.channels.items():
+            values = inputs[name]
+            masks.append(ops.any(values != 0, axis=tuple(range(1, len(values.shape)))))
+            layer = self.channel_layers[name]
+            if channel.kind == "text":
+                encoded = inputs.get(precomputed_input(name))
+                if encoded is None:
+                    encoded = self.text_encoders[channel.encoder](values, training=training)
+                vectors.append(layer(encoded))
+            elif channel.kind == "categorical":
+                vectors.append(layer(values[:, 0]))
+            else:
+                vectors.append(layer(values, training=training))
+        return ops.stack(vectors, axis=1), ops.stack(masks, axis=1)
+
+    def fuse(self, vectors: Any, mask: Any) -> tuple[Any, Any]:
+        """The embedding `[batch, D]` and the channel weights `[batch, N]` of channel vectors and their mask."""
+        fused, weights = self.fusion(vectors, mask=mask)
+        return self.normalization(fused), weights
+
+    def as_inputs(self, data: Any) -> dict[str, tf.Tensor]:
+        """Inputs of the model from plain data, for `predict` or `tf.data`.
+
+        Args:
+            data: a dict of columns; a DataFrame or an Arrow table with the inputs of the tower among its columns; or
+                one column of queries or titles. Missing columns, None and NaN are missing inputs.
+
+        Returns:
+            Tensors of all inputs: strings `[rows]`, vectors float32 `[rows, M, I]`.
 
         Raises:
-            InputError: an unknown or missing column, columns of different lengths, vectors of another dimension.
+            InputError: an unknown or missing column, columns of different lengths, a value of the wrong type.
         """
-        columns = self._check(inputs)
+        read = [name for name in self.input if name in {channel.input for channel in self.channels.values()}]
+        columns = as_columns(data, read[0], list(self.input), self.name)
+        if not set(columns) & set(read):
+            raise InputError(f"{self.name}: no input of any channel; the channels read {', '.join(sorted(read))}")
         rows = len(next(iter(columns.values())))
-        batches = [
-            self._forward(self.tensors({name: column[start : start + batch_size] for name, column in columns.items()}))
-            for start in range(0, max(rows, 1), batch_size)
-        ]
-        return {key: np.concatenate([batch[key].numpy() for batch in batches]) for key in batches[0]}
+        return {
+            name: text_tensor(name, columns.get(name, [None] * rows))
+            if tensor.dtype == "string"
+            else vector_tensor(name, columns.get(name, [None] * rows), tensor.shape[2])
+            for name, tensor in self.input.items()
+        }
 
-    def tensors(self, columns: Mapping[str, Column]) -> dict[str, tf.Tensor]:
-        """Plain columns as the tensors the tower takes: missing columns and None become "" or no vectors."""
-        rows = len(next(iter(columns.values())))
-        tensors = {}
-        for name, spec in self.preprocessor.signature().items():
-            column = columns.get(name)
-            if spec.dtype == tf.string:
-                values = [None] * rows if column is None else column
-                texts = [_text(name, row, value) for row, value in enumerate(values)]
-                tensors[name] = tf.constant(texts, tf.string, shape=[rows])
+    def signature(self) -> dict[str, tf.TensorSpec]:
+        """Specs of the raw inputs, for graph functions and `tf.data`."""
+        return {name: tf.TensorSpec(x.shape, x.dtype, name=name) for name, x in self.input.items()}
+
+    def get_config(self) -> dict[str, Any]:
+        """Constructor arguments, without the tokenizers."""
+        return {
+            "config": self.config.model_dump(mode="json", exclude_none=True),
+            "side": self.side,
+            "vocabulary_sizes": self.vocabulary_sizes,
+            "dtype": keras.saving.serialize_keras_object(self.policy),
+            "name": self.name,
+            "trainable": self.trainable,
+        }
+
+    def _build_preprocessor(self, raw_inputs: dict[str, Any]) -> keras.Model:
+        layers: dict[Any, Any] = {}
+
+        def normalised(name: str, decode_only: bool) -> Any:
+            if (name, decode_only) not in layers:
+                suffix = "decoded" if decode_only else "normalised"
+                layer = TextNormalization(decode_only, dtype="float32", name=f"{name}_{suffix}")
+                layers[name, decode_only] = layer(raw_inputs[name])
+            return layers[name, decode_only]
+
+        outputs = {}
+        for name, channel in self.channels.items():
+            options = {"dtype": "float32", "name": f"{name}_{'set' if channel.kind == 'vectors' else 'ids'}"}
+            if channel.kind == "vectors":
+                vectors = VectorSet(channel.dimension, channel.max_vectors, **options)
+                outputs[name] = vectors(raw_inputs[channel.input])
+            elif channel.kind == "text":
+                text = normalised(channel.input, self.config.encoders[channel.encoder].pretrained is not None)
+                outputs[name] = self.token_layers[channel.encoder](text, max_tokens=channel.max_tokens)
+            elif channel.kind == "trigrams":
+                trigrams = TrigramIds(channel.buckets, channel.max_trigrams, **options)
+                outputs[name] = trigrams(normalised(channel.input, False))
             else:
-                sets = [()] * rows if column is None else column
-                tensors[name] = tf.constant(_pad_vectors(name, sets, spec.shape[2]))
-        return tensors
+                outputs[name] = CategoryIds(channel.values, **options)(normalised(channel.input, False))
+        return keras.Model(raw_inputs, outputs, name="preprocessor")
 
-    def _check(self, inputs: Mapping[str, Column]) -> Mapping[str, Column]:
-        known = list(self.preprocessor.inputs)
-        unknown = [name for name in inputs if name not in known]
-        if unknown:
-            raise InputError(f"{self.name}: unknown input {', '.join(unknown)}; it takes {', '.join(known)}")
-        if not self.required & set(inputs):
-            raise InputError(
-                f"{self.name}: no input for any of its channels; it reads {', '.join(sorted(self.required))}"
-            )
-        for name, column in inputs.items():
-            if isinstance(column, str | bytes):
-                raise InputError(f"{self.name}: '{name}' must be a list of values, one a row; got one text: {column!r}")
-        lengths = {name: len(column) for name, column in inputs.items()}
-        if len(set(lengths.values())) > 1:
-            raise InputError(f"{self.name}: every input needs the same number of rows; got {lengths}")
-        return inputs
+    def _channel_layer(self, channel: Channel, **options: Any) -> keras.layers.Layer:
+        """The layer whose output is the vector of a channel, `[batch, D]`."""
+        dimension = self.config.dimension
+        if channel.kind == "trigrams":
+            return TrigramEmbedding(channel.buckets, dimension, **options)
+        if channel.kind == "vectors":
+            return DeepSets(channel.hidden_dim, dimension, **options)
+        # Zeros for categories and for encoders from scratch: an untrained transformer gives nearly the same vector for
+        # every text, which would dominate the sum of the channels, and training did not recover from that.
+        if channel.kind == "categorical":
+            return keras.layers.Embedding(len(channel.values) + 1, dimension, "zeros", **options)
+        pretrained = self.config.encoders[channel.encoder].pretrained
+        initializer = aligned_projection() if pretrained else "zeros"
+        return keras.layers.Dense(dimension, kernel_initializer=initializer, **options)
 
 
+def precomputed_input(channel: str) -> str:
+    """Key of the precomputed output of the text encoder of a channel. No channel can have this name."""
+    return f"{channel}.precomputed"
+
+
+@keras.saving.register_keras_serializable(package="q2s_tf")
 class Towers(keras.Model):
-    """Both towers of one run, `query` and `document` (each a `Tower`), and the `config` they come from."""
+    """Both towers of one run.
 
-    def __init__(self, config: Config, tokenizer: Tokenizer, pretrained: PretrainedTokenizers = None):
-        super().__init__(name="towers")
-        self.config = config
-        self.query = Tower(config, "query", tokenizer, pretrained)
-        self.document = Tower(config, "document", tokenizer, pretrained)
+    Called with `{"query": {…}, "document": {…}}`, raw inputs of each tower, it returns `cos(q, d)` `[batch]`.
+
+    Args:
+        query: the query `Tower`.
+        document: the document `Tower`.
+    """
+
+    def __init__(self, query: Tower, document: Tower, **kwargs: Any):
+        super().__init__(**{"name": "towers", **kwargs})
+        self.query = query
+        self.document = document
+        self.config = query.config
         self.built = True
 
-    def call(self, inputs: Any) -> Any:
-        """The towers do not meet before the score: call `query` and `document`."""
-        raise NotImplementedError("call towers.query or towers.document: the pair itself computes nothing")
+    def call(self, inputs: Mapping[str, Any], training: bool | None = None) -> Any:
+        """Cosine of each query and its document, `[batch]`."""
+        query = self.query(inputs["query"], training=training)["embedding"]
+        return ops.sum(query * self.document(inputs["document"], training=training)["embedding"], axis=1)
+
+    def encode_queries(self, queries: Any, countries: Any = None, batch_size: int = 256) -> np.ndarray:
+        """Embeddings of queries, float32 `[rows, D]` of unit length; 0 for an empty query.
+
+        Args:
+            queries: a column of texts, or all inputs of the query tower as `Tower.as_inputs` takes them.
+            countries: a column of the searchers' countries, or one country for all.
+            batch_size: rows of a batch; it does not change the result.
+
+        Raises:
+            InputError: see `Tower.as_inputs`.
+        """
+        if countries is not None:
+            queries = {"query": queries, "country": countries}
+            if isinstance(countries, str):
+                queries["country"] = [countries] * len(queries["query"])
+        return encode(self.query, queries, batch_size)["embedding"]
+
+    def encode_documents(self, documents: Any, batch_size: int = 256) -> np.ndarray:
+        """Embeddings of documents, float32 `[rows, D]` of unit length; 0 for a document without any channel.
+
+        Args:
+            documents: a DataFrame, an Arrow table, a dict of columns, or a column of titles; see `Tower.as_inputs`.
+            batch_size: rows of a batch; it does not change the result.
+
+        Raises:
+            InputError: see `Tower.as_inputs`.
+        """
+        return encode(self.document, documents, batch_size)["embedding"]
+
+    def get_config(self) -> dict[str, Any]:
+        """Both towers, serialised."""
+        towers = {name: keras.saving.serialize_keras_object(getattr(self, name)) for name in ("query", "document")}
+        return {**towers, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "Towers":
+        """Towers with new weights from `get_config`."""
+        towers = {
+            name: keras.saving.deserialize_keras_object(config[name], custom_objects) for name in ("query", "document")
+        }
+        return cls(**{**config, **towers})
 
 
-def build_towers(config: Config, tokenizer: Tokenizer, pretrained: PretrainedTokenizers = None) -> Towers:
-    """Both towers with fresh weights, drawn from `config.seed`."""
+def build_towers(config: Config, tokenizers: Mapping[str, bytes], dtype: Any = None) -> Towers:
+    """Both towers with new weights, initialised from `config.seed`.
+
+    Args:
+        config: with the values of its categorical channels and the geometry of its presets filled in.
+        tokenizers: serialised tokenizer of each text encoder, by encoder.
+        dtype: dtype policy; the global one by default.
+    """
     keras.utils.set_random_seed(config.seed)
-    return Towers(config, tokenizer, pretrained)
+    sizes = {name: _token_layer(config.encoders[name], model).tokenizer for name, model in tokenizers.items()}
+    vocabulary_sizes = {name: tokenizer.vocabulary_size for name, tokenizer in sizes.items() if tokenizer}
+    towers = []
+    for side in ("query", "document"):
+        names = config.longest_texts(side)
+        towers.append(
+            Tower(
+                config,
+                side,
+                {name: vocabulary_sizes[name] for name in names},
+                {name: tokenizers[name] for name in names},
+                dtype=dtype,
+            )
+        )
+    return Towers(*towers)
 
 
-def _pad_vectors(name: str, sets: Column, dimension: int | None) -> np.ndarray:
-    """Sets of vectors as one float32 array `[B, M, I]`, padded with zero rows."""
-    arrays = [_vectors(name, row, vectors) for row, vectors in enumerate(sets)]
-    width = dimension or max((array.shape[-1] for array in arrays if array.size), default=0)
-    longest = max((len(array) for array in arrays), default=0)
-    padded = np.zeros((len(arrays), longest, width), np.float32)
-    for row, array in enumerate(arrays):
-        if not array.size:
-            continue
-        if array.ndim != 2 or array.shape[1] != width or not np.isfinite(array).all():
-            found = "a number that is not finite" if array.ndim == 2 and array.shape[1] == width else list(array.shape)
-            raise InputError(f"{name}: row {row} must be a list of vectors of {width} finite numbers; got {found}")
-        padded[row, : len(array)] = array
-    return padded
+def _token_layer(encoder: Encoder, model: bytes | None, name: str | None = None) -> TokenIds:
+    pretrained = encoder.pretrained
+    kind = pretrained.tokenizer if pretrained else "unigram"
+    return TokenIds(kind, bool(pretrained and pretrained.lowercase), model, dtype="float32", name=name)
 
 
-def _vectors(name: str, row: int, vectors: Any) -> np.ndarray:
-    """One row's vectors as an array; nothing for None and NaN, which pandas holds for a missing list."""
-    if vectors is None or (np.isscalar(vectors) and vectors != vectors):
-        return np.zeros((0, 0), np.float32)
-    try:
-        return np.array([np.asarray(vector, np.float32) for vector in vectors])
-    except (TypeError, ValueError):
-        raise InputError(f"{name}: row {row} must be a list of vectors of equal length; got {vectors!r:.80}") from None
-
-
-def _text(name: str, row: int, value: Any) -> str | bytes:
-    """A value as text; "" for None, and for the NaN that pandas holds for a missing value."""
-    if value is None or (isinstance(value, float) and value != value) or type(value).__name__ == "NAType":
-        return ""
-    if isinstance(value, str | bytes):
-        return value
-    raise InputError(f"{name}: row {row} must be a text; got {value!r:.80}")
+def _raw_inputs(config: Config, side: str) -> dict[str, Any]:
+    widths = {channel.input: channel.dimension for channel in config.channels.values() if channel.kind == "vectors"}
+    return {
+        name: keras.Input((None, widths.get(name)), dtype="float32", name=name)
+        if name == IMAGES or name in widths
+        else keras.Input((), dtype="string", name=name)
+        for name in config.tower_inputs(side)
+    }

@@ -1,16 +1,23 @@
-"""Text as graph ops: normalisation, hashed 3-grams, tokenizers. One implementation for training and for serving."""
+"""Text as graph ops: normalisation, hashed 3-grams and tokenizers, shared by training and serving."""
 
 from q2s_tf.text.normalisation import MAX_CHARACTERS, decode, normalise
-from q2s_tf.text.pretrained import PretrainedSentencePiece, PretrainedTokenizer, WordPiece
-from q2s_tf.text.sentencepiece import Tokenizer, train_tokenizer
+from q2s_tf.text.tokenizers import (
+    TOKENIZERS,
+    SentencePiece,
+    Tokenizer,
+    WordPiece,
+    XlmRobertaSentencePiece,
+    train_tokenizer,
+)
 from q2s_tf.text.trigrams import trigram_ids
 
 __all__ = [
     "MAX_CHARACTERS",
-    "PretrainedSentencePiece",
-    "PretrainedTokenizer",
+    "TOKENIZERS",
+    "SentencePiece",
     "Tokenizer",
     "WordPiece",
+    "XlmRobertaSentencePiece",
     "decode",
     "normalise",
     "train_tokenizer",

@@ -1,16 +1,16 @@
-"""The one normalisation of every text, in the graph."""
+"""Normalisation of every text, in the graph."""
 
 import tensorflow as tf
 import tensorflow_text as tf_text
 
 MAX_CHARACTERS = 2_048
-"""Only this many first characters of a text are read: what one request may cost is bounded."""
+"""Only this many leading characters of a text are read, which bounds the cost of a request."""
 
 
 def decode(text: tf.Tensor) -> tf.Tensor:
-    """Texts cut and in valid UTF-8, otherwise as they came: what a pretrained model's own tokenizer reads.
+    """Cuts texts and makes them valid UTF-8, without other changes. Tokenizers of pretrained models read this.
 
-    Bytes that are not UTF-8 and control characters (NUL among them) become a space.
+    Bytes that are not UTF-8 and control characters, NUL included, become a space.
 
     Args:
         text: strings of any shape, in any bytes.
@@ -25,11 +25,10 @@ def decode(text: tf.Tensor) -> tf.Tensor:
 
 
 def normalise(text: tf.Tensor) -> tf.Tensor:
-    """Normalises texts: `decode`, NFKC with case folding, single spaces, none at the ends.
+    """Normalises texts: `decode`, NFKC with case folding, single spaces, no spaces at the ends.
 
-    Case folding is Unicode's NFKC_Casefold, so full-width and half-width forms meet and characters that are not shown
-    (joiners, variation selectors) go. A text of nothing but such characters becomes "", which every channel takes as
-    missing.
+    Case folding is Unicode's NFKC_Casefold: full-width and half-width forms become equal, and invisible characters
+    (joiners, variation selectors) are removed. A text of invisible characters becomes "", a missing text.
 
     Args:
         text: strings of any shape, in any bytes.

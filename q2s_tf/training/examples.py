@@ -1,98 +1,114 @@
-"""Training examples: pairs of row numbers, drawn in shuffled batches from what `build_examples` has stored.
+"""Training examples: pairs of row numbers, drawn in shuffled batches from stored rows.
 
-What stays in memory is a length for every stored row; the rest is memory-mapped.
+In memory are the length of every stored row and the pairs; the rest is memory-mapped.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from q2s_tf.config import Config
-from q2s_tf.models import encoded_input
-from q2s_tf.training.frozen import encoded_path
-from q2s_tf.training.labels import Labels
-from q2s_tf.training.store import ChannelReader
+from q2s_tf.training.stored_rows import RowReader, TowerRows
 
 Batch = dict[str, Any]
 
-NO_COUNTRY = 0
-"""Number of a missing country."""
+
+@dataclass
+class HeadLabels:
+    """The frequent queries that led to each document, targets of the classification head.
+
+    Attributes:
+        count: C, number of queries.
+        starts: int64 `[num_documents + 1]`; the labels of document d are `values[starts[d]:starts[d + 1]]`.
+        values: int32, from 0, the most frequent query, to C − 1.
+    """
+
+    count: int
+    starts: np.ndarray
+    values: np.ndarray
+
+    def read(self, documents: np.ndarray) -> np.ndarray:
+        """Labels of documents, int32 `[B, K]`, K at least 1, padded with −1."""
+        starts, lengths = self.starts[documents], self.starts[documents + 1] - self.starts[documents]
+        positions = np.arange(max(1, lengths.max(initial=0)))
+        used = positions < lengths[:, None]
+        padded = np.full(used.shape, -1, np.int32)
+        padded[used] = self.values[(starts[:, None] + positions)[used]]
+        return padded
 
 
-class TowerStore:
-    """The prepared inputs of one tower's rows, by channel."""
+def frequent_queries(query: np.ndarray, document: np.ndarray, count: int, num_documents: int) -> HeadLabels:
+    """Labels from the `count` most frequent queries; of two equally frequent ones, the one with the smaller number.
 
-    def __init__(self, folder: Path, config: Config, tower: str):
-        self.channels = {
-            name: ChannelReader(folder / name, np.float32, channel.dimension)
-            if channel.kind == "vectors"
-            else ChannelReader(folder / name, np.int32)
-            for name, channel in config.tower_channels(tower).items()
-        }
-        self.encoded = {
-            encoded_input(name): ChannelReader(encoded_path(folder, name), np.float32, encoder.hidden_dim)
-            for name, encoder in config.frozen_channels(tower).items()
-        }
-
-    def rows(self, numbers: np.ndarray) -> dict[str, np.ndarray]:
-        """Inputs of the tower's encoder for these rows, see `EncoderParts.channels`."""
-        encoded = {name: reader.rows(numbers)[:, 0] for name, reader in self.encoded.items()}
-        return {name: channel.rows(numbers) for name, channel in self.channels.items()} | encoded
+    Args:
+        query: int64 `[P]`, number of the query of each positive.
+        document: `[P]`, row of its document.
+        count: largest number of queries.
+        num_documents: size of the catalogue.
+    """
+    queries, inverse, frequency = np.unique(query, return_inverse=True, return_counts=True)
+    chosen = np.argsort(-frequency, kind="stable")[:count]
+    label = np.full(len(queries), -1, np.int64)
+    label[chosen] = np.arange(len(chosen))
+    kept = label[inverse] >= 0
+    pairs = np.unique(document[kept].astype(np.int64) * len(chosen) + label[inverse][kept])
+    lengths = np.bincount(pairs // len(chosen), minlength=num_documents)
+    return HeadLabels(len(chosen), np.concatenate([[0], np.cumsum(lengths)]), (pairs % len(chosen)).astype(np.int32))
 
 
 @dataclass
 class Examples:
-    """Positives as row numbers, and the stores they point into.
+    """Positives as pairs of row numbers, and the stored rows.
 
     Attributes:
-        pairs: records `[P]` of query row, document row and weight (1 + ln of how often the pair was seen); first the
-            positives, then the pseudo-queries.
-        num_positives: how many of them are positives.
-        group: int64 by query row: queries that read the same after normalisation share one.
+        pairs: records `[P]` of query row, document row and weight (1 + ln of the number of occurrences); the positives,
+            then the pseudo-queries.
+        num_positives: number of positives.
+        group: int64 by query row: queries that are equal after normalisation have the same number.
         known: sorted int64 keys `group · num_documents + document` of every positive.
-        queries, documents: the prepared inputs by row.
+        queries, documents: preprocessed inputs by row.
         num_documents: size of the catalogue.
         pseudo_share: share of pseudo-queries in a batch.
-        document_probability: float32 `[num_documents]`, how likely a row of a batch is to hold each document.
-        labels: of the query-classification head, None without one.
-        teacher: what the teacher says of each query row, None without one.
-        query_country, document_country: int32 by row, equal numbers for equal countries, `NO_COUNTRY` where it is
-            missing; None where stage 2 takes its negatives from all of them.
+        document_probability: float32 `[num_documents]`, probability that a row of a batch holds a document.
+        labels: targets of the classification head, None without head.
+        teacher: teacher embeddings by query row, None without teacher.
+        query_country, document_country: int32 by row, equal numbers for equal countries, 0 for a missing one; None if
+            stage 2 uses negatives of all countries.
     """
 
     pairs: np.ndarray
     num_positives: int
     group: np.ndarray
     known: np.ndarray
-    queries: TowerStore
-    documents: TowerStore
+    queries: TowerRows
+    documents: TowerRows
     num_documents: int
     pseudo_share: float
     document_probability: np.ndarray
-    labels: Labels | None = None
-    teacher: ChannelReader | None = None
+    labels: HeadLabels | None = None
+    teacher: RowReader | None = None
     query_country: np.ndarray | None = None
     document_country: np.ndarray | None = None
 
     def __len__(self) -> int:
         return self.num_positives
 
-    @property
-    def num_queries(self) -> int:
-        """How many distinct queries there are, those made from titles included."""
-        return len(self.group)
+    def positives_per_batch(self, batch_size: int) -> int:
+        """Number of positives in a batch; the other rows are pseudo-queries."""
+        return min(max(1, round(batch_size * (1 - self.pseudo_share))), self.num_positives)
+
+    def rows_per_batch(self, batch_size: int) -> int:
+        """Number of rows of a batch: `batch_size`, or less with fewer positives and no pseudo-queries."""
+        return batch_size if self.pseudo_share else self.positives_per_batch(batch_size)
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Number of batches of an epoch."""
+        return self.num_positives // self.positives_per_batch(batch_size)
 
     def batches(self, batch_size: int, seed: tuple[int, ...]) -> Iterator[Batch]:
-        """One epoch of batches in an order drawn from `seed`; positives that fill no batch wait for another epoch.
-
-        Args:
-            batch_size: B, positives and pseudo-queries together; fewer when there are fewer positives.
-            seed: the same seed gives the same batches.
-        """
+        """The batches of one epoch, in an order drawn from `seed`. Positives that fill no batch are left out."""
         size = self.positives_per_batch(batch_size)
         pseudo = np.random.default_rng((*seed, 1))
         left = np.empty(0, np.int64)
@@ -104,89 +120,94 @@ class Examples:
                 yield self.batch(np.concatenate([left[start : start + size], extra]))
             left = left[len(left) - len(left) % size :]
 
-    def positives_per_batch(self, batch_size: int) -> int:
-        """How many rows of a batch are positives; an epoch has `len(self) // positives_per_batch` batches."""
-        return min(max(1, round(batch_size * (1 - self.pseudo_share))), self.num_positives)
-
-    def rows_per_batch(self, batch_size: int) -> int:
-        """How many rows a batch has: `batch_size`, or fewer when there are fewer positives and no pseudo-queries."""
-        return batch_size if self.pseudo_share else self.positives_per_batch(batch_size)
-
     def batch(self, numbers: np.ndarray) -> Batch:
-        """The inputs of both towers, `weight` and `document_probability` `[B]`, `score_mask` `[B, B]`.
+        """One batch, by numbers of pairs.
 
-        With a head also `labels` `[B, K]`, see `Labels.rows`; with a teacher also `teacher` `[B, D]`; where negatives
-        are of the searcher's country also `query_country` and `document_country` `[B]`.
+        Returns:
+            `query` and `document`: inputs of `Tower.encode_channels`; `weight` and `document_probability` `[B]`;
+            `score_mask` `[B, B]`; with a head `labels` `[B, K]`; with a teacher `teacher` `[B, D]`; with negatives of
+            the searcher's country `query_country` and `document_country` `[B]`.
         """
         pairs = self.pairs[np.sort(numbers)]
-        labels = {"labels": self.labels.rows(pairs["document"])} if self.labels else {}
-        taught = {"teacher": self.teacher.rows(pairs["query"])[:, 0]} if self.teacher else {}
-        countries = {}
-        if self.query_country is not None and self.document_country is not None:
-            countries["query_country"] = self.query_country[pairs["query"]]
-            countries["document_country"] = self.document_country[pairs["document"]]
-        return {
-            **labels,
-            **taught,
-            **countries,
-            "query": self.queries.rows(pairs["query"]),
-            "document": self.documents.rows(pairs["document"]),
+        query, document = pairs["query"], pairs["document"]
+        batch = {
+            "query": self.queries.read(query),
+            "document": self.documents.read(document),
             "weight": pairs["weight"].copy(),
-            "document_probability": self.document_probability[pairs["document"]],
-            "score_mask": self.allowed(pairs["query"], pairs["document"]),
+            "document_probability": self.document_probability[document],
+            "score_mask": self.negatives(query, document),
         }
+        if self.labels:
+            batch["labels"] = self.labels.read(document)
+        if self.teacher:
+            batch["teacher"] = self.teacher.read(query)[:, 0]
+        if self.query_country is not None and self.document_country is not None:
+            batch |= {"query_country": self.query_country[query], "document_country": self.document_country[document]}
+        return batch
 
-    def allowed(self, query: np.ndarray, document: np.ndarray) -> np.ndarray:
-        """Where document j may count as a negative of query i: where it is no known positive of it.
-
-        The diagonal is True. The same document in another row (an accidental hit) is a known positive, so is False.
+    def negatives(self, query: np.ndarray, document: np.ndarray) -> np.ndarray:
+        """Whether document j is a negative of query i: not a known positive of it. The diagonal is True.
 
         Returns:
             bool `[B, B]`.
         """
         keys = self.group["group"][query][:, None] * self.num_documents + document[None, :]
-        places = np.searchsorted(self.known["known"], keys)
-        allowed = self.known["known"][np.minimum(places, len(self.known) - 1)] != keys
-        np.fill_diagonal(allowed, True)
-        return allowed
+        positions = np.searchsorted(self.known["known"], keys)
+        mask = self.known["known"][np.minimum(positions, len(self.known) - 1)] != keys
+        np.fill_diagonal(mask, True)
+        return mask
 
-    def dataset(self, batch_size: int, seed: tuple[int, ...]) -> tf.data.Dataset:
-        """`batches` as a `tf.data.Dataset`, made ahead of the training step."""
-        return _dataset(self.batch(np.zeros(1, np.int64)), lambda: self.batches(batch_size, seed))
+    def dataset(
+        self, batch_size: int, seed: tuple[int, ...], epoch: Callable[[], int] | None = None
+    ) -> tf.data.Dataset:
+        """The batches of an epoch as a data set, in another order each time it is iterated.
 
-    def lessons(self, batch_size: int, seed: tuple[int, ...]) -> tf.data.Dataset:
-        """An epoch of the distinct queries and what the teacher says of them: `query` and `teacher` `[B, D]`."""
+        Args:
+            batch_size: B, positives and pseudo-queries together.
+            seed: of the order.
+            epoch: number of the epoch that begins, part of the seed; by default the number of iterations so far.
+        """
+        iterations = iter(range(1, 1 << 30))
+        number = epoch or (lambda: next(iterations))
+        first = self.batch(np.zeros(1, np.int64))
+        steps = self.steps_per_epoch(batch_size)
+        return generated(first, lambda: self.batches(batch_size, (*seed, number())), steps)
 
-        def batches() -> Iterator[Batch]:
-            order = np.random.default_rng(seed).permutation(self.num_queries)
-            size = min(batch_size, self.num_queries)
-            for start in range(0, self.num_queries - size + 1, size):
-                yield self._lesson(np.sort(order[start : start + size]))
+    def distillation_dataset(self, batch_size: int, seed: tuple[int, ...]) -> tf.data.Dataset:
+        """Distinct queries and their teacher embeddings: inputs of the query tower and `[B, D]`, shuffled."""
+        total, size = len(self.queries), min(batch_size, len(self.queries))
+        epochs = iter(range(1 << 30))
 
-        return _dataset(self._lesson(np.zeros(1, np.int64)), batches)
+        def read(rows: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+            if self.teacher is None:
+                raise ValueError("there is no teacher")
+            return self.queries.read(rows), self.teacher.read(rows)[:, 0]
 
-    def _lesson(self, numbers: np.ndarray) -> Batch:
-        if self.teacher is None:
-            raise ValueError("there is no teacher")
-        return {"query": self.queries.rows(numbers), "teacher": self.teacher.rows(numbers)[:, 0]}
+        def batches() -> Iterator[Any]:
+            order = np.random.default_rng((*seed, next(epochs))).permutation(total)
+            for start in range(0, total - size + 1, size):
+                yield read(np.sort(order[start : start + size]))
+
+        return generated(read(np.zeros(1, np.int64)), batches, total // size)
 
 
-def _dataset(first: Batch, batches: Callable[[], Iterator[Batch]]) -> tf.data.Dataset:
-    """Batches like `first` in all but the number of rows and the length of each, made ahead of who takes them."""
+def generated(first: Any, batches: Callable[[], Iterator[Any]], steps: int) -> tf.data.Dataset:
+    """A data set of `steps` batches that have the structure of `first`, with any number of rows and any length."""
     signature = tf.nest.map_structure(
         lambda array: tf.TensorSpec([None, None, *array.shape[2:]][: array.ndim], array.dtype), first
     )
-    return tf.data.Dataset.from_generator(batches, output_signature=signature).prefetch(4)
+    dataset = tf.data.Dataset.from_generator(batches, output_signature=signature)
+    return dataset.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(4)
 
 
-def shuffled(total: int, seed: tuple[int, ...], shard: int = 1 << 20, together: int = 8) -> Iterator[np.ndarray]:
-    """The numbers 0 … total - 1, each once, in an order drawn from `seed`, piece by piece.
+def shuffled(total: int, seed: tuple[int, ...], shard: int = 1 << 20, mixed: int = 8) -> Iterator[np.ndarray]:
+    """The numbers 0 … total - 1 in an order drawn from `seed`, piece by piece.
 
-    Shards of consecutive numbers are drawn at random and mixed `together` at a time: up to `shard · together` numbers
-    this is a uniform shuffle, beyond it memory stays bounded.
+    Shards of consecutive numbers are drawn at random, and `mixed` shards are shuffled together. The shuffle is uniform
+    up to `shard · mixed` numbers; beyond, memory stays bounded.
     """
     generator = np.random.default_rng(seed)
     shards = generator.permutation(-(-total // shard))
-    for start in range(0, len(shards), together):
-        chosen = [np.arange(each * shard, min(total, (each + 1) * shard)) for each in shards[start : start + together]]
+    for start in range(0, len(shards), mixed):
+        chosen = [np.arange(each * shard, min(total, (each + 1) * shard)) for each in shards[start : start + mixed]]
         yield generator.permutation(np.concatenate(chosen))

@@ -1,7 +1,7 @@
-"""Queries that somebody might have typed for a document, made from its title: self-supervision for small search logs.
+"""Pseudo-queries: queries made from the title of a document, for small search logs.
 
-The paper has none of this: its log has hundreds of millions of positives. With tens of thousands most of a catalogue
-is never seen in training; a share of such pairs in each batch shows the towers every document. See docs/results.md.
+With tens of thousands of positives, most documents of a catalogue have none. A share of pseudo-queries in each batch
+trains the towers on every document. The paper does not use them; its log has hundreds of millions of positives.
 """
 
 import random
@@ -12,19 +12,23 @@ from types import MappingProxyType
 WORDS = (1, 2, 3, 4, 5)
 WORD_WEIGHTS = (8, 30, 32, 20, 10)
 SPACELESS = 7
-"""A title of one word at least this long is taken for a script without spaces and cut by characters."""
+"""A title of one word of at least this length is taken for a script without spaces and cut by characters."""
 COMMON = 0.08
-"""Share of the titles from which on a word (with, in, x) is too common to be worth typing."""
+"""Words (with, in, x) in at least this share of the titles are left out of pseudo-queries."""
 
 
-def common_words(titles: Iterable[str]) -> frozenset[str]:
-    """The words, as `pseudo_query` sees them, that stand in at least a share `COMMON` of the titles."""
-    counts: Counter[str] = Counter()
+def count_words(counts: Counter[str], titles: Iterable[str | None]) -> int:
+    """Adds the number of titles of each word to `counts`; returns the number of titles."""
     total = 0
-    for title in titles:
+    for title in filter(None, titles):
         total += 1
         counts.update(set(_words(title)))
-    return frozenset(word for word, count in counts.items() if count >= max(2, COMMON * total))
+    return total
+
+
+def common_words(counts: Mapping[str, int], titles: int) -> frozenset[str]:
+    """The words that occur in at least a share `COMMON` of the titles, and in two of them."""
+    return frozenset(word for word, count in counts.items() if count >= max(2, COMMON * titles))
 
 
 def pseudo_query(
@@ -33,23 +37,23 @@ def pseudo_query(
     common: frozenset[str] = frozenset(),
     variants: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> str:
-    """A few words of a title as a hurried person types them.
+    """A few words of a title, with the errors of fast typing.
 
-    One to five words, either neighbours or a subset (mostly in order, words with a digit half as likely), without
-    common words and the punctuation around them; hyphens are sometimes dropped, letters lost, doubled or swapped,
-    spaces forgotten. Of a title in a script without spaces, two to six neighbouring characters.
+    One to five words: neighbours or a subset, mostly in order, words with a digit half as often. Common words and
+    surrounding punctuation are left out. At random, hyphens and spaces are dropped, and letters are dropped, doubled or
+    swapped. A title in a script without spaces gives two to six neighbouring characters.
 
     Args:
         title: raw text of a document.
-        generator: the only source of chance.
-        common: words to leave out where others are left (`common_words`), but for those that have variants.
-        variants: other spellings of a word; one of them is taken in its place.
+        generator: source of randomness.
+        common: words to leave out if other words remain (`common_words`), except those with variants.
+        variants: spellings of a word, one of which replaces it.
 
     Returns:
-        The query; "" of a title without a letter or digit.
+        The query; "" for a title without a letter or digit.
     """
-    every = _words(title)
-    words = [word for word in every if word not in common or word in variants] or every
+    all_words = _words(title)
+    words = [word for word in all_words if word not in common or word in variants] or all_words
     if not words:
         return ""
     if len(words) == 1 and len(words[0]) >= SPACELESS:
@@ -60,11 +64,11 @@ def pseudo_query(
         chosen = _span(words, count, generator)
     else:
         ranks = [generator.random() * (0.5 if any(map(str.isdigit, word)) else 1.0) for word in words]
-        places = sorted(range(len(words)), key=ranks.__getitem__, reverse=True)[:count]
-        chosen = [words[place] for place in (sorted(places) if draw < 0.8 else places)]
-    typed = [_mistype(_vary(word, variants, generator), generator) for word in chosen]
-    query = typed[0]
-    for word in typed[1:]:
+        positions = sorted(range(len(words)), key=ranks.__getitem__, reverse=True)[:count]
+        chosen = [words[position] for position in (sorted(positions) if draw < 0.8 else positions)]
+    spelled = [_mistype(_vary(word, variants, generator), generator) for word in chosen]
+    query = spelled[0]
+    for word in spelled[1:]:
         query += ("" if generator.random() < 0.04 else " ") + word
     return query
 
@@ -78,7 +82,7 @@ def _vary(word: str, variants: Mapping[str, Sequence[str]], generator: random.Ra
 
 
 def _strip(word: str) -> str:
-    """The word without what is neither letter nor digit at its ends."""
+    """The word without leading and trailing characters that are neither letters nor digits."""
     start, end = 0, len(word)
     while start < end and not word[start].isalnum():
         start += 1
@@ -97,6 +101,6 @@ def _mistype(word: str, generator: random.Random) -> str:
         word = word.replace("-", generator.choice([" ", ""]))
     if len(word) < 4 or not word.isalpha() or generator.random() >= 0.1:
         return word
-    place = generator.randrange(1, len(word) - 1)
-    before, letter, after = word[:place], word[place], word[place + 1 :]
+    position = generator.randrange(1, len(word) - 1)
+    before, letter, after = word[:position], word[position], word[position + 1 :]
     return generator.choice([before + after, before + 2 * letter + after, before + after[:1] + letter + after[1:]])

@@ -1,56 +1,77 @@
-"""ROC AUC on the validation judgements, while training goes on."""
+"""ROC AUC on the validation judgements during training."""
+
+from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
+import tensorflow as tf
 
 from q2s_tf.config import Config
 from q2s_tf.errors import InputError
-from q2s_tf.evaluation.judgements import read_judgements
+from q2s_tf.evaluation.judgements import Judgements
 from q2s_tf.evaluation.metrics import roc_auc
-from q2s_tf.models import Towers
-from q2s_tf.tables import Table
-from q2s_tf.training.prepared import PreparedRows
+from q2s_tf.models import Tower, Towers
+from q2s_tf.training.stored_rows import TowerRows, store_rows
+
+BATCH = 256
+
+
+def relevant_pairs(config: Config, judged: Judgements, source: str) -> np.ndarray:
+    """Which validation pairs are relevant, bool `[J]`.
+
+    Raises:
+        InputError: only relevant or only irrelevant pairs.
+    """
+    relevant = judged.relevant(config.evaluation.relevant_at)
+    if relevant.all() or not relevant.any():
+        raise InputError(
+            f"judgements {source}: need relevant and irrelevant pairs, with relevant from "
+            f"{config.evaluation.relevant_at} on; got {int(relevant.sum())} of {len(relevant)} relevant: "
+            "set evaluation.relevant_at"
+        )
+    return relevant
 
 
 class Validation:
-    """The judged queries and documents, kept so that they can be embedded again after every epoch.
+    """ROC AUC of cos(q, d) over judged pairs, whose queries and documents are preprocessed once.
 
     Args:
-        config: says from which grade on a document is relevant.
-        documents: the catalogue.
-        document_ids: its ids.
-        judgements: rated pairs, or later positives, which then stand against sampled negatives.
-
-    Raises:
-        InputError: no usable pair, or only relevant or only irrelevant ones.
+        towers: the towers in training.
+        judged: the judged pairs.
+        relevant: which of them are relevant, bool `[J]`.
+        documents: the preprocessed catalogue.
+        folder: folder for the preprocessed queries.
     """
 
-    def __init__(self, config: Config, documents: Table, document_ids: pa.Array, judgements: Table):
-        judged = read_judgements(judgements, document_ids, config.seed)
-        self.relevant = judged.relevant(config.evaluation.relevant_at)
-        if self.relevant.all() or not self.relevant.any():
-            raise InputError(
-                f"judgements {judgements.path}: need relevant and irrelevant pairs, with relevant from "
-                f"{config.evaluation.relevant_at} on; got {int(self.relevant.sum())} of {len(self.relevant)} relevant: "
-                "set evaluation.relevant_at"
-            )
-        self.queries, self.query = judged.queries, judged.query
-        wanted, self.document = np.unique(judged.document, return_inverse=True)
-        chosen = pa.array(wanted)
-        start, rows = 0, []
-        for batch in documents.batches():
-            inside = chosen.filter(pc.and_(pc.greater_equal(chosen, start), pc.less(chosen, start + len(batch))))
-            rows.append(batch.take(pc.subtract(inside, start)))
-            start += len(batch)
-        self.rows = pa.Table.from_batches(rows)
-        self._prepared: tuple[Towers, PreparedRows, PreparedRows] | None = None
+    def __init__(self, towers: Towers, judged: Judgements, relevant: np.ndarray, documents: TowerRows, folder: Path):
+        self.relevant, self.query = relevant, judged.query
+        rows, self.document = np.unique(judged.document, return_inverse=True)
+        raw = tf.data.Dataset.from_tensor_slices(towers.query.as_inputs(judged.queries)).batch(BATCH)
+        queries = store_rows(folder, towers.query, raw)
+        self._sides = [
+            _PreprocessedRows(towers.query, queries, np.arange(len(queries))),
+            _PreprocessedRows(towers.document, documents, rows),
+        ]
 
-    def roc_auc(self, towers: Towers) -> float:
-        """ROC AUC of cos(q, d) over the judged pairs. The first time takes longer than the others."""
-        if self._prepared is None or self._prepared[0] is not towers:
-            queries = PreparedRows(towers.query, self.queries)
-            self._prepared = (towers, queries, PreparedRows(towers.document, self.rows.to_pydict()))
-        _, queries, documents = self._prepared
-        query_vectors, document_vectors = queries.embed()[self.query], documents.embed()[self.document]
-        return roc_auc(np.sum(query_vectors * document_vectors, axis=1), self.relevant)
+    def roc_auc(self) -> float:
+        """ROC AUC with the current weights."""
+        query, document = (side.embed() for side in self._sides)
+        return roc_auc(np.sum(query[self.query] * document[self.document], axis=1), self.relevant)
+
+
+class _PreprocessedRows:
+    """Rows of one tower, in batches of similar length."""
+
+    def __init__(self, tower: Tower, rows: TowerRows, numbers: np.ndarray):
+        order = np.argsort(rows.lengths(numbers), kind="stable")
+        ordered = numbers[order]
+        self._inverse = np.argsort(order)
+        self._batches = [rows.read(ordered[start : start + BATCH]) for start in range(0, len(ordered), BATCH)]
+        self._embed = tf.function(
+            lambda inputs: tower.fuse(*tower.encode_channels(inputs, training=False))[0],
+            autograph=False,
+            reduce_retracing=True,
+        )
+
+    def embed(self) -> np.ndarray:
+        """Embeddings with the current weights, float32 `[rows, D]`."""
+        return np.concatenate([self._embed(batch).numpy() for batch in self._batches])[self._inverse]

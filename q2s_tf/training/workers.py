@@ -1,70 +1,107 @@
-"""Several processes that train one model: `tf.distribute.MultiWorkerMirroredStrategy`, set up by `TF_CONFIG`."""
+"""Training by several processes: `tf.distribute.MultiWorkerMirroredStrategy`, configured by `TF_CONFIG`.
+
+Every worker reads the same global batch and encodes its own share of the rows. The channel vectors of all rows are then
+gathered, so that every worker computes the same loss, with the negatives, masks and hard negatives of the global batch.
+A gather returns the gradient of a row to the worker that encoded it. The loss of each worker is divided by their number
+and the gradients are summed, which gives the gradients of one process.
+
+The workers share the run directory. The first one, the chief, writes; the others read.
+"""
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from q2s_tf.errors import InputError
 
 LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
-"""What TensorFlow raises in the workers that are left when another one has gone."""
+"""Errors in the remaining workers after one has stopped."""
+
+
+def num_replicas() -> int:
+    """Number of replicas of the current strategy."""
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def own_rows(batch: Any) -> Any:
+    """The rows of this replica of a global batch: `[B, …]` to `[B / replicas, …]`, for every tensor of a structure."""
+    count = num_replicas()
+    if count == 1:
+        return batch
+    index = tf.distribute.get_replica_context().replica_id_in_sync_group
+
+    def share(rows: tf.Tensor) -> tf.Tensor:
+        total = tf.shape(rows)[0]
+        return rows[total * index // count : total * (index + 1) // count]
+
+    return tf.nest.map_structure(share, dict(batch))
+
+
+def gather(rows: tf.Tensor) -> tf.Tensor:
+    """The rows of all replicas in the order of the global batch; differentiable."""
+    if num_replicas() == 1:
+        return rows
+    gathered = tf.distribute.get_replica_context().all_gather(rows, axis=0)
+    return tf.ensure_shape(gathered, [None, *rows.shape[1:]])
 
 
 class Workers:
-    """The processes of a training, of which this one is number `index`.
-
-    Every worker reads the same global batch, encodes its own share of the rows, and gathers the channel vectors of all:
-    from there on all compute the same losses, so the negatives, the masks and the mined documents are those of the
-    global batch. A gather hands the gradient of a row back to the worker that encoded it; each worker's loss is divided
-    by their number and the gradients are summed, which makes them those of one process.
-
-    The workers share the run directory. The first one, the chief, writes; the others read.
+    """The processes of a training.
 
     Attributes:
-        count: how many they are, 1 without `TF_CONFIG`.
-        index: 0 is the chief.
-        strategy: places the variables.
+        count: number of processes, 1 without `TF_CONFIG`.
+        index: number of this process; 0 is the chief.
+        strategy: creates the variables.
     """
 
     def __init__(self) -> None:
         self.count, self.index = _cluster(os.environ.get("TF_CONFIG", ""))
-        one = tf.distribute.get_strategy()
-        self.strategy = tf.distribute.MultiWorkerMirroredStrategy() if self.count > 1 else one
+        single = tf.distribute.get_strategy()
+        self.strategy = tf.distribute.MultiWorkerMirroredStrategy() if self.count > 1 else single
 
     @property
     def chief(self) -> bool:
         """Whether this process writes."""
         return self.index == 0
 
-    def run(self, function: Callable[..., Any], batch: Any) -> Any:
-        """Calls a step's function on a batch, in the strategy's replica context where there are several workers."""
-        return self.strategy.run(function, args=(batch,)) if self.count > 1 else function(batch)
+    def fit(
+        self, model: keras.Model, dataset: tf.data.Dataset, epochs: int, callbacks: Sequence[keras.callbacks.Callback]
+    ) -> None:
+        """`model.fit`; with several workers a loop over the same `train_step` and callbacks.
 
-    def share(self, rows: Any) -> Any:
-        """This worker's rows of a global batch: `[B, …]` to `[B / count, …]`, for every tensor of a structure."""
+        Keras's `fit` does not run under `MultiWorkerMirroredStrategy`: its symbolic build fails on per-replica values.
+        """
         if self.count == 1:
-            return rows
-        return tf.nest.map_structure(self._share, rows)
+            model.fit(dataset, epochs=epochs, callbacks=list(callbacks), shuffle=False, verbose=0)
+            return
 
-    def gather(self, rows: tf.Tensor) -> tf.Tensor:
-        """All workers' rows in the order of the global batch; differentiable. Inside `run` only."""
-        if self.count == 1:
-            return rows
-        gathered = tf.distribute.get_replica_context().all_gather(rows, axis=0)
-        return tf.ensure_shape(gathered, [None, *rows.shape[1:]])
+        @tf.function(input_signature=[dataset.element_spec], autograph=False)
+        def step(batch: Any) -> Any:
+            return self.strategy.run(model.train_step, args=(batch,))
 
-    def sum(self, gradients: list[Any]) -> list[Any]:
-        """The sums of gradients over the workers. Inside `run` only."""
-        if self.count == 1:
-            return gradients
-        return list(tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, gradients))
+        hooks = keras.callbacks.CallbackList(list(callbacks), model=model, epochs=epochs, steps=len(dataset))
+        model.stop_training = False
+        hooks.on_train_begin()
+        for epoch in range(int(model.optimizer.iterations) // len(dataset), epochs):
+            for metric in model.metrics:
+                metric.reset_state()
+            hooks.on_epoch_begin(epoch)
+            for number, batch in enumerate(dataset):
+                hooks.on_train_batch_begin(number)
+                step(batch)
+                hooks.on_train_batch_end(number)
+            hooks.on_epoch_end(epoch, {metric.name: float(metric.result()) for metric in model.metrics})
+            if model.stop_training:
+                break
+        hooks.on_train_end()
 
-    def agree(self, compute: Callable[[], float]) -> float:
-        """What the chief computes, in every worker: they must take the same decisions. Also a barrier."""
+    def broadcast(self, compute: Callable[[], float]) -> float:
+        """The result of `compute` in the chief, for every worker. Also a barrier."""
         if self.count == 1:
             return compute()
         value = tf.constant(compute() if self.chief else 0.0, tf.float64)
@@ -77,13 +114,13 @@ class Workers:
 
         return float(self.strategy.experimental_local_results(add())[0])
 
-    def wait(self) -> None:
-        """Returns when every worker has come here."""
-        self.agree(lambda: 0.0)
+    def barrier(self) -> None:
+        """Waits for every worker."""
+        self.broadcast(lambda: 0.0)
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """Turns the loss of another worker into one clear error."""
+    def lost_worker_errors(self) -> Iterator[None]:
+        """Turns the loss of another worker into one `InputError`."""
         try:
             yield
         except LOST as error:
@@ -94,13 +131,9 @@ class Workers:
                 f"go on: start every worker again with --resume ({(error.message.splitlines() or ['?'])[0]:.200})"
             ) from error
 
-    def _share(self, rows: tf.Tensor) -> tf.Tensor:
-        total = tf.shape(rows)[0]
-        return rows[total * self.index // self.count : total * (self.index + 1) // self.count]
-
 
 def _cluster(text: str) -> tuple[int, int]:
-    """How many workers `TF_CONFIG` names, and which of them this process is; (1, 0) when it is not set.
+    """Number of workers in `TF_CONFIG` and the index of this process; (1, 0) when it is not set.
 
     Raises:
         InputError: it is not what TensorFlow reads, or names another kind of task.

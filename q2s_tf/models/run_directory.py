@@ -1,16 +1,18 @@
-"""Towers from and to a run directory."""
+"""Reading and writing a run directory."""
 
 import tomllib
 from pathlib import Path
 
-from q2s_tf.config import FORMAT, Config, Pretrained, check_config
+from q2s_tf.config import FORMAT, Config, check_config
 from q2s_tf.errors import InputError
 from q2s_tf.files import atomic_write
 from q2s_tf.models.towers import Towers, build_towers
-from q2s_tf.text import PretrainedSentencePiece, PretrainedTokenizer, Tokenizer, WordPiece
 
-OWN_TOKENIZER = "tokenizer-{}.model"
-"""File of the tokenizer that a pretrained encoder has for itself, by the encoder's name."""
+RUN_TOKENIZER = "tokenizer.model"
+"""File of the tokenizer that q2s_tf trained."""
+
+ENCODER_TOKENIZER = "tokenizer-{}.model"
+"""File of the tokenizer of a pretrained encoder, by encoder."""
 
 STAGE_WEIGHTS = {1: "stage1.weights.h5", 2: "stage2.weights.h5"}
 
@@ -36,26 +38,19 @@ def read_run_config(run: Path) -> Config:
     return check_config(tables, str(path))
 
 
-def read_tokenizers(run: Path, config: Config) -> tuple[Tokenizer, dict[str, PretrainedTokenizer]]:
-    """The tokenizer of a run, and those of its pretrained encoders by encoder, from `RUN/tokenizer-ENCODER.model`.
+def read_tokenizers(run: Path, config: Config) -> dict[str, bytes]:
+    """Serialised tokenizer of each text encoder of a run, by encoder.
 
     Raises:
-        InputError: a file that is not there, or is not what it should be.
+        InputError: a file is missing.
     """
-    own: dict[str, PretrainedTokenizer] = {}
-    for name, encoder in config.encoders.items():
-        if encoder.pretrained is None:
-            continue
-        path = run / OWN_TOKENIZER.format(name)
+    tokenizers = {}
+    for name in config.longest_texts("query") | config.longest_texts("document"):
+        path = run / (ENCODER_TOKENIZER.format(name) if config.encoders[name].pretrained else RUN_TOKENIZER)
         if not path.is_file():
             raise InputError(f"tokenizer {path}: there is no such file")
-        own[name] = pretrained_tokenizer(encoder.pretrained, path.read_bytes())
-    return Tokenizer.read(run / "tokenizer.model"), own
-
-
-def pretrained_tokenizer(settings: Pretrained, model: bytes) -> PretrainedTokenizer:
-    """The tokenizer of a pretrained encoder, from its vocabulary or its SentencePiece model."""
-    return WordPiece(model, settings.lowercase) if settings.tokenizer == "wordpiece" else PretrainedSentencePiece(model)
+        tokenizers[name] = path.read_bytes()
+    return tokenizers
 
 
 def load(run: Path | str, stage: int | None = None) -> Towers:
@@ -63,10 +58,10 @@ def load(run: Path | str, stage: int | None = None) -> Towers:
 
     Args:
         run: a run directory.
-        stage: 1 or 2; the last stage that was trained when None.
+        stage: 1 or 2; by default the last stage that was trained.
 
     Returns:
-        The towers: `load(run).query.predict({"query": ["red sofa"], "country": ["US"]})`.
+        The towers: `load(run).encode_queries(["red sofa"], countries=["US"])`.
 
     Raises:
         InputError: not a run directory, of another version, without trained weights, or with weights that do not fit.
@@ -75,19 +70,19 @@ def load(run: Path | str, stage: int | None = None) -> Towers:
     if stage not in (None, *STAGE_WEIGHTS):
         raise InputError(f"stage must be 1, 2 or None for the last one; got {stage!r}")
     config = read_run_config(run)
-    tokenizer, pretrained = read_tokenizers(run, config)
+    tokenizers = read_tokenizers(run, config)
     stages = [stage] if stage else sorted(STAGE_WEIGHTS, reverse=True)
-    weights = [run / STAGE_WEIGHTS[each] for each in stages if (run / STAGE_WEIGHTS[each]).is_file()]
+    weights = [run / STAGE_WEIGHTS[number] for number in stages if (run / STAGE_WEIGHTS[number]).is_file()]
     if not weights:
-        wanted = " or ".join(STAGE_WEIGHTS[each] for each in stages)
+        wanted = " or ".join(STAGE_WEIGHTS[number] for number in stages)
         raise InputError(f"run {run}: no trained weights ({wanted}) in it: finish its training with tools/train.py")
-    towers = build_towers(config, tokenizer, pretrained)
+    towers = build_towers(config, tokenizers)
     load_weights(towers, weights[0])
     return towers
 
 
 def load_weights(towers: Towers, path: Path) -> None:
-    """Reads weights into towers; `InputError` if the file is damaged or is of other towers."""
+    """Reads weights into towers; `InputError` if the file is damaged or belongs to other towers."""
     try:
         towers.load_weights(path)
     except (ValueError, OSError, KeyError, RuntimeError) as error:
@@ -96,6 +91,6 @@ def load_weights(towers: Towers, path: Path) -> None:
 
 
 def save_weights(towers: Towers, path: Path) -> None:
-    """Writes the weights of both towers, whole or not at all."""
-    with atomic_write(path) as aside:
-        towers.save_weights(aside)
+    """Writes the weights of both towers; the file is complete or absent."""
+    with atomic_write(path) as partial:
+        towers.save_weights(partial)

@@ -1,0 +1,254 @@
+"""Callbacks of a stage: order of the batches, validation, metrics, progress, early stopping and backups.
+
+Together with those of Keras (`EarlyStopping`, `ModelCheckpoint`, `BackupAndRestore`, `TensorBoard`, `CSVLogger`) they
+make a stage that was interrupted continue after its last complete epoch, to the same weights.
+"""
+
+import csv
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from q2s_tf.cli import console, progress_bar
+from q2s_tf.errors import InputError
+from q2s_tf.files import atomic_write
+
+METRIC = "val_roc_auc"
+"""The metric that chooses the best epoch."""
+
+
+class EpochNumber(keras.callbacks.Callback):
+    """Holds the number of the current epoch, from 1, for the seed of `Examples.dataset`."""
+
+    number = 1
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Sets the number before the data set of the epoch is iterated."""
+        self.number = epoch + 1
+
+
+class EpochProgress(keras.callbacks.Callback):
+    """A progress bar for each epoch. It counts steps and reads no metric, so that no step waits for the device.
+
+    Args:
+        title: what is trained.
+        epochs: number of epochs of one bar; one bar for each epoch by default.
+    """
+
+    def __init__(self, title: str, epochs: int = 1):
+        super().__init__()
+        self.title, self.epochs = title, epochs
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Starts a bar, unless one bar counts several epochs and exists."""
+        if self.epochs > 1 and epoch:
+            return
+        title = self.title if self.epochs > 1 else f"{self.title} epoch {epoch + 1}"
+        self.bar = progress_bar()
+        self.task = self.bar.add_task(title, total=self.params["steps"] * self.epochs)
+        self.bar.start()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Counts a step."""
+        self.bar.advance(self.task)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Ends the bar of an epoch."""
+        if self.epochs == 1:
+            self.bar.stop()
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Ends the bar."""
+        if self.epochs > 1:
+            self.bar.stop()
+
+
+class StopOnInfiniteLoss(keras.callbacks.Callback):
+    """Raises `InputError` after an epoch whose mean loss is not finite."""
+
+    def __init__(self, title: str):
+        super().__init__()
+        self.title = title
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Checks the loss."""
+        loss = (logs or {}).get("loss", np.nan)
+        if not np.isfinite(loss):
+            raise InputError(f"{self.title} epoch {epoch + 1}: the loss is {loss}: lower the learning rates")
+
+
+class EpochMetrics(keras.callbacks.Callback):
+    """Adds the validation metric and the speed to the logs of an epoch, for the callbacks after this one.
+
+    Args:
+        validate: computes `val_roc_auc`.
+        pairs_per_epoch: number of rows of an epoch.
+    """
+
+    def __init__(self, validate: Callable[[], float], pairs_per_epoch: int):
+        super().__init__()
+        self.validate, self.pairs_per_epoch = validate, pairs_per_epoch
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Starts the clock."""
+        self.begin = time.perf_counter()
+
+    def on_epoch_end(self, epoch: int, logs: Any) -> None:
+        """Adds `seconds`, `pairs_per_second` and `val_roc_auc`."""
+        seconds = time.perf_counter() - self.begin
+        with console.status("validating"):
+            logs[METRIC] = self.validate()
+        logs |= {"seconds": seconds, "pairs_per_second": self.pairs_per_epoch / seconds}
+
+
+class EpochHistory(keras.callbacks.Callback):
+    """The metrics of every epoch of a stage, in `metrics.jsonl` and in memory.
+
+    The file has one JSON object a line, with `stage`, `epoch`, `step` and the metrics. Epoch 0 is the validation before
+    the stage. Lines of epochs that an interruption has undone are removed when the stage begins.
+
+    Args:
+        path: the file, None to keep the metrics in memory only.
+        stage: number of the stage.
+        steps_per_epoch: number of steps of an epoch.
+        epochs: completed epochs of the stage.
+    """
+
+    def __init__(self, path: Path | None, stage: int, steps_per_epoch: int, history: list[dict[str, Any]]):
+        super().__init__()
+        self.path, self.stage, self.steps_per_epoch, self.history = path, stage, steps_per_epoch, history
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Records an epoch and prints it."""
+        self.record(epoch + 1, dict(logs or {}))
+        entry = self.history[-1]
+        best = " (best)" if entry[METRIC] > max(old[METRIC] for old in self.history[:-1]) else ""
+        console.print(
+            f"stage {self.stage} epoch {epoch + 1}: loss {entry['loss']:.4f}, batch recall@1 "
+            f"{entry['batch_recall@1']:.3f}, validation ROC AUC {entry[METRIC]:.4f}{best}, {entry['seconds']:.0f} s, "
+            f"{entry['pairs_per_second']:.0f} pairs/s"
+        )
+
+    def record(self, epoch: int, values: dict[str, Any]) -> None:
+        """Appends the metrics of an epoch and writes the file."""
+        step = epoch * self.steps_per_epoch
+        self.history.append({"stage": self.stage, "step": step, "epoch": epoch, **values})
+        if self.path is not None:
+            others = [entry for entry in read_history(self.path) if entry["stage"] != self.stage]
+            with atomic_write(self.path) as partial:
+                partial.write_text("".join(f"{json.dumps(entry)}\n" for entry in [*others, *self.history]))
+
+
+def read_history(path: Path, stage: int | None = None) -> list[dict[str, Any]]:
+    """The entries of a `metrics.jsonl`, of one stage or of both; none if there is no file."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [entry for line in lines if (entry := json.loads(line)) and stage in (None, entry["stage"])]
+
+
+def epochs_since_best(history: list[dict[str, Any]]) -> int:
+    """Number of epochs after the best one."""
+    values = [entry[METRIC] for entry in history]
+    return len(values) - 1 - int(np.argmax(values))
+
+
+class ResumableEarlyStopping(keras.callbacks.EarlyStopping):
+    """`EarlyStopping` on the validation metric that continues from the epochs of a history, epoch 0 included.
+
+    The best weights are kept by a `ModelCheckpoint`, whose file survives an interruption.
+    """
+
+    def __init__(self, history: list[dict[str, Any]], patience: int):
+        super().__init__(monitor=METRIC, mode="max", patience=patience)
+        self.history = history
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Restores the best value and the number of epochs since."""
+        super().on_train_begin(logs)
+        self.best = max(entry[METRIC] for entry in self.history)
+        self.wait = epochs_since_best(self.history)
+
+
+class TowersCheckpoint(keras.callbacks.ModelCheckpoint):
+    """`ModelCheckpoint` of the towers of a `RetrievalModel`, with the weights of the best epoch.
+
+    Args:
+        path: the weights file.
+        best: value of the metric that an epoch must exceed.
+    """
+
+    def __init__(self, path: Path, best: float):
+        options = {"save_best_only": True, "save_weights_only": True, "initial_value_threshold": best}
+        super().__init__(str(path), monitor=METRIC, mode="max", **options)
+
+    def set_model(self, model: keras.Model) -> None:
+        """Sets the model whose weights are saved."""
+        super().set_model(model.towers)
+
+
+class EpochBackups(keras.callbacks.Callback):
+    """`BackupAndRestore` in a folder for each epoch, so that a backup is complete or absent whenever a process ends.
+
+    Args:
+        folder: folder of the backups; the newest one is kept.
+        write: whether this process writes; the chief of several workers does.
+    """
+
+    def __init__(self, folder: Path, write: bool = True):
+        super().__init__()
+        self.folder, self.write = folder, write
+
+    def newest(self) -> int | None:
+        """Number of the last complete epoch with a backup, None without one."""
+        return max((int(path.name) for path in self.folder.glob("[0-9]*") if path.name.isdigit()), default=None)
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Restores weights, optimizer, random state and the number of the epoch."""
+        epoch = self.newest()
+        if epoch is None:
+            return
+        try:
+            self._backup(str(epoch)).on_train_begin()
+        except (OSError, ValueError, KeyError, RuntimeError, IndexError) as error:
+            reason = (str(error).splitlines() or ["?"])[0]
+            raise InputError(
+                f"backup {self.folder / str(epoch)}: damaged, or of another model ({reason}): delete {self.folder} to "
+                "begin the stage again"
+            ) from error
+        console.print(f"continuing after epoch {epoch} of {self.folder.name}")
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Writes a backup and removes the one before."""
+        if not self.write:
+            return
+        shutil.rmtree(self.folder / "partial", ignore_errors=True)
+        self._backup("partial").on_epoch_end(epoch)
+        os.replace(self.folder / "partial", self.folder / str(epoch + 1))
+        for path in self.folder.iterdir():
+            if path.name != str(epoch + 1):
+                shutil.rmtree(path)
+
+    def _backup(self, name: str) -> keras.callbacks.BackupAndRestore:
+        backup = keras.callbacks.BackupAndRestore(str(self.folder / name), delete_checkpoint=False)
+        backup.set_model(self.model)
+        return backup
+
+
+def csv_logger(path: Path, history: list[dict[str, Any]]) -> keras.callbacks.CSVLogger:
+    """A `CSVLogger` that continues a file, from which epochs that are not in the history are removed."""
+    if path.is_file():
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        kept = {str(entry["epoch"] - 1) for entry in history}
+        with atomic_write(path) as partial, partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0].keys() if rows else ["epoch"])
+            if rows:
+                writer.writeheader()
+            writer.writerows(row for row in rows if row["epoch"] in kept)
+    return keras.callbacks.CSVLogger(str(path), append=True)
