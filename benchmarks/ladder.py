@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""What each technique of Que2Search adds: the rows of the paper's Table 4, and attention against concatenation.
+"""Gain of each technique of Que2Search: the rows of the paper's Table 4, and attention against concatenation.
 
-The config is the full model. A row takes away what has not come yet; the last two are the full model with stage 1 going
-on in the place of stage 2, which is the curriculum's control, and with another fusion. The
-searcher's country and the document's language and country, which the paper's table has no row for, are in every row.
-The rows up to "+ curriculum" train the text encoders at the rate of everything else. A row and the one after it
-that only adds stage 2 are the two stages of one training.
+The config is the full model, and a row has the techniques up to its own. The last two rows are the control of the
+curriculum, the full model whose stage 2 has the loss of stage 1, and the full model with another fusion. The country of
+the searcher and the language and country of the document are in every row; the paper's table has no row for them. The
+rows up to "+ curriculum" train the text encoders at the common learning rate. A row and the next one, if that only adds
+stage 2, are the two stages of one training.
 
 `OUT/ladder.json` has the figures of every seed; `OUT/ladder.md` and `OUT/ladder.svg` are the table and the chart.
 """
@@ -21,6 +21,7 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+from comparisons import comparison
 from ladder_results import METRICS, draw, markdown, summarise, table
 from ladder_rows import TRAININGS, ablate, check_full, rows_of
 from rich.console import Console
@@ -62,11 +63,12 @@ def train_row(config: Config, data: Data, folder: Path) -> dict[str, Any]:
     begin = time.monotonic()
     resume = (run / "config.toml").is_file()
     with (folder / "training.log").open("a", encoding="utf-8") as log, redirect_stderr(log):
-        train(config, data.documents, data.positives, data.validation, run, resume=resume)
-        stages = (1, 2) if config.stage2.max_epochs else (1,)
-        metrics = {str(stage): measure_stage(run, stage, data) for stage in stages}
+        with comparison(TRAININGS[folder.parent.name].techniques):
+            train(config, data.documents, data.positives, data.validation, run, resume=resume)
+            stages = (1, 2) if config.stage2.max_epochs else (1,)
+            metrics = {str(stage): measure_stage(run, stage, data) for stage in stages}
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    validation = {s: [each["validation_roc_auc"] for each in lines if str(each["stage"]) == s] for s in metrics}
+    validation = {s: [each["val_roc_auc"] for each in lines if str(each["stage"]) == s] for s in metrics}
     found = {
         "config": config.model_dump(mode="json"),
         "seconds": time.monotonic() - begin,

@@ -1,4 +1,4 @@
-"""The rows of the ladder: what of the full model each of them has."""
+"""The rows of the ladder and the parts of the full model that each of them has."""
 
 from typing import NamedTuple
 
@@ -7,12 +7,12 @@ from q2s_tf.errors import InputError
 
 
 class Training(NamedTuple):
-    """What of the full model one training has.
+    """The parts of the full model that one training has.
 
     Attributes:
-        kinds: of channels that may be missing from a row; the others are in all.
-        techniques: of "curriculum", "rate", "head", "blending"; "concat" is the other fusion, and "continued" has
-            stage 1 go on, at the rates and for the epochs of stage 2, in the place of its curriculum.
+        kinds: kinds of channels that some rows do not have; all other kinds are in every row.
+        techniques: of "curriculum", "rate", "head", "blending"; "concat" is another fusion, and "continued" trains
+            stage 2 with the loss of stage 1. Both are in `comparisons.py`.
     """
 
     kinds: frozenset[str]
@@ -34,7 +34,7 @@ TRAININGS = {
     "continued": _training("text vectors", "curriculum rate head blending continued"),
     "concat": _training("text vectors", "curriculum rate head blending concat"),
 }
-"""By the name of its folder."""
+"""Trainings by the name of their folder."""
 
 
 class Row(NamedTuple):
@@ -42,9 +42,9 @@ class Row(NamedTuple):
 
     Attributes:
         name: what it adds.
-        training: whose weights it is.
-        stage: of that training.
-        against: training and stage of the row that it is compared with.
+        training: the training whose weights are measured.
+        stage: stage of that training.
+        against: training and stage of the row it is compared with.
     """
 
     name: str
@@ -69,7 +69,7 @@ ROWS = (
 
 
 def ablate(full: Config, training: Training, seed: int) -> Config:
-    """The full model's config without what a training does not have."""
+    """The config of the full model without the parts that a training does not have."""
     tables = full.model_dump(mode="json", exclude_none=True)
     optional = {"text", "vectors"} - training.kinds
     tables["seed"] = seed
@@ -88,15 +88,12 @@ def ablate(full: Config, training: Training, seed: int) -> Config:
     for technique in {"head", "blending"} - training.techniques:
         del tables[technique]
     if "continued" in training.techniques:
-        own = {"loss": "softmax", "scale": full.stage1.scale, "batch_size": full.stage1.batch_size}
-        tables["stage2"] |= own | {"negatives": "all", "negative_rank": 1}
-    if "concat" in training.techniques:
-        tables["fusion"] = "concat_mlp"
+        tables["stage2"] |= {"batch_size": full.stage1.batch_size, "negatives": "all", "negative_rank": 1}
     return check_config(tables, "of the ladder")
 
 
 def rows_of(full: Config) -> list[Row]:
-    """The rows that the full model's channels and techniques allow."""
+    """The rows that are possible with the channels of the full model."""
     kinds = {channel.kind for channel in full.channels.values()}
     if "vectors" in kinds:
         return list(ROWS)
@@ -105,7 +102,7 @@ def rows_of(full: Config) -> list[Row]:
 
 
 def check_full(full: Config) -> None:
-    """`InputError` unless the config has every technique that the ladder takes away."""
+    """`InputError` unless the config has every technique of the ladder."""
     stages = (full.stage1, full.stage2)
     lacks = {
         "a text channel": not (full.text_channels("query") and full.text_channels("document")),
@@ -114,7 +111,6 @@ def check_full(full: Config) -> None:
         "stage2.max_epochs": not full.stage2.max_epochs,
         "a stage1.text_learning_rate of its own": all(s.text_learning_rate == s.learning_rate for s in stages),
         "stage2.unconverged = false": full.stage2.unconverged,
-        "fusion = 'attention'": full.fusion != "attention",
     }
     if missing := [name for name, lacking in lacks.items() if lacking]:
         raise InputError(

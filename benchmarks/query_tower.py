@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""How long a query takes from text to vector: our export, what Keras exports by itself, and ONNX Runtime.
+"""Time of a query from text to vector: the export of q2s_tf, exports of Keras, and ONNX Runtime.
 
 All have the same weights, run on one thread without oneDNN, and take turns of 50 queries, one at a time, so that the
-machine's speed is the same for all of them. The exports run through the session loader, as TensorFlow Serving runs
-them. "KerasHub" is `keras.export.ExportArchive` of the tower with the forward pass of KerasHub's own backbone, "Keras"
-the same of our towers, whose layers are lean already; the text ops are ours in both. ONNX Runtime has its own
-normalisation, SentencePiece and hashing in Python (see query_tower_onnx.py).
+speed of the machine is the same for all of them. The exports run through the session loader, as in TensorFlow Serving.
+"KerasHub" is `keras.export.ExportArchive` of the tower with the backbone of KerasHub as its text encoder; "Keras" is the
+same of the tower itself; both have the text ops of q2s_tf. ONNX Runtime has normalisation, SentencePiece and hashing in
+Python (see query_tower_onnx.py).
 """
 
 import os
@@ -77,11 +77,19 @@ def read_queries(path: Path) -> list[tuple[str, str]]:
 
 def drop_missing(tower: "Tower", asked: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """The queries none of whose channels is missing: the ONNX graph has no mask."""
-    answer = tower.predict({"query": [query for query, _ in asked], "country": [country for _, country in asked]})
-    kept = [pair for pair, weights in zip(asked, answer["channel_weights"], strict=True) if weights.all()]
+    kept = [
+        pair for pair, weights in zip(asked, outputs(tower, asked)["channel_weights"], strict=True) if weights.all()
+    ]
     if not kept:
         raise InputError("queries: every one lacks a channel of the tower: give one with the countries of the run")
     return kept
+
+
+def outputs(tower: "Tower", asked: list[tuple[str, str]]) -> dict[str, Any]:
+    """The outputs of the Keras tower."""
+    from q2s_tf.models import encode
+
+    return encode(tower, {"query": [query for query, _ in asked], "country": [country for _, country in asked]})
 
 
 def load_tower(run: Path) -> "Tower":
@@ -103,49 +111,42 @@ def random_tower(texts: list[str], documents: Path | None, vocabulary: int) -> "
 
     from q2s_tf.config import CategoricalChannel, Channel, Config, Encoder, TextChannel, TrigramsChannel
     from q2s_tf.models import Tower
-    from q2s_tf.text import Tokenizer, normalise, train_tokenizer
+    from q2s_tf.text import SentencePiece, normalise, train_tokenizer
 
     if documents:
         texts = [*texts, *pq.read_table(documents, columns=["title"])["title"].drop_null().to_pylist()]
     normal = (text.decode() for text in normalise(tf.constant(texts)).numpy())
-    tokenizer = Tokenizer(train_tokenizer(normal, vocabulary))
-    cli.console.print(f"{tokenizer.vocabulary_size:,} pieces, {vocabulary:,} rows in the token table")
-    tokenizer.vocabulary_size = vocabulary
+    model = train_tokenizer(normal, vocabulary)
+    pieces = SentencePiece(model).vocabulary_size
+    cli.console.print(f"{pieces:,} pieces, {vocabulary:,} rows in the token table")
     channels: dict[str, Channel] = {
         "trigrams": TrigramsChannel(tower="query", input="query", kind="trigrams", max_trigrams=64),
         "country": CategoricalChannel(tower="query", input="country", kind="categorical", values=("us", "gb", "de")),
         "text": TextChannel(tower="query", input="query", kind="text", encoder="query", max_tokens=16),
         "title": TrigramsChannel(tower="document", input="title", kind="trigrams"),
     }
-    tower = Tower(Config(channels=channels, encoders={"query": Encoder()}), "query", tokenizer)
+    config = Config(channels=channels, encoders={"query": Encoder()})
+    tower = Tower(config, "query", {"query": vocabulary}, {"query": model})
     generator = np.random.default_rng(1)
-    for weight in tower.encoder.trainable_variables:
+    for weight in tower.trainable_variables:
         weight.assign(weight.numpy() + generator.normal(scale=0.05, size=weight.shape).astype(np.float32))
     return tower
 
 
 def make_ways(tower: "Tower", folder: Path) -> dict[str, Way]:
     """Every way to embed a query, by name."""
-    import keras
     import query_tower_onnx
     import tensorflow as tf
 
-    from q2s_tf.layers import TextEncoder
+    from q2s_tf.models import Tower
     from q2s_tf.serving.signatures import TowerServable
 
-    class Backbone(keras.layers.Layer):
-        def __init__(self, encoder: TextEncoder):
-            super().__init__()
-            self.backbone = encoder.backbone
-
-        def call(self, ids: Any) -> Any:
-            return self.backbone({"token_ids": ids, "padding_mask": ids != 0})[:, 0]
-
-    def plain(layer: keras.layers.Layer) -> keras.layers.Layer:
-        return Backbone(layer) if isinstance(layer, TextEncoder) else layer
-
-    save_archive(tower, keras.models.clone_model(tower.encoder, clone_function=plain), folder / "kerashub")
-    save_archive(tower, tower.encoder, folder / "keras")
+    save_archive(tower, folder / "keras")
+    tokenizers = {name: layer.tokenizer.model for name, layer in tower.token_layers.items() if layer.tokenizer}
+    plain = Tower(tower.config, "query", tower.vocabulary_sizes, tokenizers)
+    plain.set_weights(tower.get_weights())
+    plain.text_encoders = {name: Backbone(encoder) for name, encoder in tower.text_encoders.items()}
+    save_archive(plain, folder / "kerashub")
     servable = TowerServable(tower)
     tf.saved_model.save(servable, str(folder / "ours"), servable.endpoints)
     return {
@@ -156,16 +157,62 @@ def make_ways(tower: "Tower", folder: Path) -> dict[str, Way]:
     }
 
 
-def save_archive(tower: "Tower", encoder: Any, folder: Path) -> None:
-    """Exports an encoder behind the tower's text ops as a user of Keras would."""
+class Backbone:
+    """The backbone of KerasHub with the weights of a `TextEncoder`, called as the encoder is."""
+
+    def __init__(self, encoder: Any):
+        import keras_hub
+
+        self.backbone = keras_hub.models.XLMRobertaBackbone(
+            encoder.vocabulary_size,
+            encoder.num_layers,
+            encoder.num_heads,
+            encoder.hidden_dim,
+            encoder.intermediate_dim,
+            max_sequence_length=encoder.max_tokens,
+        )
+        copy_to_backbone(encoder, self.backbone)
+
+    def __call__(self, ids: Any, training: bool | None = None) -> Any:
+        """[CLS] of token ids `[batch, L]`, `[batch, H]`."""
+        return self.backbone({"token_ids": ids, "padding_mask": ids != 0}, training=training)[:, 0]
+
+
+def copy_to_backbone(encoder: Any, backbone: Any) -> None:
+    """The inverse of `q2s_tf.models.copy_weights`, without exchanging ids."""
+    import numpy as np
+
+    from q2s_tf.models.pretrained import BLOCK_WEIGHTS, QKV
+
+    embeddings = encoder.embeddings
+    backbone.token_embedding.embeddings.assign(embeddings["token_table"])
+    backbone.embeddings.position_embedding.position_embeddings.assign(embeddings["position_table"])
+    backbone.embeddings_layer_norm.gamma.assign(embeddings["gamma"])
+    backbone.embeddings_layer_norm.beta.assign(embeddings["beta"])
+    for block, layer in zip(encoder.blocks, backbone.transformer_layers, strict=True):
+        values = {path: block[name].numpy() for name, path in BLOCK_WEIGHTS.items()}
+        for kind in ("kernel", "bias"):
+            parts = np.split(block[f"qkv_{kind}"].numpy(), 3, axis=-1)
+            values |= {f"self_attention_layer/{name}/{kind}": part for name, part in zip(QKV, parts, strict=True)}
+        for weight in layer.weights:
+            weight.assign(values[weight.path.rpartition(f"{layer.name}/")[2]].reshape(weight.shape))
+
+
+def save_archive(tower: "Tower", folder: Path) -> None:
+    """Exports a tower as a user of Keras would."""
     import keras
     import tensorflow as tf
 
     def serve(query: Any, country: Any) -> dict[str, Any]:
-        return encoder(tower.preprocessor({"query": query, "country": country}), training=False)
+        inputs = tower.preprocessor({"query": query, "country": country})
+        embedding, weights = tower.fuse(*tower.encode_channels(inputs))
+        return {"embedding": embedding, "channel_weights": weights}
 
     archive = keras.export.ExportArchive()
-    archive.track(encoder)
+    archive.track(tower)
+    for encoder in tower.text_encoders.values():
+        if isinstance(encoder, Backbone):
+            archive.track(encoder.backbone)
     inputs = [tf.TensorSpec([None], tf.string, name=name) for name in ("query", "country")]
     archive.add_endpoint("serving_default", serve, inputs)
     archive.write_out(str(folder), verbose=False)
@@ -200,7 +247,7 @@ def check_equal(tower: "Tower", ways: dict[str, Way], asked: list[tuple[str, str
     """
     import numpy as np
 
-    expected = tower.predict({"query": [query for query, _ in asked], "country": [country for _, country in asked]})
+    expected = outputs(tower, asked)
     for name, way in ways.items():
         gaps = np.abs(np.array([way(*pair) for pair in asked]) - expected["embedding"]).max(axis=1)
         near = gaps[gaps < 1e-4]

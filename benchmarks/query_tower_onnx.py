@@ -24,8 +24,10 @@ def query_tower(tower: Tower) -> Callable[[str, str], np.ndarray]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(build_graph(tower).SerializeToString(), options, ["CPUExecutionProvider"])
-    tokenizer = sentencepiece.SentencePieceProcessor(model_proto=tower.preprocessor.tokenizer.model)
-    channels = tower.preprocessor.channels
+    tokenizer = sentencepiece.SentencePieceProcessor(
+        model_proto=next(iter(tower.token_layers.values())).tokenizer.model
+    )
+    channels = tower.channels
 
     def embed(query: str, country: str) -> np.ndarray:
         texts = {"query": normalise(query), "country": normalise(country)}
@@ -59,21 +61,19 @@ def build_graph(tower: Tower) -> onnx.ModelProto:
     """The encoder of a query tower: int64 ids by channel, each `[L]`, to `embedding` `[1, D]`."""
     graph = _Graph()
     vectors = []
-    for name, channel in tower.preprocessor.channels.items():
-        layer = tower.encoder.get_layer(f"{name}_vector")
+    for name, channel in tower.channels.items():
+        layer = tower.channel_layers[name]
         if channel.kind == "text":
-            cls = _encode(graph, tower.encoder.get_layer(f"{channel.encoder}_text_encoder").backbone, name)
+            cls = _encode(graph, tower.text_encoders[channel.encoder], name)
             vectors.append(graph("Gemm", cls, layer.kernel, layer.bias))
         else:
-            rows = graph("Gather", layer.table, name)
+            rows = graph("Gather", layer.embeddings if channel.kind == "categorical" else layer.table, name)
             vectors.append(graph("ReduceSum", rows, np.array([0]), keepdims=1))
-    weights = graph(
-        "Softmax", graph("MatMul", graph("Concat", *vectors, axis=1), tower.encoder.get_layer("fusion").kernel)
-    )
+    weights = graph("Softmax", graph("MatMul", graph("Concat", *vectors, axis=1), tower.fusion.kernel))
     fused = graph("MatMul", weights, graph("Concat", *vectors, axis=0))
     embedding = graph("LpNormalization", fused, axis=1, p=2)
-    inputs = [helper.make_tensor_value_info(name, onnx.TensorProto.INT64, [None]) for name in tower.channels]
-    output = helper.make_tensor_value_info(embedding, onnx.TensorProto.FLOAT, [1, tower.dimension])
+    inputs = [helper.make_tensor_value_info(name, onnx.TensorProto.INT64, [None]) for name in tower.channel_names]
+    output = helper.make_tensor_value_info(embedding, onnx.TensorProto.FLOAT, [1, tower.config.dimension])
     made = helper.make_graph(graph.nodes, "query_tower", inputs, [output], graph.constants)
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
 
@@ -96,47 +96,48 @@ class _Graph:
         return self.constants[-1].name
 
 
-def _encode(graph: _Graph, backbone: Any, ids: str) -> str:
-    """[CLS] `[1, H]` of the token ids `[L]`; the last layer for [CLS] alone."""
-    embeddings = backbone.embeddings
-    tokens = graph("Gather", embeddings.token_embedding.embeddings, ids)
-    places = graph("Slice", embeddings.position_embedding.position_embeddings, np.array([0]), graph("Shape", ids))
-    hidden = _normalise(graph, backbone.embeddings_layer_norm, graph("Add", tokens, places))
-    layers = backbone.transformer_layers
-    for layer in layers:
-        tokens = hidden if layer is not layers[-1] else graph("Slice", hidden, np.array([0]), np.array([1]))
-        attended = graph("Add", tokens, _attend(graph, layer._self_attention_layer, tokens, hidden))
-        attended = _normalise(graph, layer._self_attention_layer_norm, attended)
-        inner, outer = layer._feedforward_intermediate_dense, layer._feedforward_output_dense
-        forward = graph("Gelu", graph("Gemm", attended, inner.kernel, inner.bias))
-        forward = graph("Gemm", forward, outer.kernel, outer.bias)
-        hidden = _normalise(graph, layer._feedforward_layer_norm, graph("Add", attended, forward))
+def _encode(graph: _Graph, encoder: Any, ids: str) -> str:
+    """[CLS] `[1, H]` of the token ids `[L]`; the last layer is computed for [CLS] only."""
+    tables = encoder.embeddings
+    tokens = graph("Gather", tables["token_table"], ids)
+    positions = graph("Slice", tables["position_table"], np.array([0]), graph("Shape", ids))
+    hidden = _normalise(graph, encoder, tables, "", graph("Add", tokens, positions))
+    for block in encoder.blocks:
+        last = block is encoder.blocks[-1]
+        tokens = graph("Slice", hidden, np.array([0]), np.array([1])) if last else hidden
+        attended = graph("Add", tokens, _attend(graph, encoder, block, tokens, hidden))
+        attended = _normalise(graph, encoder, block, "attention_", attended)
+        forward = graph("Gelu", graph("Gemm", attended, block["inner_kernel"], block["inner_bias"]))
+        forward = graph("Gemm", forward, block["outer_kernel"], block["outer_bias"])
+        hidden = _normalise(graph, encoder, block, "output_", graph("Add", attended, forward))
     return hidden
 
 
-def _attend(graph: _Graph, attention: Any, tokens: str, context: str) -> str:
-    dimension, heads, width = attention._query_dense.kernel.shape
+def _attend(graph: _Graph, encoder: Any, block: Any, tokens: str, context: str) -> str:
+    heads, size = encoder.num_heads, encoder.hidden_dim
+    width = size // heads
+    kernel, bias = np.asarray(block["qkv_kernel"]), np.asarray(block["qkv_bias"])
 
-    def project(source: str, *layers: Any) -> Any:
-        kernel = np.concatenate([np.reshape(layer.kernel, (dimension, -1)) for layer in layers], axis=1)
-        made = graph("Gemm", source, kernel, np.concatenate([np.reshape(layer.bias, -1) for layer in layers]))
-        return made if len(layers) == 1 else graph("Split", made, outputs=len(layers), axis=1, num_outputs=len(layers))
+    def project(source: str, first: int, count: int) -> Any:
+        columns = slice(first * size, (first + count) * size)
+        made = graph("Gemm", source, kernel[:, columns], bias[columns])
+        return made if count == 1 else graph("Split", made, outputs=count, axis=1, num_outputs=count)
 
     def by_head(projected: str, order: list[int]) -> str:
         return graph("Transpose", graph("Reshape", projected, np.array([-1, heads, width])), perm=order)
 
     if tokens == context:
-        query, key, value = project(context, attention._query_dense, attention._key_dense, attention._value_dense)
+        query, key, value = project(context, 0, 3)
     else:
-        query = project(tokens, attention._query_dense)
-        key, value = project(context, attention._key_dense, attention._value_dense)
+        query = project(tokens, 0, 1)
+        key, value = project(context, 1, 2)
     query = graph("Mul", query, np.float32(width**-0.5))
     weights = graph("Softmax", graph("MatMul", by_head(query, [1, 0, 2]), by_head(key, [1, 2, 0])))
     mixed = graph("Transpose", graph("MatMul", weights, by_head(value, [1, 0, 2])), perm=[1, 0, 2])
-    output = attention._output_dense
-    kernel = np.reshape(output.kernel, (heads * width, -1))
-    return graph("Gemm", graph("Reshape", mixed, np.array([-1, heads * width])), kernel, output.bias)
+    packed = graph("Reshape", mixed, np.array([-1, heads * width]))
+    return graph("Gemm", packed, block["attention_kernel"], block["attention_bias"])
 
 
-def _normalise(graph: _Graph, layer: Any, tokens: str) -> str:
-    return graph("LayerNormalization", tokens, layer.gamma, layer.beta, epsilon=layer.epsilon)
+def _normalise(graph: _Graph, encoder: Any, weights: Any, prefix: str, tokens: str) -> str:
+    gamma, beta = weights[f"{prefix}gamma"], weights[f"{prefix}beta"]
+    return graph("LayerNormalization", tokens, gamma, beta, epsilon=encoder.epsilon)

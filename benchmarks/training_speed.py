@@ -6,7 +6,7 @@ for the title, attention fusion, in-batch softmax over the batch without known p
 rates, dropout. Each way is a process of its own; they take turns, with as many threads and the same batches of ids,
 each padded to its longest text. The texts were cut into ids before, which counts for none of them.
 
-Two comparisons, each with `q2s_tf`: `build_step`, as `tools/train.py` runs it, on batches in memory.
+Two comparisons, each with `q2s_tf`: `RetrievalModel.train_step` as one graph, on batches in memory.
 
 - `peers`: the same on batches drawn from the prepared tables, as `tools/train.py` draws them, and PyTorch on batches in
   memory (training_speed_torch.py), which is left out where the extra `peers` is not installed.
@@ -114,13 +114,14 @@ def prepare(documents: Path, positives: Path, buckets: int, folder: Path) -> tup
     from q2s_tf.evaluation.rankers import normalised
     from q2s_tf.models import build_towers
     from q2s_tf.tables import open_documents, open_positives
-    from q2s_tf.text import Tokenizer, train_tokenizer
-    from q2s_tf.training.build_examples import build_examples
+    from q2s_tf.text import train_tokenizer
+    from q2s_tf.training.prepare import build_examples
 
     config, catalogue = paper_config(buckets), open_documents(documents)
     pairs = open_positives(positives)
     model = train_tokenizer(normalised(catalogue.read()["title"].drop_null().to_pylist()), PIECES)
-    return config, model, build_examples(folder, build_towers(config, Tokenizer(model)), catalogue, pairs)
+    towers = build_towers(config, {"query": model, "document": model})
+    return config, model, build_examples(folder, towers, catalogue, pairs)
 
 
 def spread(batch: Batch, vocabulary: int) -> Batch:
@@ -146,25 +147,23 @@ def our_training(
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
 
-    from q2s_tf.models import build_towers
-    from q2s_tf.text import Tokenizer
-    from q2s_tf.training.learner import Learner
-    from q2s_tf.training.optimisation import Optimizer
-    from q2s_tf.training.step import build_step
-    from q2s_tf.training.workers import Workers
+    from q2s_tf.models import Tower, Towers
+    from q2s_tf.training.retrieval_model import RetrievalModel, compile_stage
 
-    tokenizer = Tokenizer(model)
-    tokenizer.vocabulary_size = vocabulary  # rows of the token tables, more than the tokenizer has pieces
-    learner = Learner(build_towers(config, tokenizer), Workers())
-    settings = learner.text_variables(), config.stage1, config.clip_norm
-    optimizer = Optimizer(learner.variables, learner.workers, *settings, decay_steps=100_000)
-    step = build_step(learner, optimizer, 1, examples.dataset(batch_size, (0,)).element_spec)
+    # The token tables have more rows than the tokenizer has pieces.
+    towers = Towers(*(Tower(config, side, {side: vocabulary}, {side: model}) for side in ("query", "document")))
+    trained = RetrievalModel(towers)
+    compile_stage(trained, 1, 100_000)
+    trained.optimizer.build(trained.trainable_variables)
+    specs = examples.dataset(batch_size, (0,)).element_spec
+    step = tf.function(trained.train_step, input_signature=[specs], autograph=False)
     data: Iterable[Any]
     if batches:
         data = cycle([tf.nest.map_structure(tf.constant, batch) for batch in batches])
     else:
         data = chain.from_iterable(examples.dataset(batch_size, (epoch,)) for epoch in count())
     for batch in data:
+        trained.reset_metrics()
         yield float(step(batch)["loss"])
 
 

@@ -71,8 +71,10 @@ class Tower(keras.Model):
         preprocessor: model from raw inputs to channel inputs: ids `[batch, L]` or vectors `[batch, M, I]`, by channel.
         text_encoders: `TextEncoder` by encoder.
         channel_layers: the last layer of each channel, whose output is φᵢ, by channel.
-        fusion: the `AttentionFusion`.
+        fusion: the fusion layer, of `fusion_class`.
     """
+
+    fusion_class: type[keras.layers.Layer] = AttentionFusion
 
     def __init__(
         self,
@@ -104,7 +106,7 @@ class Tower(keras.Model):
             name: self._channel_layer(channel, dtype=policy, name=f"{name}_vector")
             for name, channel in self.channels.items()
         }
-        self.fusion = AttentionFusion(dtype="float32", name="fusion")
+        self.fusion = self.fusion_class(dtype="float32", name="fusion")
         self.normalization = keras.layers.UnitNormalization(dtype="float32", name="embedding")
         embedding, weights = self.fuse(*self.encode_channels(self.preprocessor(raw_inputs)))
         outputs = {"embedding": embedding, "channel_weights": weights}
