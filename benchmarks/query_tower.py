@@ -3,9 +3,9 @@
 
 All have the same weights, run on one thread without oneDNN, and take turns of 50 queries, one at a time, so that the
 speed of the machine is the same for all of them. The exports run through the session loader, as in TensorFlow Serving.
-"KerasHub" is `keras.export.ExportArchive` of the tower with the backbone of KerasHub as its text encoder; "Keras" is the
-same of the tower itself; both have the text ops of q2s_tf. ONNX Runtime has normalisation, SentencePiece and hashing in
-Python (see query_tower_onnx.py).
+"KerasHub" is `keras.export.ExportArchive` of the tower with the backbone of KerasHub as its text encoder; "Keras" is
+the same of the tower itself; both have the text ops of q2s_tf. ONNX Runtime has normalisation, SentencePiece and
+hashing in Python (see query_tower_onnx.py).
 """
 
 import os
