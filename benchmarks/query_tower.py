@@ -145,7 +145,8 @@ def make_ways(tower: "Tower", folder: Path) -> dict[str, Way]:
     tokenizers = {name: layer.tokenizer.model for name, layer in tower.token_layers.items() if layer.tokenizer}
     plain = Tower(tower.config, "query", tower.vocabulary_sizes, tokenizers)
     plain.set_weights(tower.get_weights())
-    plain.text_encoders = {name: Backbone(encoder) for name, encoder in tower.text_encoders.items()}
+    backbones: dict[str, Any] = {name: Backbone(encoder) for name, encoder in tower.text_encoders.items()}
+    plain.text_encoders = backbones
     save_archive(plain, folder / "kerashub")
     servable = TowerServable(tower)
     tf.saved_model.save(servable, str(folder / "ours"), servable.endpoints)
