@@ -89,10 +89,10 @@ class EpochMetrics(keras.callbacks.Callback):
 
     Args:
         validate: computes `val_roc_auc`.
-        pairs_per_epoch: number of rows of an epoch.
+        pairs_per_epoch: number of rows of an epoch, for the speed; None to leave it out.
     """
 
-    def __init__(self, validate: Callable[[], float], pairs_per_epoch: int):
+    def __init__(self, validate: Callable[[], float], pairs_per_epoch: int | None = None):
         super().__init__()
         self.validate, self.pairs_per_epoch = validate, pairs_per_epoch
 
@@ -105,7 +105,8 @@ class EpochMetrics(keras.callbacks.Callback):
         seconds = time.perf_counter() - self.begin
         with console.status("validating"):
             logs[METRIC] = self.validate()
-        logs |= {"seconds": seconds, "pairs_per_second": self.pairs_per_epoch / seconds}
+        if self.pairs_per_epoch is not None:
+            logs |= {"seconds": seconds, "pairs_per_second": self.pairs_per_epoch / seconds}
 
 
 class EpochHistory(keras.callbacks.Callback):
