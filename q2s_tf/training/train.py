@@ -35,11 +35,9 @@ from q2s_tf.training.callbacks import (
     EpochHistory,
     EpochMetrics,
     EpochNumber,
-    EpochProgress,
     ResumableEarlyStopping,
-    StopOnInfiniteLoss,
+    StepProgress,
     TowersCheckpoint,
-    csv_logger,
     epochs_since_best,
     read_history,
 )
@@ -218,12 +216,11 @@ def _train_stage(stage: int, run: Path, prepared: Prepared, workers: Workers) ->
         backups.set_model(model)  # the stage has ended: restore what the best weights do not hold
         backups.on_train_begin()
     else:
-        title, number = f"stage {stage}", EpochNumber()
+        number = EpochNumber()
         rows = steps * examples.rows_per_batch(settings.batch_size)
         callbacks: list[keras.callbacks.Callback] = [
             number,
-            EpochProgress(title),
-            StopOnInfiniteLoss(title),
+            StepProgress(f"stage {stage}", settings.max_epochs),
             EpochMetrics(lambda: workers.broadcast(validation.roc_auc), rows),
             ResumableEarlyStopping(history, settings.patience),
             recorder,
@@ -232,7 +229,7 @@ def _train_stage(stage: int, run: Path, prepared: Prepared, workers: Workers) ->
             callbacks += [
                 TowersCheckpoint(best, max(entry[METRIC] for entry in history)),
                 keras.callbacks.TensorBoard(str(run / "tensorboard" / f"stage{stage}"), write_graph=False),
-                csv_logger(run / f"stage{stage}.csv", history),
+                keras.callbacks.CSVLogger(str(run / f"stage{stage}.csv"), append=True),
             ]
         callbacks.append(backups)
         dataset = examples.dataset(settings.batch_size, (config.seed, stage), lambda: number.number)
