@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from own_data import write
 
-from q2s_tf.datasets.judged import split_judgements
+from q2s_tf.datasets import split_judgements
 from q2s_tf.errors import InputError
 from q2s_tf.tables import check_judgements, open_judgements, open_positives
 

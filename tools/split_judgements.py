@@ -9,7 +9,7 @@ from rich.table import Table
 from typer import Option
 
 from q2s_tf import cli
-from q2s_tf.datasets.judged import split_judgements
+from q2s_tf.datasets import split_judgements
 
 
 def main(
