@@ -288,9 +288,9 @@ def test_arguments_outside_their_rules(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def spark(tmp_path_factory: Any) -> Iterator[Any]:
-    from q2s_tf.search_log import backends
+    from q2s_tf.search_log import engines
 
-    with backends.spark("1GB", tmp_path_factory.mktemp("spark")) as connection:
+    with engines.spark("1GB", tmp_path_factory.mktemp("spark")) as connection:
         yield connection
 
 
@@ -298,8 +298,7 @@ def spark(tmp_path_factory: Any) -> Iterator[Any]:
 def test_spark_gives_the_rows_of_duckdb(tmp_path: Path, spark: Any) -> None:
     logs = many_logs(seed=9, number=600)
     table = on_duckdb(tmp_path, as_arrow(shuffled(logs, 1), "UTC"))
-    there = spark.read_parquet(str(tmp_path / "log.parquet"))
-    found = as_positives(positives(there))
+    found = as_positives(positives(spark.read_parquet(str(tmp_path / "log.parquet"))))
     assert len(found) > 40
     assert found == as_positives(positives(table)) == expected(logs)
 
