@@ -32,22 +32,16 @@ _FIRST_YEAR, _LAST_YEAR = 1970, 2200
 
 @dataclass(frozen=True)
 class Summary:
-    """The size and the quality of a generated marketplace.
-
-    Attributes:
-        listings_per_language: Language → number of listings.
-        rows_per_event: Kind of event → number of rows.
-        relevant_share: Stage of the funnel → share of its (query, listing) pairs that are exact matches.
-        cross_lingual_share: Share of the pairs answered within 24 hours whose query and listing differ in language.
-        positives: Distinct (query, country, listing) with a reply within 24 hours of the search.
-        judged_queries: Number of judged queries, for validation and test together.
-    """
+    """The size and the quality of a generated marketplace."""
 
     listings_per_language: dict[str, int]
     rows_per_event: dict[str, int]
     relevant_share: dict[str, float]
+    """Stage of the funnel → share of its (query, listing) pairs that are exact matches."""
     cross_lingual_share: float
+    """Share of the pairs answered within 24 hours whose query and listing differ in language."""
     positives: int
+    """Distinct (query, country, listing) with a reply within 24 hours of the search."""
     judged_queries: int
 
     def table(self) -> Table:

@@ -47,46 +47,29 @@ class Grammar:
 
 @dataclass(frozen=True)
 class Department:
-    """The things that one department sells.
+    """What one department sells."""
 
-    Attributes:
-        things: Indices of things.
-        values: For each of `ATTRIBUTES` the indices of the values that occur here, the most usual first.
-    """
-
-    things: range
-    values: tuple[list[int], ...]
+    things: range  # indices of things
+    values: tuple[list[int], ...]  # for each of ATTRIBUTES the values that occur here, the most usual first
 
 
 @dataclass(frozen=True)
 class Lexicon:
-    """All words, and the product types composed from them.
+    """All words, and the `T` product types composed from them.
 
     A product type is a pair (thing, modifier or `UNSTATED`): "chair", "garden chair", "office chair".
-
-    Attributes:
-        languages: Language codes.
-        grammars: The grammar of each language.
-        things: The forms of each thing.
-        modifiers: The forms of each modifier.
-        values: The forms of each value of each attribute.
-        departments: The departments.
-        type_thing: `[T]` the thing of each product type.
-        type_modifier: `[T]` the modifier of each product type, or `UNSTATED`.
-        thing_department: `[things]` the department of each thing.
-        thing_forms: `[things, languages]` the number of synonyms.
     """
 
     languages: list[str]
     grammars: list[Grammar]
     things: list[Forms]
     modifiers: list[Forms]
-    values: list[list[Forms]]
+    values: list[list[Forms]]  # for each of ATTRIBUTES
     departments: list[Department]
-    type_thing: Ints
-    type_modifier: Ints
-    thing_department: Ints
-    thing_forms: Ints
+    type_thing: Ints  # [T]
+    type_modifier: Ints  # [T] or UNSTATED
+    thing_department: Ints  # [things]
+    thing_forms: Ints  # [things, languages] the number of synonyms
 
     def type_name(self, thing: int, modifier: int, language: int, thing_form: int, rng: Random) -> str:
         """The name of a product type in a language, from the given synonym of the thing and any of the modifier.

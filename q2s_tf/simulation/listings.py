@@ -36,30 +36,19 @@ _EXTRA_WITHOUT_DESCRIPTION = 0.2
 
 @dataclass(frozen=True)
 class Listings:
-    """`N` listings. Attributes hold only what a rater who sees text and photos could tell.
+    """`N` listings. Attributes hold only what a rater who sees text and photos could tell."""
 
-    Attributes:
-        table: The documents table of the data contract.
-        country: `[N]` index in `COUNTRIES`.
-        language: `[N]` index of the language.
-        product_type: `[N]` index of the product type, and so for `thing`, `modifier` and `department`.
-        attributes: `[N, 5]` the value of each attribute, or `UNSTATED`.
-        thing_form: `[N]` the synonym of the thing in the title, or `UNSTATED` if the title does not name it.
-        written: `[N, 5]` whether the attribute is in title or description (else at most the photos show it).
-        popularity: `[N]` a factor of the chance to be shown and wanted.
-    """
-
-    table: pa.Table
-    country: Ints
-    language: Ints
-    product_type: Ints
-    thing: Ints
-    modifier: Ints
-    department: Ints
-    attributes: Ints
-    thing_form: Ints
-    written: Bools
-    popularity: Floats
+    table: pa.Table  # the documents table of the data contract
+    country: Ints  # [N] index in COUNTRIES
+    language: Ints  # [N] index in the languages of the lexicon
+    product_type: Ints  # [N]
+    thing: Ints  # [N]
+    modifier: Ints  # [N] or UNSTATED
+    department: Ints  # [N]
+    attributes: Ints  # [N, 5] the value of each attribute, or UNSTATED
+    thing_form: Ints  # [N] the synonym of the thing in the title, or UNSTATED if the title does not name it
+    written: Bools  # [N, 5] whether the attribute is in title or description (else at most the photos show it)
+    popularity: Floats  # [N]
 
 
 def make_listings(number: int, image_dimension: int, rng: np.random.Generator) -> Listings:
@@ -83,7 +72,8 @@ def make_listings(number: int, image_dimension: int, rng: np.random.Generator) -
     attributes = np.where(visible, attributes, UNSTATED)
     thing_form = np.where(named, lexicon.choose_forms(thing, language, rng), UNSTATED)
     shown, told = np.where(in_title, attributes, UNSTATED), np.where(in_description, attributes, UNSTATED)
-    columns = (language, product_type, shown, told, described, thing_form)
+    modifier = lexicon.type_modifier[product_type]
+    columns = (language, thing, modifier, thing_form, shown, told, described)
     rows: Iterator[Any] = zip(*(column.tolist() for column in columns), repeat(text_rng))
     texts = [_write(*row) for row in rows]
     photos = _draw_photos(product_type, attributes[:, COLOUR], photo_count, image_dimension, rng)
@@ -104,7 +94,7 @@ def make_listings(number: int, image_dimension: int, rng: np.random.Generator) -
         language=language,
         product_type=product_type,
         thing=thing,
-        modifier=lexicon.type_modifier[product_type],
+        modifier=modifier,
         department=department,
         attributes=attributes,
         thing_form=thing_form,
@@ -159,19 +149,18 @@ def _draw_attributes(department: Ints, rng: np.random.Generator) -> Ints:
 
 
 def _write(
-    language: int, product_type: int, shown: list[int], told: list[int], described: bool, form: int, rng: Random
+    language: int, thing: int, modifier: int, form: int, shown: list[int], told: list[int], described: bool, rng: Random
 ) -> tuple[str, str | None]:
     """Title and description of one listing."""
     lexicon = load_lexicon()
-    thing = lexicon.type_thing[product_type]
     others = [other for other in lexicon.departments[lexicon.thing_department[thing]].things if other != thing]
     stuffing = rng.sample(others, 2) if rng.random() < _STUFFED else []
-    title = write_title(language, None if form == UNSTATED else product_type, form, shown, stuffing, rng)
+    title = write_title(language, thing, modifier, form, shown, stuffing, rng)
     if not described:
         return title, None
     companion = rng.choice(others) if rng.random() < _COMPANION else None
-    named_again = product_type if rng.random() < _NAMED_AGAIN else None
-    return title, write_description(language, named_again, told, companion, rng)
+    named = rng.random() < _NAMED_AGAIN
+    return title, write_description(language, thing, modifier, named, told, companion, rng)
 
 
 def _draw_photos(

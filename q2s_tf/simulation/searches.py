@@ -32,31 +32,18 @@ _HOURS = (2, 1, 1, 1, 1, 1, 2, 3, 4, 4, 4, 5, 6, 5, 5, 5, 6, 7, 9, 10, 10, 9, 6,
 
 @dataclass(frozen=True)
 class Searches:
-    """`S` searches, in order of time within each session.
+    """`S` searches, in order of time within each session."""
 
-    Attributes:
-        user: `[S]` the number of the shopper.
-        country: `[S]` index in `COUNTRIES`.
-        language: `[S]` index of the language of the query.
-        time: `[S]` microseconds since 1970 UTC.
-        target: `[S]` the listing behind the wish.
-        thing: `[S]` the thing that the query names.
-        modifier: `[S]` the modifier that the query states, or `UNSTATED`.
-        stated: `[S, 5]` the attributes that the query states, or `UNSTATED`.
-        thing_form: `[S]` the synonym of the thing in the query.
-        text: The queries.
-    """
-
-    user: Ints
-    country: Ints
-    language: Ints
-    time: Ints
-    target: Ints
-    thing: Ints
-    modifier: Ints
-    stated: Ints
-    thing_form: Ints
-    text: list[str]
+    user: Ints  # [S]
+    country: Ints  # [S] index in COUNTRIES
+    language: Ints  # [S] index of the language of the query
+    time: Ints  # [S] microseconds since 1970 UTC
+    target: Ints  # [S] the listing behind the wish
+    thing: Ints  # [S]
+    modifier: Ints  # [S] the modifier that the query states, or UNSTATED
+    stated: Ints  # [S, 5] the attributes that the query states, or UNSTATED
+    thing_form: Ints  # [S] the synonym of the thing in the query
+    text: list[str]  # the queries
 
     def __len__(self) -> int:
         """The number of searches."""

@@ -30,25 +30,15 @@ _ATTENTION = 1.0 / np.arange(1, PAGE + 1) ** 0.6
 
 @dataclass(frozen=True)
 class Visits:
-    """`C` clicks and what followed them. Times are microseconds since 1970 UTC.
+    """`C` clicks and what followed them. Times are microseconds since 1970 UTC, or −1."""
 
-    Attributes:
-        search: `[C]` the search.
-        document: `[C]` the listing clicked.
-        grade: `[C]` its grade for the search.
-        click: `[C]` time of the click.
-        message: `[C]` time of the message to the seller, or −1.
-        reply: `[C]` time of the seller's reply, or −1.
-        shown_relevant: The share of exact matches among the listings shown, clicked or not.
-    """
-
-    search: Ints
-    document: Ints
-    grade: Ints
-    click: Ints
-    message: Ints
-    reply: Ints
-    shown_relevant: float
+    search: Ints  # [C]
+    document: Ints  # [C] the listing clicked
+    grade: Ints  # [C] its grade for the search
+    click: Ints  # [C] time of the click
+    message: Ints  # [C] time of the message to the seller
+    reply: Ints  # [C] time of the seller's reply
+    shown_relevant: float  # the share of exact matches among the listings shown, clicked or not
 
 
 class SearchEngine:

@@ -10,14 +10,16 @@ FULL_WIDTH = {code: code + 0xFEE0 for code in range(0x21, 0x7F)}
 
 
 def write_title(
-    language: int, product_type: int | None, thing_form: int, shown: list[int], stuffing: list[int], rng: Random
+    language: int, thing: int, modifier: int, thing_form: int, shown: list[int], stuffing: list[int], rng: Random
 ) -> str:
     """Write the title of a listing.
 
     Args:
         language: Index of the language.
-        product_type: Index of the type, or None for a title that does not name what is sold ("Must go this week").
-        thing_form: Index of the synonym of the thing that the seller uses.
+        thing: Index of the thing for sale.
+        modifier: Index of its modifier, or `UNSTATED`.
+        thing_form: Index of the synonym of the thing that the seller uses, or `UNSTATED` for a title that does not
+            name what is sold ("Must go this week").
         shown: For each attribute the value to write, or `UNSTATED`.
         stuffing: Things that are not sold here and that a keyword stuffer adds; empty for other sellers.
         rng: The source of randomness.
@@ -25,10 +27,9 @@ def write_title(
     lexicon = load_lexicon()
     grammar = lexicon.grammars[language]
     parts = _attribute_parts(language, shown, rng)
-    if product_type is None:
+    if thing_form == UNSTATED:
         parts["type"] = rng.choice(grammar.vague)
     else:
-        thing, modifier = int(lexicon.type_thing[product_type]), int(lexicon.type_modifier[product_type])
         parts["type"] = lexicon.type_name(thing, modifier, language, thing_form, rng)
     words = [parts[part] for part in grammar.order if part in parts]
     if stuffing:
@@ -39,28 +40,22 @@ def write_title(
 
 
 def write_description(
-    language: int, product_type: int | None, told: list[int], companion: int | None, rng: Random
+    language: int, thing: int, modifier: int, named: bool, told: list[int], companion: int | None, rng: Random
 ) -> str:
     """Write the description of a listing: labelled attributes, general remarks, sometimes another possession.
 
-    Args:
-        language: Index of the language.
-        product_type: Named in the first sentence, by any synonym; None leaves it out.
-        told: For each attribute the value to write, or `UNSTATED`.
-        companion: A thing that is mentioned and *not* for sale here ("goes well with my red lamp"), or None.
-        rng: The source of randomness.
+    Arguments as in `write_title`; `named` puts the name of the type first, by any synonym; `told` are the attributes
+    to write; `companion` is a thing that is mentioned and *not* for sale ("goes well with my red lamp"), or None.
     """
     lexicon = load_lexicon()
     grammar = lexicon.grammars[language]
     sentences = [f"{grammar.labels[name]}: {text}" for name, text in _attribute_parts(language, told, rng).items()]
     sentences += rng.sample(grammar.filler, rng.randrange(1, 4))
     if companion is not None:
-        colours = lexicon.values[COLOUR]
-        colour = colours[rng.randrange(len(colours))][language][0]
+        colour = rng.choice(lexicon.values[COLOUR])[language][0]
         sentences.append(grammar.pairs.format(type=lexicon.things[companion][language][0], colour=colour))
     rng.shuffle(sentences)
-    if product_type is not None:
-        thing, modifier = int(lexicon.type_thing[product_type]), int(lexicon.type_modifier[product_type])
+    if named:
         form = rng.randrange(len(lexicon.things[thing][language]))
         sentences.insert(0, lexicon.type_name(thing, modifier, language, form, rng))
     text = "".join(grammar.sentence.format(sentence) for sentence in sentences).strip()
