@@ -1,4 +1,4 @@
-"""Published layouts become the project's tables; what is not as published is refused with one line."""
+"""Published data sets are converted to the data contract; files of another layout are an error of one line."""
 
 import gzip
 import subprocess

@@ -1,4 +1,4 @@
-"""Rated pairs of one's own become tables that training and evaluation take; a query is in one part alone."""
+"""Rated pairs are split into tables for training and evaluation; all rows of a query are in one part."""
 
 import subprocess
 import sys

@@ -88,19 +88,12 @@ def make_listings(number: int, image_dimension: int, rng: np.random.Generator) -
             "image_embeddings": _photo_column(photos, photo_count),
         }
     )
+    popularity = rng.lognormal(sigma=0.7, size=number)
     return Listings(
-        table=table,
-        country=country,
-        language=language,
-        product_type=product_type,
-        thing=thing,
-        modifier=modifier,
-        department=department,
-        attributes=attributes,
-        thing_form=thing_form,
-        written=in_title | in_description,
-        popularity=rng.lognormal(sigma=0.7, size=number),
-    )
+        table=table, country=country, language=language, product_type=product_type, thing=thing, modifier=modifier,
+        department=department, attributes=attributes, thing_form=thing_form, written=in_title | in_description,
+        popularity=popularity,
+    )  # fmt: skip
 
 
 def draw_people(number: int, rng: np.random.Generator) -> tuple[Ints, Ints]:

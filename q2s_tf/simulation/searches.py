@@ -87,18 +87,11 @@ def make_searches(listings: Listings, users: int, days: int, start: datetime, rn
     prefix = (depth == 0) & (rng.random(number) < _PREFIX)
     columns = (language, thing, modifier, thing_form, stated, prefix)
     rows: Iterator[Any] = zip(*(column.tolist() for column in columns), repeat(text_rng))
+    time = session_time[session] + step * _PAUSE + rng.integers(_PAUSE, size=number)
     return Searches(
-        user=user,
-        country=country,
-        language=language,
-        time=session_time[session] + step * _PAUSE + rng.integers(_PAUSE, size=number),
-        target=target,
-        thing=thing,
-        modifier=modifier,
-        stated=stated,
-        thing_form=thing_form,
-        text=[write_query(*row) for row in rows],
-    )
+        user=user, country=country, language=language, time=time, target=target, thing=thing, modifier=modifier,
+        stated=stated, thing_form=thing_form, text=[write_query(*row) for row in rows],
+    )  # fmt: skip
 
 
 def _choose_targets(listings: Listings, country: Ints, language: Ints, rng: np.random.Generator) -> Ints:
