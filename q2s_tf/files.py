@@ -70,11 +70,11 @@ def find_files(path: str | Path, kind: str, formats: Collection[str] = tuple(_NA
     if not formats_of:
         accepted = ", ".join(_NAMES[name] for name in formats)
         raise InputError(f"{kind} {path}: {reason}; give a file, folder or glob of {accepted}; text may be gzipped")
-    format_, *others = sorted({str(name) for name in formats_of.values()})
+    first, *others = sorted({str(name) for name in formats_of.values()})
     if others:
-        found = " and ".join([format_, *others])
+        found = " and ".join([first, *others])
         raise InputError(f"{kind} {path}: one table must be in one format; found {found}; give a glob")
-    return TableFiles(tuple(formats_of), format_, root)
+    return TableFiles(tuple(formats_of), first, root)
 
 
 def _format(file: Path) -> str | None:

@@ -1,9 +1,9 @@
 """Reading the tables of the data contract: documents, positives, judgements.
 
-A table is one file, a folder (read at any depth, `column=value` subfolders are columns) or a glob. It is Parquet,
-tab-separated text (`.tsv`, never quoted) or comma-separated text (`.csv`, quoted by RFC 4180); text is UTF-8 with a
-header and may be gzipped. In folders, names that begin with `_` or `.` are skipped. Tables are read in batches, so that
-a catalogue never has to fit in memory. `product_id` is another name of `document_id`; an empty cell is a missing value.
+A table is a file, a folder (read at any depth; `column=value` subfolders are columns) or a glob of Parquet, TSV (never
+quoted) or CSV (quoted by RFC 4180) files. Text is UTF-8 with a header and may be gzipped. In folders, names that begin
+with `_` or `.` are skipped. `product_id` is another name of `document_id`; an empty cell is a missing value. Tables are
+read in batches: a catalogue does not have to fit in memory.
 """
 
 import json
@@ -73,20 +73,17 @@ class Table:
         """A dataset with the columns of all files (and of `column=value` folders)."""
         files = find_files(self.path, self.kind, ("parquet", "tsv", "csv"))
         if files.format == "parquet":
-            schemas, file_format = [pq.read_schema(path) for path in files.paths], ds.ParquetFileFormat()
+            schemas = [pq.read_schema(path) for path in files.paths]
+            file_format: ds.FileFormat = ds.ParquetFileFormat()
         else:
             quoted = files.format == "csv"
-            delimiter = csv_delimiter if quoted else "\t"
+            delimiter, quote = (csv_delimiter, '"') if quoted else ("\t", False)
             headers = [read_header(path, self.kind, delimiter, quoted) for path in files.paths]
             text = {name: pa.string() for header in headers for name in header}
-            schemas, file_format = [pa.schema(text)], ds.CsvFileFormat(
-                parse_options=pyarrow.csv.ParseOptions(
-                    delimiter=delimiter, quote_char='"' if quoted else False, newlines_in_values=quoted
-                ),
-                convert_options=pyarrow.csv.ConvertOptions(
-                    column_types=text, strings_can_be_null=True, null_values=[""]
-                ),
-            )  # fmt: skip
+            parse = pyarrow.csv.ParseOptions(delimiter=delimiter, quote_char=quote, newlines_in_values=quoted)
+            convert = pyarrow.csv.ConvertOptions(column_types=text, strings_can_be_null=True, null_values=[""])
+            file_format = ds.CsvFileFormat(parse_options=parse, convert_options=convert)
+            schemas = [pa.schema(text)]
         schema = pa.unify_schemas(schemas, promote_options="permissive")
         for name in files.partitions:
             schema = schema if name in schema.names else schema.append(pa.field(name, pa.string()))
