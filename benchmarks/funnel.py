@@ -2,8 +2,8 @@
 """Measures the speed of the funnel by the size of the log, and of the same job in pandas.
 
 The log is generated: searches with a Zipf distribution of queries, clicks with and without search_id, few messages,
-fewer replies, some replays. The numbers of users and listings grow with the log, so that the events of one user are
-alike at any size. Each run is a separate process, so that its peak memory is measured alone.
+fewer replies, some replays. The numbers of users and listings grow with the log, so that a user has
+as many events at any size. Each run is a separate process, so that its peak memory is measured alone.
 """
 
 import json

@@ -71,7 +71,7 @@ def test_table_shows_every_count(tmp_path: Path) -> None:
     console = Console(width=120, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     console.print(report.table())
     shown = console.export_text()
-    assert "unlisted document" not in shown, "there was no catalogue to compare with"
+    assert "unlisted document" not in shown, "no catalogue was given"
     for name in ("unknown event", "unparsable timestamp", "click without a search", "replays", "searches"):
         assert name in shown
     assert f"{len(MESSY):,}" in shown
@@ -200,7 +200,7 @@ def test_tool_on_a_glob_with_every_option(tmp_path: Path) -> None:
 
 
 def test_benchmark_finds_what_pandas_finds(tmp_path: Path) -> None:
-    """The benchmark, small: its pandas job is a second opinion on a log of another kind."""
+    """The benchmark on small logs: its pandas jobs find the same positives."""
     tool_path = TOOL.parent.parent / "benchmarks" / "funnel.py"
     options = ["--sizes", "2000,20000", "--pandas-size", "20000", "--repeats", "1", "--out", tmp_path / "result.json"]
     done = subprocess.run(

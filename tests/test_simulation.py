@@ -70,14 +70,14 @@ def log(made: tuple[Path, Summary]) -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def scalar(log: duckdb.DuckDBPyConnection, question: str) -> float:
-    row = log.execute(question).fetchone()
+def scalar(log: duckdb.DuckDBPyConnection, query: str) -> float:
+    row = log.execute(query).fetchone()
     assert row is not None
     return float(row[0])
 
 
 def script(text: str) -> str:
-    """The script of most of the text's letters, by Unicode's names of them; kana and Han count as one."""
+    """The script of most letters of a text, by their Unicode names; kana and Han count as one."""
     names = (unicodedata.name(char).split()[0] for char in unicodedata.normalize("NFKC", text) if char.isalpha())
     scripts = Counter("JAPANESE" if name in ("CJK", "HIRAGANA", "KATAKANA") else name for name in names)
     return scripts.most_common(1)[0][0] if scripts else ""
@@ -254,8 +254,8 @@ def test_log_has_the_flaws_of_a_real_one(log: duckdb.DuckDBPyConnection, tables:
         "unknown event": "select count(*) from events where event not in ('search', 'click', 'message', 'reply')",
         "future": f"select count(*) from events where timestamp > timestamptz '{NOW.isoformat()}'",
     }
-    for name, question in flaws.items():
-        assert 0 < scalar(log, question) / number < (0.02 if name == "replays" else 0.003), name
+    for name, query in flaws.items():
+        assert 0 < scalar(log, query) / number < (0.02 if name == "replays" else 0.003), name
     stamps = tables["events"]["timestamp"].to_numpy().astype(np.int64)
     assert 0.01 < (np.diff(stamps) < 0).mean() < 0.2
     unlinked = scalar(log, "select avg((search_id is null)::int) from clean where event = 'click'")

@@ -57,7 +57,7 @@ def build_positives(
         strict: Raise an error if a row would be left out.
         validation_days: Write the positives of the last days to `validation_out` instead of `out`.
         validation_out: The file for the validation positives.
-        memory: The memory of the engine (`2GB`); it spills the rest to disk, beside `out`.
+        memory: The memory of the engine (`2GB`); it spills the rest to disk, next to `out`.
         max_searches_per_hour: Users with more searches within 60 minutes are bots.
         max_query_length: Longest query, in characters.
         now: Later events are in the future; UTC if it has no zone. Default: the current time.
@@ -133,7 +133,7 @@ def _check_outputs(out: Path, validation: Path | None, validation_days: int, inp
 
 @contextmanager
 def _workspace(out: Path) -> Iterator[Path]:
-    """A folder beside `out` for temporary files, which is removed at the end.
+    """A folder next to `out` for temporary files, which is removed at the end.
 
     A new run deletes what a killed run left there. A lock keeps two runs from writing the same output.
     """

@@ -100,7 +100,7 @@ def _as_utc(column: ir.Column, origin: str) -> ir.TimestampColumn:
         raise InputError(
             f"{origin}: column timestamp must hold UTC timestamps, ISO 8601 text or epoch numbers; it holds {kind}"
         )
-    # Spark and DuckDB each accept further notations: restrict the text to those that both read alike.
+    # Spark and DuckDB each accept further notations: restrict the text to notations that both read in the same way.
     iso = ibis.ifelse(column.re_search(_ISO), column, None)
     compact_offset = iso.re_search(r":\d{2}.*[+-]\d{4}$")
     iso = ibis.ifelse(compact_offset, iso.substr(0, iso.length() - 2) + ":" + iso.right(2), iso)

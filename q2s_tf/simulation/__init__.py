@@ -29,8 +29,8 @@ What is modelled
     (`q2s_tf.simulation.relevance.grade`) and then by three raters who make errors.
 
 What is not modelled
-    Grammar (adjectives do not agree; "silla rojo"), real prose, prices, distance, stock (listings are there from the
-    first day to the last and are sold many times). Shoppers have no preferences beyond their query and learn nothing.
+    Grammar (adjectives do not agree; "silla rojo"), real prose, prices, distance, stock (each listing exists from the
+    first day to the last and is sold many times). Shoppers have no preferences beyond their query and learn nothing.
     There are no seasons, trends or new words; photos are independent draws, not pictures; each word has one meaning.
     Absolute figures measured here therefore say little about a real market; differences between models do.
 """
