@@ -9,30 +9,27 @@ from rich.console import Console
 from typer import Option
 
 from q2s_tf import cli
-from q2s_tf.search_log import build_positives, duration
-from q2s_tf.search_log.build import Backend
-from q2s_tf.search_log.chains import Stage
-from q2s_tf.search_log.report import table
+from q2s_tf.search_log import Backend, Stage, build_positives, duration
 
 TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"]
 
 
 def main(
     events: Annotated[str, Option(help="The log: a file, folder, glob or partitioned tree; Parquet, CSV, TSV, JSONL.")],
-    out: Annotated[Path, Option(help="Parquet file to write, or TSV (.tsv, .tsv.gz); a .report.json goes beside it.")],
+    out: Annotated[Path, Option(help="Parquet or TSV file to write (.tsv, .tsv.gz); also writes a .report.json.")],
     backend: Annotated[Backend, Option(help="Engine; pyspark needs the extra 'spark' and Java.")] = "duckdb",
     window: Annotated[str, Option(help="Longest time from a search to its last step: 24h, 90m, 30s, 7d.")] = "24h",
     require: Annotated[Stage, Option(help="The last step that must have happened.")] = "reply",
     documents: Annotated[str | None, Option(help="Catalogue; events on other documents are left out.")] = None,
-    strict: Annotated[bool, Option("--strict", help="Refuse the log if anything in it must be left out.")] = False,
-    validation_days: Annotated[int, Option(min=0, help="Last days to keep for --validation-out.")] = 0,
-    validation_out: Annotated[Path | None, Option(help="Where the positives of those days go.")] = None,
-    memory: Annotated[str, Option(help="What the engine may hold in memory; the rest is spilled to disk.")] = "2GB",
+    strict: Annotated[bool, Option("--strict", help="Fail if a row of the log would be left out.")] = False,
+    validation_days: Annotated[int, Option(min=0, help="Write the last days to --validation-out.")] = 0,
+    validation_out: Annotated[Path | None, Option(help="File for the positives of those days.")] = None,
+    memory: Annotated[str, Option(help="Memory of the engine; the rest is spilled to disk.")] = "2GB",
     max_searches_per_hour: Annotated[int, Option(min=1, help="Users who search more often are bots.")] = 120,
     max_query_length: Annotated[int, Option(min=1, help="Longest query, in characters.")] = 200,
-    now: Annotated[datetime | None, Option(formats=TIMES, help="Later events lie in the future; UTC.")] = None,
+    now: Annotated[datetime | None, Option(formats=TIMES, help="Later events are in the future; UTC.")] = None,
 ) -> None:
-    """Turns a search log into positives: queries and the listings whose sellers answered.
+    """Turns a search log into positives: pairs of a query and a listing whose seller answered.
 
     Example: tools/build_positives.py --events demo/events.parquet --out demo/positives.parquet --window 24h
     """
@@ -47,9 +44,9 @@ def main(
             validation_days=validation_days, validation_out=validation_out, memory=memory,
             max_searches_per_hour=max_searches_per_hour, max_query_length=max_query_length, now=now, announce=announce,
         )  # fmt: skip
-    Console().print(table(report))
+    Console().print(report.table())
     if not report.positives:
-        cli.console.print("warning: no positive was found; the table above says where the events went")
+        cli.console.print("warning: no positives found; the table above shows which rows were left out")
 
 
 if __name__ == "__main__":

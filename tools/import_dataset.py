@@ -13,11 +13,11 @@ from q2s_tf.datasets import Name, import_dataset
 
 
 def main(
-    name: Annotated[Name, Argument(help="Which data set it is.")],
+    name: Annotated[Name, Argument(help="The data set.")],
     path: Annotated[Path, Argument(help="The folder that holds its files.")],
     out: Annotated[Path, Option(help="The folder to write Parquet files into.")],
     validation_every: Annotated[
-        int | None, Option(min=2, help="Of Home Depot: one training query in so many only validates (20).")
+        int | None, Option(min=2, help="Home Depot: use one training query in this many for validation.  [default: 20]")
     ] = None,
 ) -> None:
     """Turns a published search data set into documents, judgements and positives.

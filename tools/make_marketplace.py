@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The embedded default input: a simulated catalogue and search log, with simulated raters' judgements."""
+"""Makes the embedded default input: a simulated catalogue and search log, and judgements of simulated raters."""
 
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +13,7 @@ from q2s_tf.simulation import START, make_marketplace
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Folder for the four Parquet files; made if it is not there.")],
+    out: Annotated[Path, typer.Option(help="Folder for the four Parquet files; created if necessary.")],
     listings: Annotated[int, typer.Option(help="Number of listings.")] = 8000,
     seed: Annotated[int, typer.Option(help="The same seed gives the same tables.")] = 1,
     users: Annotated[int | None, typer.Option(help="Number of shoppers.  [default: 8 for every 5 listings]")] = None,

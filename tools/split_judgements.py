@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Turns rated pairs into positives to train on, and judgements to validate and to test with: see docs/guide.md."""
+"""Splits rated pairs into positives for training, and judgements for validation and test: see docs/guide.md."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,15 +9,15 @@ from rich.table import Table
 from typer import Option
 
 from q2s_tf import cli
-from q2s_tf.datasets.judged import split_judgements
+from q2s_tf.datasets import split_judgements
 
 
 def main(
     judgements: Annotated[Path, Option(help="query, document_id, relevance, optional country; Parquet or TSV.")],
     out: Annotated[Path, Option(help="Folder for the three Parquet files.")],
-    relevant_at: Annotated[float, Option(help="Least relevance of a pair that is right.")] = 1.0,
+    relevant_at: Annotated[float, Option(help="Lowest relevance of a relevant pair.")] = 1.0,
 ) -> None:
-    """Splits rated pairs by query: eight tenths become positives to train on, one validates, one tests.
+    """Splits rated pairs by query: 80 % become positives for training, 10 % are for validation, 10 % for test.
 
     Example: tools/split_judgements.py --judgements data/judgements.tsv --out data --relevant-at 2
     """
