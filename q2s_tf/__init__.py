@@ -191,7 +191,8 @@ class _Unloaded:
 
     def from_config(self, config: dict[str, Any]) -> Any:
         import_module("q2s_tf.models")
-        return import_module("keras").saving.get_registered_object(self.name).from_config(config)
+        classes = import_module("keras").saving.get_custom_objects()
+        return classes[self.name].from_config(config)
 
 
 @wrapt.when_imported("keras")

@@ -143,24 +143,25 @@ def test_a_config_is_a_file_or_the_name_of_a_shipped_one(tmp_path: Path, monkeyp
     assert q2s_tf.find_config("marketplace") == Path("marketplace")
 
 
-def test_train_evaluate_and_export_take_paths_as_text(market: TinyMarket, tmp_path: Path) -> None:
-    run, documents, judgements = (str(path) for path in (tmp_path / "run", market.documents, market.judgements))
-    towers = q2s_tf.train(
-        str(market.lean_config), documents=documents, positives=str(market.positives), validation=judgements, out=run,
-        overrides=["stage1.max_epochs=1"],
-    )  # fmt: skip
-    assert towers.config.stage1.max_epochs == 1
-    evaluation = q2s_tf.evaluate(run, documents=documents, judgements=judgements, out=str(tmp_path / "evaluation"))
+def test_evaluate_and_export_take_paths_as_text(market: TinyMarket, run: Path, tmp_path: Path) -> None:
+    documents, judgements, out = str(market.documents), str(market.judgements), str(tmp_path / "models")
+    evaluation = q2s_tf.evaluate(str(run), documents=documents, judgements=judgements, out=str(tmp_path / "evaluation"))
     assert evaluation.results
     assert (tmp_path / "evaluation/metrics.json").is_file()
     for version in (1, 2):
-        exported = q2s_tf.export(run, documents=documents, out=str(tmp_path / "models"), keep=1)
-        assert exported == version
-    assert [path.name for path in (tmp_path / "models/retriever").iterdir() if path.name.isdecimal()] == ["2"]
+        assert q2s_tf.export(str(run), documents=documents, out=out, keep=1) == version
+    assert [path.name for path in Path(out, "retriever").iterdir() if path.name.isdecimal()] == ["2"]
+
+
+def test_train_takes_a_shipped_name_or_a_config_and_paths_as_text(market: TinyMarket, tmp_path: Path) -> None:
+    tables = {"positives": str(market.positives), "validation": str(market.judgements), "out": str(tmp_path / "run")}
+    for config in ("marketplace", str(market.config), read_config(market.config)):
+        with pytest.raises(q2s_tf.InputError, match=r"absent\.tsv: there is no such file"):
+            q2s_tf.train(config, documents=str(tmp_path / "absent.tsv"), **tables)
+    with pytest.raises(q2s_tf.InputError, match="unknown key 'colour'"):
+        q2s_tf.train("marketplace", documents=str(market.documents), overrides=["colour=red"], **tables)
     with pytest.raises(q2s_tf.InputError, match="overrides: only for a config that is read from a file"):
-        q2s_tf.train(
-            towers.config, documents=documents, positives=documents, validation=documents, out=run, overrides=["seed=1"]
-        )
+        q2s_tf.train(read_config(market.config), documents=str(market.documents), overrides=["seed=1"], **tables)
 
 
 def test_every_public_name_can_be_imported() -> None:
@@ -188,7 +189,7 @@ def test_keras_knows_the_classes_after_the_import(imports: str) -> None:
     assert printed.split() == sorted(f"q2s_tf>{each}" for each in q2s_tf.KERAS_CLASSES)
 
 
-def run(*command: Any, cwd: Path) -> str:
+def output(*command: Any, cwd: Path) -> str:
     """Standard output of a program that must succeed; it does not find the checkout by PYTHONPATH."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     arguments = [str(part) for part in command]
@@ -206,19 +207,19 @@ def test_the_wheel_alone(tmp_path: Path) -> None:
         shutil.copytree(ROOT / part, source / part, symlinks=True)
     for part in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / part, source)
-    run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", source, cwd=tmp_path)
-    run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
+    output(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", source, cwd=tmp_path)
+    output(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
     q2s, python = tmp_path / "venv/bin/q2s", tmp_path / "venv/bin/python"
-    run(python, "-m", "pip", "install", "--no-deps", *tmp_path.glob("*.whl"), cwd=folder)
+    output(python, "-m", "pip", "install", "--no-deps", *tmp_path.glob("*.whl"), cwd=folder)
     (packages,) = tmp_path.glob("venv/lib/python*/site-packages")
     (packages / "others.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
     code = "import q2s_tf; print(q2s_tf.__file__, *q2s_tf.CONFIGS.glob('*.toml'), sep='\\n')"
-    files = run(python, "-c", code, cwd=folder).split()
+    files = output(python, "-c", code, cwd=folder).split()
     assert len(files) == 1 + len(list((ROOT / "configs").glob("*.toml")))
     assert all(file.startswith(str(packages)) for file in files)
-    assert run(q2s, "--version", cwd=folder) == f"q2s_tf {q2s_tf.__version__}\n"
-    assert "make-marketplace" in run(q2s, "--help", cwd=folder)
-    run(q2s, "make-marketplace", "--out", "data", "--listings", 200, cwd=folder)
+    assert output(q2s, "--version", cwd=folder) == f"q2s_tf {q2s_tf.__version__}\n"
+    assert "make-marketplace" in output(q2s, "--help", cwd=folder)
+    output(q2s, "make-marketplace", "--out", "data", "--listings", 200, cwd=folder)
     assert (folder / "data/documents.parquet").is_file()
-    metadata = run(python, "-c", "import importlib.metadata as m; print(m.metadata('q2s_tf'))", cwd=folder)
+    metadata = output(python, "-c", "import importlib.metadata as m; print(m.metadata('q2s_tf'))", cwd=folder)
     assert set(extras.EXTRAS) < set(re.findall(r"^Provides-Extra: (.+)$", metadata, re.MULTILINE))
