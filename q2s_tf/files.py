@@ -128,7 +128,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         yield partial
         os.replace(partial, path)
     finally:
-        aside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -144,4 +144,3 @@ def exclusive(path: Path, message: str) -> Iterator[None]:
         except BlockingIOError:
             raise InputError(message) from None
         yield
-        partial.unlink(missing_ok=True)
