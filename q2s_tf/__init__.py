@@ -27,7 +27,20 @@ __all__ = ["Client", "InputError", "evaluate", "export", "load", "train"]
 CONFIGS = Path(__file__).parent / "configs"
 """Folder of the configs that come with q2s_tf."""
 
-KERAS_CLASSES: tuple[str, ...] = ()
+KERAS_CLASSES = (
+    "AttentionFusion",
+    "CategoryIds",
+    "DeepSets",
+    "LazyAdam",
+    "TextEncoder",
+    "TextNormalization",
+    "TokenIds",
+    "Tower",
+    "Towers",
+    "TrigramEmbedding",
+    "TrigramIds",
+    "VectorSet",
+)
 """The classes that `q2s_tf.models` registers with Keras under the package "q2s_tf"."""
 
 

@@ -62,7 +62,6 @@ def build_positives(
     if backend == "pyspark":
         extras.require("spark")
     from q2s_tf.search_log import build_positives, duration
-    from q2s_tf.search_log.report import table
 
     with cli.progress_bar(transient=True) as progress:
         task = progress.add_task("starting", total=4)
@@ -75,7 +74,7 @@ def build_positives(
             validation_days=validation_days, validation_out=validation_out, memory=memory,
             max_searches_per_hour=max_searches_per_hour, max_query_length=max_query_length, now=now, announce=announce,
         )  # fmt: skip
-    Console().print(table(report))
+    Console().print(report.table())
     if not report.positives:
         cli.console.print("warning: no positive was found; the table above shows why events were left out")
 
@@ -91,7 +90,7 @@ def split_judgements(
 
     Example: q2s split-judgements --judgements data/judgements.tsv --out data --relevant-at 2
     """
-    from q2s_tf.datasets.judged import split_judgements
+    from q2s_tf.datasets import split_judgements
 
     _print_rows(split_judgements(judgements, out, relevant_at), f"judgements split into {out}")
 
