@@ -16,8 +16,8 @@ from tensorflow.core.framework import types_pb2
 from tensorflow_serving.apis import predict_pb2
 
 from q2s_tf.server import json_tensors
-from q2s_tf.server.cache import ENTRY_BYTES, AnswerCache
-from q2s_tf.server.servable import Input
+from q2s_tf.server.answer_cache import ENTRY_BYTES, AnswerCache
+from q2s_tf.server.servable import InputSpec
 from q2s_tf.serving import tensor_proto
 
 MAX_BYTES = 20_000
@@ -128,34 +128,34 @@ COLUMNS = {"query": ["a"], "country": ["US"], "k": 1, "effort": 1, "min_score": 
 BAD: list[tuple[str, Any, int, str]] = [
     ("toaster:predict", {"instances": [ROW]}, 404, 'no model "toaster"'),
     ("query_tower/versions/7:predict", {"instances": [ROW]}, 404, "no version 7 loaded"),
-    (f"query_tower/versions/{1 << 63}:predict", {"instances": [ROW]}, 400, "is no int64"),
+    (f"query_tower/versions/{1 << 63}:predict", {"instances": [ROW]}, 400, "larger than an int64"),
     ("query_tower/labels/beta:predict", {"instances": [ROW]}, 400, 'no version label "beta"; its labels: stable'),
     ("query_tower:predict", {"instances": [ROW], "signature_name": "nope"}, 404, 'no signature "nope"'),
     ("query_tower:predict", {"instances": [ROW], "signature_name": 1}, 400, "signature_name must be a string"),
     ("query_tower:predict", {"instances": [ROW], "output_filter": ["x"]}, 400, 'no output "x"'),
-    ("query_tower:predict", b"{", 400, "the body is no JSON"),
-    ("query_tower:predict", b"[" * 10_000, 400, "the body is no JSON"),
-    ("query_tower:predict", [], 400, "the body must be a JSON object, and a list came"),
+    ("query_tower:predict", b"{", 400, "the body is not JSON"),
+    ("query_tower:predict", b"[" * 10_000, 400, "the body is not JSON"),
+    ("query_tower:predict", [], 400, "the body must be a JSON object, got a list"),
     ("query_tower:predict", {}, 400, 'either "instances" or "inputs"'),
     ("query_tower:predict", {"instances": [ROW], "inputs": {}}, 400, 'either "instances" or "inputs"'),
     ("query_tower:predict", {"instances": []}, 400, '"instances" must be a list with at least one item'),
-    ("query_tower:predict", {"instances": ["a"]}, 400, "the signature has several inputs: name country, query"),
+    ("query_tower:predict", {"instances": ["a"]}, 400, "the signature has several inputs; name them: country, query"),
     ("query_tower:predict", {"instances": [ROW, {"query": "a"}]}, 400, '"instances"[1] must be an object with country'),
-    ("query_tower:predict", {"instances": [{**ROW, "query": 3}]}, 400, 'input "query" must be string [?], and 3 came'),
-    ("query_tower:predict", {"instances": [{**ROW, "query": {"b64": "?"}}]}, 400, "is no base64"),
-    ("query_tower:predict", b'{"instances": [{"query": "\\ud83d", "country": ""}]}', 400, "is no text"),
-    ("query_tower:predict", {"inputs": {"query": ["a", "b"], "country": ["US"]}}, 400, "as many rows each"),
-    ("query_tower:predict", {"inputs": {"query": [["a"], "b"], "country": ["US"]}}, 400, "the same length all through"),
+    ("query_tower:predict", {"instances": [{**ROW, "query": 3}]}, 400, 'input "query" must be string [?], got 3'),
+    ("query_tower:predict", {"instances": [{**ROW, "query": {"b64": "?"}}]}, 400, "is not base64"),
+    ("query_tower:predict", b'{"instances": [{"query": "\\ud83d", "country": ""}]}', 400, "is not Unicode"),
+    ("query_tower:predict", {"inputs": {"query": ["a", "b"], "country": ["US"]}}, 400, "the same number of rows"),
+    ("query_tower:predict", {"inputs": {"query": [["a"], "b"], "country": ["US"]}}, 400, "must have the same length"),
     ("query_tower:predict", {"inputs": {"query": ["a"], "price": [1]}}, 400, 'input "price" is unknown'),
-    ("query_tower:predict", {"instances": [ROW] * 9}, 400, "at most 8 rows, and 9 came"),
+    ("query_tower:predict", {"instances": [ROW] * 9}, 400, "at most 8 rows, got 9"),
     ("query_tower:predict", {"instances": [{**ROW, "query": "a" * MAX_BYTES}]}, 413, f"at most {MAX_BYTES} bytes"),
     (
         "retriever:predict",
         {"signature_name": "retrieve", "inputs": {**COLUMNS, "k": 1.5}},
         400,
-        "int32 [], and 1.5 came",
+        "int32 [], got 1.5",
     ),
-    ("retriever:predict", {"signature_name": "retrieve", "inputs": {**COLUMNS, "k": True}}, 400, "and true came"),
+    ("retriever:predict", {"signature_name": "retrieve", "inputs": {**COLUMNS, "k": True}}, 400, "got true"),
     (
         "retriever:predict",
         {"signature_name": "retrieve", "inputs": {**COLUMNS, "k": 1 << 31}},
@@ -168,7 +168,7 @@ BAD: list[tuple[str, Any, int, str]] = [
         400,
         "too large for float32",
     ),
-    ("query_tower:classify", {}, 501, "Classify is not served here"),
+    ("query_tower:classify", {}, 501, "Classify is not supported"),
     ("query_tower:train", {}, 400, "Malformed request: POST /v1/models/query_tower:train"),
 ]
 
@@ -191,7 +191,7 @@ def test_bad_requests_are_an_error_in_json(
         ("GET", "/v1/models/query_tower/versions/7", 404, "has no version 7"),
         ("GET", "/v1/models/query_tower/weights", 400, "Malformed request: GET"),
         ("PUT", "/v1/models/query_tower", 400, "Malformed request: PUT"),
-        ("GET", "/toaster", 404, "there is no /toaster here"),
+        ("GET", "/toaster", 404, "no route /toaster"),
     ],
 )
 def test_bad_paths_are_an_error_in_json(http: httpx.Client, method: str, path: str, status: int, fragment: str) -> None:
@@ -275,12 +275,12 @@ def test_numbers_are_written_with_the_digits_that_tell_them_apart() -> None:
     assert body == '{"outputs": [0.1, 0.33333334, -0.0, 1e-30, NaN, Infinity, -Infinity]}'
     message = predict_pb2.PredictRequest()
     request = json_tensors.parse(body.replace("outputs", "inputs").encode())
-    json_tensors.fill(message, request, {"x": Input("x", types_pb2.DT_FLOAT, (None,))})
+    json_tensors.fill(message, request, {"x": InputSpec("x", types_pb2.DT_FLOAT, (None,))})
     np.testing.assert_array_equal(tensor_proto.decode(message.inputs["x"]), values)
 
 
 def test_a_plain_value_is_the_only_input() -> None:
-    inputs = {"query": Input("query", types_pb2.DT_STRING, (None,))}
+    inputs = {"query": InputSpec("query", types_pb2.DT_STRING, (None,))}
     for text in (
         '{"instances": ["a", {"b64": "Yg=="}]}',
         '{"inputs": ["a", "b"]}',

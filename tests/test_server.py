@@ -27,17 +27,17 @@ from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     get_model_status_pb2,
     inference_pb2,
+    model_pb2,
     predict_pb2,
     prediction_service_pb2_grpc,
     regression_pb2,
 )
 
-from q2s_tf.server.api import Api
-from q2s_tf.server.limits import Limits
+from q2s_tf.server.model_manager import ModelManager
+from q2s_tf.server.request_handler import RequestHandler
 from q2s_tf.server.servable import Servable
-from q2s_tf.server.served_models import Models
 from q2s_tf.server.server import Server
-from q2s_tf.server.server_metrics import Metrics
+from q2s_tf.server.server_config import RequestLimits
 from q2s_tf.serving.folders import versions_in
 from q2s_tf.serving.serving_error import ServingError
 
@@ -124,34 +124,34 @@ US: dict[str, Any] = {"country": ["US"]}
 BAD = [
     bad(
         "INVALID_ARGUMENT",
-        'must have as many rows each, and "country" has 1, "query" has 2',
+        'all inputs must have the same number of rows: "country" has 1, "query" has 2',
         predict_request(query=["a", "b"], **US),
     ),
     bad(
         "INVALID_ARGUMENT",
-        "a batch may have at most 4096 rows, and 4097 came",
+        "a batch may have at most 4096 rows, got 4097",
         predict_request(query=["a"] * 4097, country=["US"] * 4097),
     ),
     bad("INVALID_ARGUMENT", "name is empty", predict_request(""), name=""),
     bad("NOT_FOUND", 'no model "toaster"', predict_request("toaster")),
-    bad("NOT_FOUND", "no version 7 loaded; version 1 is served", predict_request(), version=7),
+    bad("NOT_FOUND", "no version 7 loaded; served versions: 1", predict_request(), version=7),
     bad("INVALID_ARGUMENT", 'no version label "canary"; its labels: none', predict_request(), version_label="canary"),
     bad("NOT_FOUND", 'no signature "nope"; it has serving_default', predict_request(signature="nope")),
     bad("NOT_FOUND", 'no signature "__saved_model_init_op"', predict_request(signature="__saved_model_init_op")),
     bad("INVALID_ARGUMENT", 'no output "scores"', predict_request(), output_filter="scores"),
     bad("INVALID_ARGUMENT", 'input "country" (string [?]) is missing', predict_request(query=["a"])),
     bad("INVALID_ARGUMENT", 'input "price" is unknown', predict_request(query=["a"], price=[1], **US)),
-    bad("INVALID_ARGUMENT", 'input "query" must be string [?], and int32 [1] came', predict_request(query=[3], **US)),
-    bad("INVALID_ARGUMENT", 'input "query" must be string [?], and string [] came', predict_request(query="a", **US)),
-    bad("INVALID_ARGUMENT", "string [1, 1] came", predict_request(query=[["a"]], **US)),
+    bad("INVALID_ARGUMENT", 'input "query" must be string [?], got int32 [1]', predict_request(query=[3], **US)),
+    bad("INVALID_ARGUMENT", 'input "query" must be string [?], got string []', predict_request(query="a", **US)),
+    bad("INVALID_ARGUMENT", "got string [1, 1]", predict_request(query=[["a"]], **US)),
     bad(
         "INVALID_ARGUMENT",
-        'input "embedding" must be float32 [?, 8], and float32 [1, 9] came',
+        'input "embedding" must be float32 [?, 8], got float32 [1, 9]',
         predict_request("retriever", "by_embedding", embedding=np.ones((1, 9), "f"), k=1, effort=1, min_score=0.0),
     ),
     bad(
         "INVALID_ARGUMENT",
-        'input "k" must be int32 [], and int64 [] came',
+        'input "k" must be int32 [], got int64 []',
         predict_request("retriever", "retrieve", query=["a"], k=np.int64(3), effort=1, min_score=0.0, **US),
     ),
     bad(
@@ -176,7 +176,7 @@ def test_bad_requests_are_refused_by_name_and_the_server_goes_on(
 def test_malformed_tensors_are_refused(server: Process) -> None:
     request = predict_request()
     request.inputs["query"].string_val.append(b"one too many")
-    with pytest.raises(grpc.RpcError, match=r'input "query": .* holds 1 values, and 2 came') as caught:
+    with pytest.raises(grpc.RpcError, match=r'input "query": .* has 1 values, got 2') as caught:
         server.prediction.Predict(request)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
@@ -211,7 +211,7 @@ def test_what_is_not_served_says_so(server: Process) -> None:
         with pytest.raises(grpc.RpcError) as caught:
             method(request)
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-        assert "is not served here" in caught.value.details()
+        assert "is not supported; use Predict" in caught.value.details()
 
 
 def test_status_and_health_of_a_server_that_is_well(server: Process) -> None:
@@ -329,7 +329,7 @@ def test_a_package_that_a_model_needs_is_named(tmp_path: Path, monkeypatch: pyte
 def test_a_corrupt_version_is_refused_and_the_old_one_goes_on(models: Path, tmp_path: Path, damage: str) -> None:
     for name in ("query_tower", "retriever"):
         shutil.copytree(models / name, tmp_path / name)
-    served = Models(tmp_path)
+    served = ModelManager(tmp_path)
     served.refresh()
     for name in ("query_tower", "retriever"):
         shutil.copytree(models / name / "1", tmp_path / name / "2")
@@ -344,8 +344,9 @@ def test_a_corrupt_version_is_refused_and_the_old_one_goes_on(models: Path, tmp_
     assert served.refresh()
     assert served.serving() == {"query_tower": [1], "retriever": [2]}
     assert served.refused() == {"query_tower": [2], "retriever": []}
-    assert served.states("query_tower")[2].error
-    response = served.find("query_tower").predict(predict_request())
+    spec = model_pb2.ModelSpec(name="query_tower")
+    assert served.statuses(spec)[0].status.error_message
+    response = served.find(spec).predict(predict_request())
     assert response.model_spec.version.value == 1
     assert not served.refresh()  # it is not tried again and again
 
@@ -355,7 +356,7 @@ def test_a_folder_that_cannot_be_read_keeps_no_other_model_from_its_new_version(
 ) -> None:
     shutil.copytree(models / "query_tower", tmp_path / "a")
     shutil.copytree(models / "query_tower", tmp_path / "b")
-    served = Models(tmp_path)
+    served = ModelManager(tmp_path)
     served.refresh()
     shutil.copytree(models / "query_tower" / "1", tmp_path / "b" / "2")
 
@@ -364,7 +365,7 @@ def test_a_folder_that_cannot_be_read_keeps_no_other_model_from_its_new_version(
             raise OSError("Stale file handle")
         return versions_in(model)
 
-    monkeypatch.setattr("q2s_tf.server.served_model.versions_in", stale)
+    monkeypatch.setattr("q2s_tf.server.model_manager.versions_in", stale)
     assert served.refresh()
     assert served.serving() == {"a": [1], "b": [2]}
 
@@ -422,24 +423,23 @@ def test_a_request_that_does_not_end_is_broken_off_when_its_grace_is_over(counte
         endless = stub(server).Predict.future(predict_request("counter", n=2**31 - 1))
         stub(server).Predict(predict_request("counter", n=1))
     assert endless.exception(timeout=30) is not None
-    server._workers.shutdown(wait=True)  # pytest-timeout ends the test if it hangs
+    for thread in threading.enumerate():
+        if thread.name.startswith("request"):
+            thread.join(30)
+            assert not thread.is_alive()
 
 
 def test_a_request_that_waited_too_long_for_a_thread_is_not_run(counters: Path) -> None:
-    with Server(counters, port=0, limits=Limits(max_seconds=0.2)) as server:
-        slow = [stub(server).Predict.future(predict_request("counter", n=20_000)) for _ in range(60)]
-        assert {future.code().name for future in slow} <= {"OK", "DEADLINE_EXCEEDED"}
-        assert "DEADLINE_EXCEEDED" in {future.code().name for future in slow}  # there are fewer threads than requests
-        details = next(future.details() for future in slow if future.code() is grpc.StatusCode.DEADLINE_EXCEEDED)
-        assert "s for a thread, and 0.2 s are the limit here" in details
-        assert stub(server).Predict(predict_request("counter", n=1)).model_spec.version.value == 1
+    with Server(counters, port=0, limits=RequestLimits(max_seconds=1e-9)) as server:  # every request waits longer
+        with pytest.raises(grpc.RpcError, match="s for a thread, and the limit is 1e-09 s") as caught:
+            stub(server).Predict(predict_request("counter", n=1))
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-def test_a_request_whose_deadline_is_over_is_not_run() -> None:
-    api = Api(Models([]), Metrics(), Limits(), None, lambda: None)
-    now = time.monotonic()
-    with pytest.raises(ServingError, match="the deadline was over before") as caught:
-        api.predict(predict_request("there is none"), arrival=now, deadline=now - 0.001)
+def test_a_request_whose_deadline_has_passed_is_not_run() -> None:
+    handler = RequestHandler(ModelManager([]), RequestLimits(), None)
+    with pytest.raises(ServingError, match="the deadline passed before") as caught:
+        handler.predict(predict_request("no such model"), arrival=time.monotonic(), remaining_seconds=0.0)
     assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
 
 

@@ -20,7 +20,7 @@ from q2s_tf.server.server_config import (
     read_metrics_path,
     read_model_configs,
     read_server_credentials,
-    wanted_versions,
+    select_versions,
 )
 
 SERVING_CONFIG = Path(__file__).parents[1] / "serving_config"
@@ -80,7 +80,7 @@ def test_versions_are_served_side_by_side_and_have_names(server: Process) -> Non
     assert [version(server, label=label) for label in ("stable", "canary")] == [1, 4]
     assert refusal(lambda: version(server, version=2)) == (
         "NOT_FOUND",
-        'model "tower" has no version 2 loaded; versions 1, 4 are served',
+        'model "tower" has no version 2 loaded; served versions: 1, 4',
     )
     assert refusal(lambda: version(server, label="beta")) == (
         "INVALID_ARGUMENT",
@@ -115,7 +115,7 @@ REFUSED: list[tuple[str, str, Callable[[Path], str]]] = [
         'model "tower" has no version to serve',
         lambda f: config(f, "tower: model_version_policy { specific { versions: 9 } }"),
     ),
-    ("INVALID_ARGUMENT", 'model "tower" is there 2 times', lambda f: config(f, "tower", "tower")),
+    ("INVALID_ARGUMENT", 'model "tower" is listed 2 times', lambda f: config(f, "tower", "tower")),
     ("INVALID_ARGUMENT", "must be a model_config_list with at least one config", lambda f: ""),
 ]
 
@@ -146,10 +146,10 @@ def test_after_a_reload_new_versions_are_followed_still(server: Process, folder:
         ('name: "a"', 'base_path of model "a" is empty'),
         ('name: "a" base_path: "/m" model_platform: "torch"', 'must be "tensorflow", got "torch"'),
         ('name: "a" base_path: "/m"', 'model_platform of model "a" must be "tensorflow", got ""'),
-        ('name: "a" base_path: "s3://m" model_platform: "tensorflow"', "must be a folder of this machine, got s3://m"),
+        ('name: "a" base_path: "s3://m" model_platform: "tensorflow"', "must be a local folder, got s3://m"),
         (
             'name: "a" base_path: "/m" model_platform: "tensorflow" model_version_policy { specific { } }',
-            'the specific policy of model "a" names no versions',
+            'the specific policy of model "a" lists no versions',
         ),
     ],
 )
@@ -172,7 +172,7 @@ def test_a_model_that_cannot_be_served_as_it_says_is_refused(model: str, message
 )
 def test_a_policy_says_which_versions_are_served(policy: str, served: list[int]) -> None:
     model = text_format.Parse(f"model_version_policy {{ {policy} }}" if policy else "", ModelConfig())
-    allowed, count = wanted_versions(model, [3, 7, 1])
+    allowed, count = select_versions(model, [3, 7, 1])
     assert allowed[:count] == served
 
 
@@ -212,7 +212,7 @@ def test_bad_config_files_are_one_line_and_exit_status_2(tmp_path: Path) -> None
     good.write_text(config(tmp_path, "model"))
     cases = {
         'has no field named "nme"': ["--model-config-file", str(files["typo"])],
-        "nowhere is no folder; mount the exports there": ["--model-config-file", str(files["nowhere"])],
+        "nowhere is not a folder; mount the exports there": ["--model-config-file", str(files["nowhere"])],
         "must begin with /, got metrics": ["--monitoring-config-file", str(files["path"])],
         "server_cert of": ["--ssl-config-file", str(files["half"])],
         "No such file": ["--ssl-config-file", str(tmp_path / "absent")],
@@ -293,7 +293,7 @@ def test_tls_without_client_certificates(folder: Path, tmp_path: Path, pem: dict
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"server_key": "server.key", "server_cert": "stranger.crt"}, "the key the certificate's own: .*MISMATCH"),
+        ({"server_key": "server.key", "server_cert": "stranger.crt"}, "the key that of the certificate: .*MISMATCH"),
         ({"server_key": "names", "server_cert": "server.crt"}, "must be PEM"),
         ({"server_key": "server.key"}, "server_cert of .* is empty"),
         ({"server_key": "server.key", "server_cert": "server.crt", "client_verify": True}, "needs custom_ca"),

@@ -105,8 +105,8 @@ def _proto(dtype: int, dims: list[int], **fields: object) -> tensor_pb2.TensorPr
     [
         (_proto(types_pb2.DT_COMPLEX64, [1]), "dtype complex64 is not supported"),
         (_proto(types_pb2.DT_FLOAT, [-1], float_val=[1]), "must be known"),
-        (_proto(types_pb2.DT_FLOAT, [2], float_val=[1, 2, 3]), "holds 2 values, and 3 came"),
-        (_proto(types_pb2.DT_FLOAT, [2], tensor_content=b"1234"), "takes 8 bytes of tensor_content, and 4 came"),
+        (_proto(types_pb2.DT_FLOAT, [2], float_val=[1, 2, 3]), "has 2 values, got 3"),
+        (_proto(types_pb2.DT_FLOAT, [2], tensor_content=b"1234"), "takes 8 bytes of tensor_content, got 4"),
         (_proto(types_pb2.DT_STRING, [1], tensor_content=b"1234"), "send them in string_val"),
         (_proto(types_pb2.DT_FLOAT, [1 << 40, 1 << 40], float_val=[1]), "larger than 64 MiB"),
     ],

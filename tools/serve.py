@@ -55,7 +55,7 @@ def main(
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong is told once, by us
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    from q2s_tf.server.server import Limits, serve
+    from q2s_tf.server.server import RequestLimits, serve
 
     serve(
         models,
@@ -66,7 +66,7 @@ def main(
         poll_seconds=poll_seconds,
         ssl_config_file=ssl_config_file,
         monitoring_config_file=monitoring_config_file,
-        limits=Limits(max_request_bytes, max_rows, max_seconds),
+        limits=RequestLimits(max_request_bytes, max_rows, max_seconds),
         cache_seconds=cache_seconds,
         cache_bytes=cache_bytes,
         grace_seconds=grace_seconds,
