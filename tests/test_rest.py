@@ -4,6 +4,7 @@ import base64
 import json
 import re
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -16,7 +17,7 @@ from tensorflow.core.framework import types_pb2
 from tensorflow_serving.apis import predict_pb2
 
 from q2s_tf.server import json_tensors
-from q2s_tf.server.answer_cache import ENTRY_BYTES, AnswerCache
+from q2s_tf.server.answer_cache import ENTRY_BYTES, AnswerCache, request_key
 from q2s_tf.server.servable import InputSpec
 from q2s_tf.serving import tensor_proto
 
@@ -142,8 +143,8 @@ BAD: list[tuple[str, Any, int, str]] = [
     ("query_tower:predict", {"instances": ["a"]}, 400, "the signature has several inputs; name them: country, query"),
     ("query_tower:predict", {"instances": [ROW, {"query": "a"}]}, 400, '"instances"[1] must be an object with country'),
     ("query_tower:predict", {"instances": [{**ROW, "query": 3}]}, 400, 'input "query" must be string [?], got 3'),
-    ("query_tower:predict", {"instances": [{**ROW, "query": {"b64": "?"}}]}, 400, "is not base64"),
-    ("query_tower:predict", b'{"instances": [{"query": "\\ud83d", "country": ""}]}', 400, "is not Unicode"),
+    ("query_tower:predict", {"instances": [{**ROW, "query": {"b64": "?"}}]}, 400, "is neither text nor base64"),
+    ("query_tower:predict", b'{"instances": [{"query": "\\ud83d", "country": ""}]}', 400, "is neither text nor base64"),
     ("query_tower:predict", {"inputs": {"query": ["a", "b"], "country": ["US"]}}, 400, "the same number of rows"),
     ("query_tower:predict", {"inputs": {"query": [["a"], "b"], "country": ["US"]}}, 400, "must have the same length"),
     ("query_tower:predict", {"inputs": {"query": ["a"], "price": [1]}}, 400, 'input "price" is unknown'),
@@ -247,55 +248,63 @@ def test_versions_and_the_cache_are_counted(server: Process, http: httpx.Client)
     assert samples(http, "q2s_cache_bytes")[""] > 0
 
 
-def test_kept_answers_are_bounded_by_time_and_bytes() -> None:
+def test_cached_answers_are_bounded_by_time_and_bytes() -> None:
     now = [0.0]
     size = 1_000 + ENTRY_BYTES
     cache = AnswerCache(seconds=10, max_bytes=3 * size, timer=lambda: now[0])
-    one, another = object(), object()
-    for request in (b"1", b"2", b"3"):
-        cache.put(one, request, request * 1_000)
-    assert cache.get(one, b"2") == b"2" * 1_000 and cache.size_bytes() == 3 * size
-    assert cache.get(another, b"2") is None  # another version never answers with it
-    cache.put(one, b"4", b"4" * 1_000)
-    assert cache.get(one, b"1") is None and cache.get(one, b"4") is not None
-    cache.put(one, b"5", b"5" * 4 * size)  # larger than the cache: nothing is thrown out for it
-    assert cache.get(one, b"5") is None and cache.get(one, b"4") is not None
+    loading = object()
+    keys = [request_key(loading, predict_request(query=[str(number)], country=["US"])) for number in range(7)]
+    for key in keys[1:4]:
+        cache.put(key, b"x" * 1_000)
+    assert cache.get(keys[2]) == b"x" * 1_000 and cache.size_bytes() == 3 * size
+    assert cache.get(request_key(object(), predict_request(query=["2"], country=["US"]))) is None  # another version
+    cache.put(keys[4], b"x" * 1_000)
+    assert cache.get(keys[1]) is None and cache.get(keys[4]) is not None
+    cache.put(keys[5], b"x" * 4 * size)  # larger than the cache: nothing is evicted for it
+    assert cache.get(keys[5]) is None and cache.get(keys[4]) is not None
     now[0] = 10.1
-    assert cache.get(one, b"4") is None and cache.size_bytes() == 0
-    cache.put(one, b"6", b"")
+    assert cache.get(keys[4]) is None and cache.size_bytes() == 0
+    cache.put(keys[6], b"")
     cache.clear()
-    assert cache.get(one, b"6") is None
+    assert cache.get(keys[6]) is None
+
+
+def filled(body: str, **inputs: InputSpec) -> tuple[predict_pb2.PredictRequest, bool]:
+    """The message that a body becomes for a signature with these inputs, and whether it is in row format."""
+    message = predict_pb2.PredictRequest()
+    rows = json_tensors.fill(message, body.encode(), lambda name: SimpleNamespace(inputs=inputs))
+    return message, rows
 
 
 def test_numbers_are_written_with_the_digits_that_tell_them_apart() -> None:
     response = predict_pb2.PredictResponse()
     values = np.array([0.1, 1 / 3, -0.0, 1e-30, np.nan, np.inf, -np.inf], np.float32)
     response.outputs["x"].CopyFrom(tensor_proto.encode(values))
-    body = json_tensors.render(response, {"inputs": {}}).decode()
+    body = json_tensors.render(response, rows=False).decode()
     assert body == '{"outputs": [0.1, 0.33333334, -0.0, 1e-30, NaN, Infinity, -Infinity]}'
-    message = predict_pb2.PredictRequest()
-    request = json_tensors.parse(body.replace("outputs", "inputs").encode())
-    json_tensors.fill(message, request, {"x": InputSpec("x", types_pb2.DT_FLOAT, (None,))})
+    message, _ = filled(body.replace("outputs", "inputs"), x=InputSpec("x", types_pb2.DT_FLOAT, (None,)))
     np.testing.assert_array_equal(tensor_proto.decode(message.inputs["x"]), values)
 
 
-def test_a_plain_value_is_the_only_input() -> None:
-    inputs = {"query": InputSpec("query", types_pb2.DT_STRING, (None,))}
-    for text in (
-        '{"instances": ["a", {"b64": "Yg=="}]}',
-        '{"inputs": ["a", "b"]}',
-        '{"inputs": {"query": ["a", "b"]}}',
-    ):
-        message = predict_pb2.PredictRequest()
-        json_tensors.fill(message, json_tensors.parse(text.encode()), inputs)
-        assert tensor_proto.decode(message.inputs["query"]).tolist() == [b"a", b"b"]
+@pytest.mark.parametrize(
+    ("body", "row_format"),
+    [
+        ('{"instances": ["a", {"b64": "Yg=="}]}', True),
+        ('{"inputs": ["a", "b"]}', False),
+        ('{"inputs": {"query": ["a", "b"]}}', False),
+    ],
+)
+def test_the_only_input_needs_no_name(body: str, row_format: bool) -> None:
+    message, rows = filled(body, query=InputSpec("query", types_pb2.DT_STRING, (None,)))
+    assert tensor_proto.decode(message.inputs["query"]).tolist() == [b"a", b"b"]
+    assert rows == row_format
 
 
-def test_outputs_that_are_no_text_are_written_as_bytes() -> None:
+def test_outputs_that_are_not_text_are_written_as_bytes() -> None:
     response = predict_pb2.PredictResponse()
     response.outputs["id"].CopyFrom(tensor_proto.encode(np.array([b"a", b"\xff"], object)))
     response.outputs["raw_bytes"].CopyFrom(tensor_proto.encode(np.array([b"a", b"b"], object)))
-    predictions = json.loads(json_tensors.render(response, {"instances": []}))["predictions"]
+    predictions = json.loads(json_tensors.render(response, rows=True))["predictions"]
     assert predictions == [
         {"id": "a", "raw_bytes": {"b64": "YQ=="}},
         {"id": {"b64": "/w=="}, "raw_bytes": {"b64": "Yg=="}},

@@ -326,10 +326,13 @@ def test_a_package_that_a_model_needs_is_named(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "warm-up"])
-def test_a_corrupt_version_is_refused_and_the_old_one_goes_on(models: Path, tmp_path: Path, damage: str) -> None:
+def test_a_corrupt_version_is_refused_and_the_old_one_goes_on(
+    models: Path, tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("query_tower", "retriever"):
         shutil.copytree(models / name, tmp_path / name)
-    served = ModelManager(tmp_path)
+    changes: list[dict[str, list[int]]] = []
+    served = ModelManager(tmp_path, lambda: changes.append(served.serving()))
     served.refresh()
     for name in ("query_tower", "retriever"):
         shutil.copytree(models / name / "1", tmp_path / name / "2")
@@ -341,14 +344,18 @@ def test_a_corrupt_version_is_refused_and_the_old_one_goes_on(models: Path, tmp_
         variables.unlink()
     else:
         serving_models.write_warmup(version, {"query": ["a", "b"], "country": ["US"]})
-    assert served.refresh()
+    served.refresh()
     assert served.serving() == {"query_tower": [1], "retriever": [2]}
     assert served.refused() == {"query_tower": [2], "retriever": []}
     spec = model_pb2.ModelSpec(name="query_tower")
-    assert served.statuses(spec)[0].status.error_message
+    error = served.statuses(spec)[0].status.error_message
+    assert error
     response = served.find(spec).predict(predict_request())
     assert response.model_spec.version.value == 1
-    assert not served.refresh()  # it is not tried again and again
+    monkeypatch.setattr("q2s_tf.server.model_manager.Servable", None)  # a further attempt to load would fail otherwise
+    served.refresh()
+    assert served.statuses(spec)[0].status.error_message == error
+    assert changes == [{"query_tower": [1], "retriever": [1]}, {"query_tower": [1], "retriever": [2]}]
 
 
 def test_a_folder_that_cannot_be_read_keeps_no_other_model_from_its_new_version(
@@ -366,7 +373,7 @@ def test_a_folder_that_cannot_be_read_keeps_no_other_model_from_its_new_version(
         return versions_in(model)
 
     monkeypatch.setattr("q2s_tf.server.model_manager.versions_in", stale)
-    assert served.refresh()
+    served.refresh()
     assert served.serving() == {"a": [1], "b": [2]}
 
 
@@ -430,9 +437,10 @@ def test_a_request_that_does_not_end_is_broken_off_when_its_grace_is_over(counte
 
 
 def test_a_request_that_waited_too_long_for_a_thread_is_not_run(counters: Path) -> None:
-    with Server(counters, port=0, limits=RequestLimits(max_seconds=1e-9)) as server:  # every request waits longer
-        with pytest.raises(grpc.RpcError, match="s for a thread, and the limit is 1e-09 s") as caught:
-            stub(server).Predict(predict_request("counter", n=1))
+    limits = RequestLimits(max_seconds=1e-9)  # every request waits longer
+    message = "s for a thread, and the limit is 1e-09 s"
+    with Server(counters, port=0, limits=limits) as server, pytest.raises(grpc.RpcError, match=message) as caught:
+        stub(server).Predict(predict_request("counter", n=1))
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 

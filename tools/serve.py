@@ -55,7 +55,8 @@ def main(
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong is told once, by us
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    from q2s_tf.server.server import RequestLimits, serve
+    from q2s_tf.server.server import serve
+    from q2s_tf.server.server_config import RequestLimits
 
     serve(
         models,

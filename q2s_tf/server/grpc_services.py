@@ -1,11 +1,12 @@
 """TensorFlow Serving's gRPC services over a `RequestHandler`."""
 
+import importlib
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import grpc
-from google.protobuf import descriptor_pb2, descriptor_pool, text_format
 from google.protobuf.message import Message
 from tensorflow_serving.apis.get_model_metadata_pb2 import GetModelMetadataRequest
 from tensorflow_serving.apis.get_model_status_pb2 import GetModelStatusRequest
@@ -18,25 +19,11 @@ PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
 MODEL_SERVICE = "tensorflow.serving.ModelService"
 SERVICES = (PREDICTION_SERVICE, MODEL_SERVICE)
 
-_SERVICES_PROTO = """
-    name: "q2s_tf/grpc_services.proto" package: "tensorflow.serving" syntax: "proto3"
-    dependency: "tensorflow_serving/apis/get_model_metadata.proto"
-    dependency: "tensorflow_serving/apis/get_model_status.proto"
-    dependency: "tensorflow_serving/apis/model_management.proto"
-    dependency: "tensorflow_serving/apis/predict.proto"
-    service { name: "PredictionService"
-        method { name: "Predict" input_type: "PredictRequest" output_type: "PredictResponse" }
-        method { name: "GetModelMetadata"
-                 input_type: "GetModelMetadataRequest" output_type: "GetModelMetadataResponse" } }
-    service { name: "ModelService"
-        method { name: "GetModelStatus" input_type: "GetModelStatusRequest" output_type: "GetModelStatusResponse" }
-        method { name: "HandleReloadConfigRequest"
-                 input_type: "ReloadConfigRequest" output_type: "ReloadConfigResponse" } }
-"""
-# For the reflection service. The `*_service_pb2` of tensorflow-serving-api cannot be imported with current protobuf.
-descriptor_pool.Default().AddSerializedFile(
-    text_format.Parse(_SERVICES_PROTO, descriptor_pb2.FileDescriptorProto()).SerializeToString()
-)
+# The import adds the services to the descriptor pool, from which the reflection service reads them. Current protobuf
+# cannot import the rest of these generated modules.
+for module in ("prediction_service_pb2", "model_service_pb2"):
+    with suppress(AttributeError):
+        importlib.import_module(f"tensorflow_serving.apis.{module}")
 
 
 class GrpcServices(grpc.GenericRpcHandler):

@@ -12,33 +12,36 @@ integer for a float input may be larger than float32 can represent exactly.
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import grpc
 import numpy as np
 from tensorflow_serving.apis.predict_pb2 import PredictRequest, PredictResponse
 
-from q2s_tf.server.servable import InputSpec
+from q2s_tf.server.servable import InputSpec, Signature
 from q2s_tf.serving import tensor_proto
 from q2s_tf.serving.serving_error import ServingError
 
-_JSON_TYPES: dict[str, type | tuple[type, ...]] = {
-    "string": str,
-    "bool": bool,
-    "int32": int,
-    "int64": int,
-    "float32": (int, float),
-    "float64": (int, float),
-}
+_JSON_TYPES: dict[str, Any] = {"string": str, "bool": bool}
+_JSON_TYPES |= dict.fromkeys(("int32", "int64"), int) | dict.fromkeys(("float32", "float64"), (int, float))
 
 
-def parse(body: bytes | bytearray) -> dict[str, Any]:
-    """The JSON object of a request.
+def fill(message: PredictRequest, body: bytes | bytearray, find_signature: Callable[[str], Signature]) -> bool:
+    """Adds signature name, output filter and inputs from the JSON body of a request.
+
+    Args:
+        message: The message that is changed.
+        body: The JSON.
+        find_signature: Returns the signature of a name.
+
+    Returns:
+        Whether the request has the row format.
 
     Raises:
-        ServingError: INVALID_ARGUMENT if the body is not a JSON object with either ``instances`` or ``inputs``, or
-            ``signature_name`` is not a string, or ``output_filter`` is not a list of strings.
+        ServingError: INVALID_ARGUMENT if the body is not as described in this module, a value has the wrong type, or
+            lists at one level differ in length.
     """
     try:
         request = json.loads(body)
@@ -48,49 +51,44 @@ def parse(body: bytes | bytearray) -> dict[str, Any]:
         raise _invalid(f"the body must be a JSON object, got a {type(request).__name__}")
     if ("instances" in request) == ("inputs" in request):
         raise _invalid('the body must have either "instances" or "inputs"')
-    if not isinstance(request.get("signature_name", ""), str):
+    name, output_filter = request.get("signature_name", ""), request.get("output_filter", [])
+    if not isinstance(name, str):
         raise _invalid("signature_name must be a string")
-    names = request.get("output_filter", [])
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    if not isinstance(output_filter, list) or not all(isinstance(output, str) for output in output_filter):
         raise _invalid("output_filter must be a list of strings")
-    return request
-
-
-def fill(message: PredictRequest, request: Mapping[str, Any], inputs: Mapping[str, InputSpec]) -> None:
-    """Adds the tensors of a parsed request to ``message``; ``inputs`` are those of the signature.
-
-    Raises:
-        ServingError: INVALID_ARGUMENT if a value has the wrong type, or the lists of an input differ in length.
-    """
-    columns = request["inputs"] if "inputs" in request else _to_columns(request["instances"], list(inputs))
+    message.model_spec.signature_name = name
+    message.output_filter.extend(output_filter)
+    inputs = find_signature(name).inputs
+    columns: Any = request["inputs"] if "inputs" in request else _to_columns(request["instances"], list(inputs))
     if not isinstance(columns, dict) or _is_bytes(columns):  # the values of the only input
         if len(inputs) != 1:
             raise _invalid(f"the signature has several inputs; name them: {', '.join(inputs)}")
-        columns = {key: columns for key in inputs}
+        columns = dict.fromkeys(inputs, columns)
     for key, value in columns.items():
         if key in inputs:
             message.inputs[key].CopyFrom(tensor_proto.encode(_to_array(value, inputs[key])))
         else:  # the signature refuses it together with all that are missing
             message.inputs[key].SetInParent()
+    return "instances" in request
 
 
-def render(response: PredictResponse, request: Mapping[str, Any]) -> bytes:
-    """The JSON of a response, in the format of the parsed request.
+def render(response: PredictResponse, rows: bool) -> bytes:
+    """The JSON of a response, in row format or in columnar format.
 
     Raises:
         ServingError: INVALID_ARGUMENT if a request in row format has outputs that do not have one row per instance.
     """
     arrays = {key: tensor_proto.decode(response.outputs[key]) for key in sorted(response.outputs)}
     columns = {key: _to_json(key, array) for key, array in arrays.items()}
-    if "inputs" in request:
-        answer = {"outputs": next(iter(columns.values())) if len(columns) == 1 else columns}
-    else:
-        if len({array.shape[:1] for array in arrays.values()} | {()}) != 2:
-            shapes = ", ".join(f'"{key}" {list(array.shape)}' for key, array in arrays.items())
-            raise _invalid(f'the outputs do not have one row per instance ({shapes}); use "inputs"')
-        rows = zip(*columns.values(), strict=True)
-        answer = {"predictions": [row[0] if len(row) == 1 else dict(zip(columns, row, strict=True)) for row in rows]}
-    return json.dumps(answer, ensure_ascii=False).encode()
+    if rows and len({array.shape[:1] for array in arrays.values()} | {()}) != 2:
+        shapes = ", ".join(f'"{key}" {list(array.shape)}' for key, array in arrays.items())
+        raise _invalid(f'the outputs do not have one row per instance ({shapes}); use "inputs"')
+    values: Any = columns
+    if len(columns) == 1:
+        (values,) = columns.values()
+    elif rows:
+        values = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return json.dumps({"predictions" if rows else "outputs": values}, ensure_ascii=False).encode()
 
 
 def _to_columns(instances: Any, keys: list[str]) -> Any:
@@ -110,28 +108,25 @@ def _to_array(value: Any, spec: InputSpec) -> np.ndarray:
     if any(isinstance(leaf, list) for leaf in leaves.flat):  # where NumPy stopped
         raise _invalid(f'input "{spec.key}": all lists at one level must have the same length; pad them')
     name = tensor_proto.dtype_name(spec.dtype)
+    values = [_to_scalar(leaf, name, spec) for leaf in leaves.flat]
     array = np.empty(leaves.size, object if name == "string" else name)
     try:
         with np.errstate(over="raise"):
-            array[:] = [_to_scalar(leaf, name, spec) for leaf in leaves.flat]
+            array[:] = values
     except (OverflowError, FloatingPointError) as error:
         raise _invalid(f'input "{spec.key}": a number is too large for {name}') from error
     return array.reshape(leaves.shape)
 
 
 def _to_scalar(leaf: Any, name: str, spec: InputSpec) -> Any:
-    if name == "string" and _is_bytes(leaf):
-        try:
-            return base64.b64decode(leaf["b64"], validate=True)
-        except ValueError as error:
-            raise _invalid(f'input "{spec.key}": the b64 of a value is not base64: {error}') from error
-    # In Python a bool is an int, in JSON it is not.
-    if not isinstance(leaf, _JSON_TYPES.get(name, ())) or isinstance(leaf, bool) != (name == "bool"):
-        raise _invalid(f'input "{spec.key}" must be {spec}, got {json.dumps(leaf)[:80]}')
     try:
-        return leaf.encode() if isinstance(leaf, str) else leaf
-    except UnicodeEncodeError as error:  # JSON can contain half of a surrogate pair: "\\ud83d"
-        raise _invalid(f'input "{spec.key}": {json.dumps(leaf)[:80]} is not Unicode; send bytes as b64') from error
+        if name == "string" and _is_bytes(leaf):
+            return base64.b64decode(leaf["b64"], validate=True)
+        if isinstance(leaf, _JSON_TYPES.get(name, ())) and isinstance(leaf, bool) == (name == "bool"):
+            return leaf.encode() if name == "string" else leaf
+    except ValueError as error:  # wrong base64, or half of a surrogate pair ("\\ud83d")
+        raise _invalid(f'input "{spec.key}": {json.dumps(leaf)[:80]} is neither text nor base64: {error}') from error
+    raise _invalid(f'input "{spec.key}" must be {spec}, got {json.dumps(leaf)[:80]}')
 
 
 def _to_json(key: str, array: np.ndarray) -> Any:
@@ -146,11 +141,9 @@ def _to_json(key: str, array: np.ndarray) -> Any:
 
 
 def _to_text(value: bytes, as_bytes: bool) -> str | dict[str, str]:
-    try:
-        if not as_bytes:
+    if not as_bytes:
+        with suppress(UnicodeDecodeError):
             return value.decode()
-    except UnicodeDecodeError:
-        pass
     return {"b64": base64.b64encode(value).decode()}
 
 

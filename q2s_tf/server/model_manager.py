@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import grpc
@@ -27,31 +28,33 @@ from q2s_tf.serving.serving_error import ServingError
 log = logging.getLogger(__name__)
 
 
+@dataclass
 class ServedModel:
     """One model: a folder with a folder for each version, named by its number.
 
     Attributes:
         config: Name, folder, policy and labels.
-        loaded: The versions that are served. It is replaced, not modified, so readers need no lock.
-        statuses: The state of each version seen on disk, with the error of one that failed to load; replaced likewise.
+        loaded: The versions that are served.
+        statuses: The state of each version seen on disk, with the error of one that failed to load.
+        refused_files: A fingerprint of the files of each version that failed to load.
+
+    The dictionaries are replaced, not modified, so readers need no lock.
     """
 
-    def __init__(self, config: ModelConfig, previous: "ServedModel | None" = None) -> None:
-        """Loads nothing; takes over the versions of ``previous`` if it has the same folder."""
-        self.config = config
-        self.loaded: dict[int, Servable] = {}
-        self.statuses: dict[int, ModelVersionStatus] = {}
-        self._refused_files: dict[int, tuple[int, ...]] = {}
-        if previous is not None and previous.config.base_path == config.base_path:
-            self.loaded, self.statuses = previous.loaded, previous.statuses
-            self._refused_files = dict(previous._refused_files)
+    config: ModelConfig
+    loaded: dict[int, Servable] = field(default_factory=dict)
+    statuses: dict[int, ModelVersionStatus] = field(default_factory=dict)
+    refused_files: dict[int, list[tuple[Path, int, int]]] = field(default_factory=dict)
+
+    def with_config(self, config: ModelConfig) -> "ServedModel":
+        """A model with another config, and with the versions of this one if they have the same folder."""
+        return replace(self, config=config) if config.base_path == self.config.base_path else ServedModel(config)
 
     def refresh(self) -> bool:
         """Serves the versions on disk that the policy selects; True if they are others than before.
 
         A new version is loaded and warmed up while the old ones are served. A version that fails to load is tried again
-        only when its files change, for example because a copy was not complete. If no version can be served, the loaded
-        ones stay.
+        only when its files change. If no version can be loaded, the old ones stay.
         """
         previous = self.loaded
         try:
@@ -75,25 +78,19 @@ class ServedModel:
         return self.loaded.keys() != previous.keys()
 
     def version(self, spec: ModelSpec) -> int | None:
-        """The version that a request names by number or by label; None if it names neither.
-
-        Raises:
-            ServingError: INVALID_ARGUMENT, as in TensorFlow Serving, for an unknown label.
-        """
+        """The version that a request names by number or by label; None if it names neither."""
         if spec.HasField("version_label"):
             labels = self.config.version_labels
             if spec.version_label not in labels:
-                raise ServingError(
-                    grpc.StatusCode.INVALID_ARGUMENT,
-                    f'model "{spec.name}" has no version label "{spec.version_label}"; '
-                    f"its labels: {', '.join(sorted(labels)) or 'none'}",
-                )
+                known = ", ".join(sorted(labels)) or "none"
+                message = f'model "{spec.name}" has no version label "{spec.version_label}"; its labels: {known}'
+                raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, message)
             return labels[spec.version_label]
         return spec.version.value if spec.HasField("version") else None
 
     def _load(self, version: int, folder: Path) -> Servable | None:
         files = _fingerprint(folder)
-        if self._refused_files.get(version) == files:
+        if self.refused_files.get(version) == files:
             return None
         name = self.config.name
         self._set_status(version, ModelVersionStatus.LOADING)
@@ -102,11 +99,9 @@ class ServedModel:
             servable = Servable(name, version, folder)
         except Exception as error:  # a broken version must not stop the server
             reason = " ".join(str(error).split()) or type(error).__name__
-            self._refused_files[version] = files
+            self.refused_files = {**self.refused_files, version: files}
             self._set_status(version, ModelVersionStatus.END, reason)
-            log.error(
-                "refused %s %d: %s; still serving: %s", name, version, reason, sorted(self.loaded) or "no version"
-            )
+            log.error("refused %s %d: %s; still served: %s", name, version, reason, sorted(self.loaded) or "none")
             return None
         self.loaded = {**self.loaded, version: servable}
         self._set_status(version, ModelVersionStatus.AVAILABLE)
@@ -121,7 +116,11 @@ class ServedModel:
 
 
 class ModelManager:
-    """All served models: `refresh` and `reload` change them while the other methods answer requests."""
+    """All served models: `refresh` and `reload` change them while the other methods answer requests.
+
+    Methods that take a `ModelSpec` raise `ServingError`: NOT_FOUND if there is no such model or version, and, as in
+    TensorFlow Serving, INVALID_ARGUMENT for an unknown label.
+    """
 
     def __init__(self, source: Path | Iterable[ModelConfig], on_change: Callable[[], None] = lambda: None) -> None:
         """Loads nothing; see `refresh`.
@@ -136,8 +135,8 @@ class ModelManager:
         self._on_change = on_change
         self._changing = threading.Lock()
 
-    def refresh(self) -> bool:
-        """Loads new models and new versions; True if other versions are served than before.
+    def refresh(self) -> None:
+        """Loads new models and new versions.
 
         Raises:
             InputError: The folder has no model.
@@ -148,10 +147,8 @@ class ModelManager:
                 if folder.name not in self._models:
                     config = ModelConfig(name=folder.name, base_path=str(folder), model_platform="tensorflow")
                     self._models = {**self._models, folder.name: ServedModel(config)}
-            changed = any([model.refresh() for model in self._models.values()])
-            if changed:
+            if any([model.refresh() for model in self._models.values()]):
                 self._changed()
-            return changed
 
     def reload(self, configs: list[ModelConfig]) -> None:
         """Replaces the models, after every one of them has a loaded version and every label names a loaded version.
@@ -162,7 +159,7 @@ class ModelManager:
             ServingError: FAILED_PRECONDITION if a model has no version or a label names none; nothing changes then.
         """
         with self._changing:
-            models = {config.name: ServedModel(config, self._models.get(config.name)) for config in configs}
+            models = {c.name: self._models.get(c.name, ServedModel(c)).with_config(c) for c in configs}
             for model in models.values():
                 model.refresh()
                 problem = _find_problem(model)
@@ -178,11 +175,7 @@ class ModelManager:
                 servable.close()
 
     def find(self, spec: ModelSpec) -> Servable:
-        """The loaded version that a request names by number or by label, otherwise the newest.
-
-        Raises:
-            ServingError: NOT_FOUND if the model or the version is not loaded; INVALID_ARGUMENT for an unknown label.
-        """
+        """The loaded version that a request names by number or by label, otherwise the newest."""
         model = self._model(spec)
         loaded = model.loaded
         if not loaded:
@@ -191,19 +184,13 @@ class ModelManager:
         servable = loaded.get(max(loaded) if version is None else version)
         if servable is None:
             label = f' (label "{spec.version_label}")' if spec.version_label else ""
-            raise ServingError(
-                grpc.StatusCode.NOT_FOUND,
-                f'model "{spec.name}" has no version {version}{label} loaded; '
-                f"served versions: {', '.join(map(str, sorted(loaded)))}",
-            )
+            served = ", ".join(map(str, sorted(loaded)))
+            message = f'model "{spec.name}" has no version {version}{label} loaded; served versions: {served}'
+            raise ServingError(grpc.StatusCode.NOT_FOUND, message)
         return servable
 
     def statuses(self, spec: ModelSpec) -> list[ModelVersionStatus]:
-        """The states of a model's versions, newest first, or that of the version that the request names.
-
-        Raises:
-            ServingError: NOT_FOUND if there is no such model or version; INVALID_ARGUMENT for an unknown label.
-        """
+        """The states of a model's versions, newest first, or that of the version that the request names."""
         model = self._model(spec)
         version, statuses = model.version(spec), model.statuses
         if version is None:
@@ -211,6 +198,11 @@ class ModelManager:
         if version not in statuses:
             raise ServingError(grpc.StatusCode.NOT_FOUND, f'model "{spec.name}" has no version {version}')
         return [statuses[version]]
+
+    def signature_names(self, model: str) -> list[str]:
+        """The signatures of a model's newest version; empty if the model is not loaded."""
+        loaded = self._models[model].loaded if model in self._models else {}
+        return list(loaded[max(loaded)].signatures) if loaded else []
 
     def serving(self) -> dict[str, list[int]]:
         """The served versions of each model, newest last."""
@@ -228,8 +220,8 @@ class ModelManager:
             raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, "model_spec.name is empty; name the model")
         model = self._models.get(spec.name)
         if model is None:
-            known = ", ".join(self._models)
-            raise ServingError(grpc.StatusCode.NOT_FOUND, f'there is no model "{spec.name}"; the models are {known}')
+            message = f'there is no model "{spec.name}"; the models are {", ".join(self._models)}'
+            raise ServingError(grpc.StatusCode.NOT_FOUND, message)
         return model
 
     def _changed(self) -> None:
@@ -254,10 +246,8 @@ def _find_problem(model: ServedModel) -> str | None:
     return None
 
 
-def _fingerprint(folder: Path) -> tuple[int, ...]:
-    stats = []
-    with suppress(FileNotFoundError):  # the folder may be removed meanwhile
-        for path in folder.rglob("*"):
-            with suppress(FileNotFoundError):
-                stats.append(path.lstat())
-    return len(stats), sum(stat.st_size for stat in stats), max((stat.st_mtime_ns for stat in stats), default=0)
+def _fingerprint(folder: Path) -> list[tuple[Path, int, int]]:
+    with suppress(FileNotFoundError):  # files may be removed meanwhile
+        stats = [(path, path.lstat()) for path in sorted(folder.rglob("*"))]
+        return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+    return []

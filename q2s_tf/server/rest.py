@@ -16,16 +16,14 @@ import json
 import re
 import time
 from concurrent.futures import Executor
-from typing import Any
 
 import grpc
 from google.protobuf import json_format
-from google.protobuf.message import Message
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from tensorflow_serving.apis.get_model_metadata_pb2 import GetModelMetadataRequest
 from tensorflow_serving.apis.get_model_status_pb2 import GetModelStatusRequest
@@ -73,8 +71,10 @@ def make_app(handler: RequestHandler, workers: Executor, metrics_path: str | Non
         run = asyncio.get_running_loop().run_in_executor
         try:
             if request.method == "POST":
-                return await run(workers, _post, handler, match, body, arrival)
-            return await run(workers, _get, handler, match)
+                content = await run(workers, _post, handler, match, body, arrival)
+            else:
+                content = await run(workers, _get, handler, match)
+            return Response(content, media_type="application/json")
         except Exception as error:
             code, message = error_status(error)
             return _error(_HTTP_STATUS.get(code, 500), message)
@@ -88,28 +88,29 @@ def make_app(handler: RequestHandler, workers: Executor, metrics_path: str | Non
     return Starlette(routes=routes, exception_handlers={404: _no_route, 405: _no_route})
 
 
-def _get(handler: RequestHandler, match: re.Match[str]) -> Response:
-    if not match["metadata"]:
-        return _json(_to_dict(handler.status(GetModelStatusRequest(model_spec=_model_spec(match)))))
-    request = GetModelMetadataRequest(model_spec=_model_spec(match), metadata_field=["signature_def"])
-    response = _to_dict(handler.metadata(request))
-    response["metadata"]["signature_def"].pop("@type")
-    return _json(response)
+def _get(handler: RequestHandler, match: re.Match[str]) -> bytes:
+    spec = _model_spec(match)
+    if match["metadata"]:
+        response = handler.metadata(GetModelMetadataRequest(model_spec=spec, metadata_field=["signature_def"]))
+    else:
+        response = handler.status(GetModelStatusRequest(model_spec=spec))
+    content = json_format.MessageToDict(
+        response, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    if match["metadata"]:
+        del content["metadata"]["signature_def"]["@type"]
+    return json.dumps(content, indent=1, ensure_ascii=False).encode()
 
 
-def _post(handler: RequestHandler, match: re.Match[str], body: bytearray, arrival: float) -> Response:
+def _post(handler: RequestHandler, match: re.Match[str], body: bytearray, arrival: float) -> bytes:
     if match["method"] != "predict":
         message = f"{match['method'].capitalize()} is not supported; use Predict"
         raise ServingError(grpc.StatusCode.UNIMPLEMENTED, message)
     message = PredictRequest(model_spec=_model_spec(match))
     with handler.measure(message.model_spec, "REST"):
-        servable = handler.models.find(message.model_spec)
-        request = json_tensors.parse(body)
-        message.model_spec.signature_name = request.get("signature_name", "")
-        message.output_filter.extend(request.get("output_filter", []))
-        json_tensors.fill(message, request, servable.signature(message.model_spec.signature_name).inputs)
+        rows = json_tensors.fill(message, body, handler.models.find(message.model_spec).signature)
         response = PredictResponse.FromString(handler.predict(message, arrival))
-        return Response(json_tensors.render(response, request), media_type="application/json")
+        return json_tensors.render(response, rows)
 
 
 def _model_spec(match: re.Match[str]) -> ModelSpec:
@@ -130,15 +131,5 @@ async def _no_route(request: Request, error: Exception | None = None) -> Respons
     return _error(404, f"no route {path}; see GET /v1/models/<model>")
 
 
-def _to_dict(message: Message) -> dict[str, Any]:
-    return json_format.MessageToDict(
-        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
-
-
-def _json(value: object, status: int = 200) -> Response:
-    return Response(json.dumps(value, indent=1, ensure_ascii=False), status, media_type="application/json")
-
-
 def _error(status: int, message: str) -> Response:
-    return _json({"error": message}, status)
+    return JSONResponse({"error": message}, status)

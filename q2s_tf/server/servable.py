@@ -5,7 +5,7 @@ Serving loads too, and a prepared session call takes about half the time of a re
 """
 
 import importlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,10 +21,8 @@ from q2s_tf.serving import tensor_proto
 from q2s_tf.serving.serving_error import ServingError
 from q2s_tf.serving.warmup import WARMUP_FILE
 
-DEFAULT_SIGNATURE = "serving_default"
-_PREDICT_METHOD = "tensorflow/serving/predict"
+DEFAULT_SIGNATURE = tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY
 _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
-_OP_PACKAGES = {"Scann>": "scann"}
 
 
 class InputSpec(NamedTuple):
@@ -35,7 +33,6 @@ class InputSpec(NamedTuple):
     shape: tuple[int | None, ...] | None
 
     def __str__(self) -> str:
-        """The form in error messages: ``string [?]``."""
         sizes = "any shape" if self.shape is None else str(["?" if size is None else size for size in self.shape])
         return f"{tensor_proto.dtype_name(self.dtype)} {sizes}".replace("'", "")
 
@@ -73,23 +70,37 @@ class Signature:
         # The public `make_callable` falls back to the slow `Session.run` as soon as a tensor is fed.
         self._call = session._make_callable_from_options(options)
 
-    def run(self, tensors: Mapping[str, tensor_pb2.TensorProto], max_rows: int | None = None) -> dict[str, np.ndarray]:
-        """Every output of the signature.
+    def run(
+        self, tensors: Mapping[str, tensor_pb2.TensorProto], output_filter: Collection[str], max_rows: int | None
+    ) -> dict[str, np.ndarray]:
+        """The outputs of the signature; with an ``output_filter`` only those.
 
         Raises:
             ServingError: INVALID_ARGUMENT if the inputs do not match the signature or each other, or have more rows
-                than ``max_rows``; otherwise the error of the graph.
+                than ``max_rows``, or ``output_filter`` has another name; otherwise the error of the graph.
         """
+        for name in output_filter:
+            if name not in self.outputs:
+                raise self._invalid(f'no output "{name}" to filter by; the outputs are {", ".join(self.outputs)}')
         if len(tensors) != len(self.inputs) or any(key not in tensors for key in self.inputs):
-            raise self._wrong_keys(tensors)
+            problems = [f'input "{key}" ({spec}) is missing' for key, spec in self.inputs.items() if key not in tensors]
+            problems += [f'input "{key}" is unknown' for key in sorted(tensors) if key not in self.inputs]
+            raise self._invalid(f"{'; '.join(problems)}; the inputs are {', '.join(self.inputs)}")
         arrays = {key: self._decode(spec, tensors[key]) for key, spec in self.inputs.items()}
-        self._check_rows({key: len(arrays[key]) for key in self._batched}, max_rows)
+        rows = {key: len(arrays[key]) for key in self._batched}  # the columns of one batch
+        if len(set(rows.values())) > 1:
+            received = ", ".join(f'"{key}" has {count}' for key, count in rows.items())
+            raise self._invalid(f"all inputs must have the same number of rows: {received}")
+        count = next(iter(rows.values()), 0)
+        if max_rows is not None and count > max_rows:
+            raise self._invalid(f"a batch may have at most {max_rows} rows, got {count}; send smaller batches")
         try:
             values = self._call(*arrays.values())
         except tf.errors.OpError as error:
             message = f'signature "{self.name}": {" ".join(error.message.split())}'
             raise ServingError(_STATUS_CODES.get(error.error_code, grpc.StatusCode.INTERNAL), message) from error
-        return {key: np.asarray(value) for key, value in zip(self.outputs, values, strict=True)}
+        outputs = dict(zip(self.outputs, values, strict=True))
+        return {key: np.asarray(outputs[key]) for key in output_filter or outputs}
 
     def _decode(self, spec: InputSpec, tensor: tensor_pb2.TensorProto) -> np.ndarray:
         shape = [dim.size for dim in tensor.tensor_shape.dim]  # checked first, so that only valid tensors are decoded
@@ -100,21 +111,6 @@ class Signature:
             return tensor_proto.decode(tensor)
         except ValueError as error:
             raise self._invalid(f'input "{spec.key}": {error}') from error
-
-    def _check_rows(self, rows: dict[str, int], max_rows: int | None) -> None:
-        """The inputs whose first dimension is unknown are columns of one batch."""
-        sizes = set(rows.values())
-        if len(sizes) > 1:
-            received = ", ".join(f'"{key}" has {count}' for key, count in rows.items())
-            raise self._invalid(f"all inputs must have the same number of rows: {received}")
-        if max_rows is not None and sizes and max(sizes) > max_rows:
-            raise self._invalid(f"a batch may have at most {max_rows} rows, got {max(sizes)}; send smaller batches")
-
-    def _wrong_keys(self, keys: Iterable[str]) -> ServingError:
-        received = set(keys)
-        problems = [f'input "{key}" ({spec}) is missing' for key, spec in self.inputs.items() if key not in received]
-        problems += [f'input "{key}" is unknown' for key in sorted(received - set(self.inputs))]
-        return self._invalid(f"{'; '.join(problems)}; the inputs are {', '.join(self.inputs)}")
 
     def _invalid(self, message: str) -> ServingError:
         return ServingError(grpc.StatusCode.INVALID_ARGUMENT, f'signature "{self.name}": {message}')
@@ -154,79 +150,52 @@ class Servable:
         self.signatures = {
             key: Signature(key, definition, self._session)
             for key, definition in self.signature_defs.items()
-            if definition.method_name == _PREDICT_METHOD
+            if definition.method_name == tf.saved_model.PREDICT_METHOD_NAME
         }
-        for request in _warmup_requests(folder / WARMUP_FILE):
-            self.predict(request)
+        warmup_file = folder / WARMUP_FILE
+        for record in tf.data.TFRecordDataset(str(warmup_file)).as_numpy_iterator() if warmup_file.exists() else ():
+            log = prediction_log_pb2.PredictionLog.FromString(record)
+            kind = log.WhichOneof("log_type")
+            if kind != "predict_log":
+                raise ValueError(f"{warmup_file.name} may have predict_log records only, got {kind}")
+            self.predict(log.predict_log.request)
 
     def close(self) -> None:
         """Closes the session. Running requests fail with CANCELLED, and no further requests are possible."""
         self._session.close()
 
     def signature(self, name: str) -> Signature:
-        """A signature by name; ``""`` is the default signature.
-
-        Raises:
-            ServingError: NOT_FOUND if there is no such signature.
-        """
+        """A signature by name; ``""`` is the default. Raises a `ServingError` (NOT_FOUND) if there is none."""
         signature = self.signatures.get(name or DEFAULT_SIGNATURE)
         if signature is None:
-            raise ServingError(
-                grpc.StatusCode.NOT_FOUND,
-                f'{self.name} {self.version} has no signature "{name or DEFAULT_SIGNATURE}"; '
-                f"it has {', '.join(sorted(self.signatures))}",
-            )
+            known = ", ".join(sorted(self.signatures))
+            message = f'{self.name} {self.version} has no signature "{name or DEFAULT_SIGNATURE}"; it has {known}'
+            raise ServingError(grpc.StatusCode.NOT_FOUND, message)
         return signature
 
     def predict(self, request: predict_pb2.PredictRequest, max_rows: int | None = None) -> predict_pb2.PredictResponse:
         """The response to a request; does not check that the request names this model and version.
 
         Raises:
-            ServingError: NOT_FOUND for an unknown signature, INVALID_ARGUMENT for wrong inputs, an unknown name in
-                ``output_filter`` or more than ``max_rows`` rows; otherwise the error of the graph.
+            ServingError: See `signature` and `Signature.run`.
         """
         signature = self.signature(request.model_spec.signature_name)
-        for name in request.output_filter:
-            if name not in signature.outputs:
-                raise ServingError(
-                    grpc.StatusCode.INVALID_ARGUMENT,
-                    f'output_filter: signature "{signature.name}" has no output "{name}"; '
-                    f"it has {', '.join(signature.outputs)}",
-                )
-        arrays = signature.run(request.inputs, max_rows)
+        arrays = signature.run(request.inputs, request.output_filter, max_rows)
         response = predict_pb2.PredictResponse()
         response.model_spec.name = self.name
         response.model_spec.version.value = self.version
         response.model_spec.signature_name = signature.name
-        for name in request.output_filter or signature.outputs:
-            response.outputs[name].CopyFrom(tensor_proto.encode(arrays[name]))
+        for name, array in arrays.items():
+            response.outputs[name].CopyFrom(tensor_proto.encode(array))
         return response
 
 
 def _import_ops(folder: Path) -> None:
-    """Imports the packages that register the custom ops of a saved model, which TensorFlow needs to load it."""
+    """Imports ScaNN if a saved model has its ops, because TensorFlow needs them registered to load it."""
     model = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
-    ops = {op.name for meta_graph in model.meta_graphs for op in meta_graph.meta_info_def.stripped_op_list.op}
-    for prefix, package in _OP_PACKAGES.items():
-        if any(op.startswith(prefix) for op in ops):
-            try:
-                importlib.import_module(package)
-            except ImportError as error:
-                raise ImportError(
-                    f"the model has {prefix} ops, and {package} is not installed; pip install {package}"
-                ) from error
-
-
-def _warmup_requests(path: Path) -> Iterator[predict_pb2.PredictRequest]:
-    """The Predict requests of a warm-up file; none if there is no file.
-
-    Raises:
-        ValueError: The file has a record of another kind.
-    """
-    if not path.exists():
-        return
-    for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
-        log = prediction_log_pb2.PredictionLog.FromString(record)
-        if log.WhichOneof("log_type") != "predict_log":
-            raise ValueError(f"{path.name} may have predict_log records only, got {log.WhichOneof('log_type')}")
-        yield log.predict_log.request
+    ops = [op.name for meta_graph in model.meta_graphs for op in meta_graph.meta_info_def.stripped_op_list.op]
+    if any(op.startswith("Scann>") for op in ops):
+        try:
+            importlib.import_module("scann")
+        except ImportError as error:
+            raise ImportError("the model has ScaNN's ops, and scann is not installed; pip install scann") from error

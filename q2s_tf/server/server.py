@@ -15,8 +15,9 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent import futures
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,20 +26,11 @@ import uvicorn
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from q2s_tf.errors import InputError
+from q2s_tf.server import server_config
 from q2s_tf.server.answer_cache import AnswerCache
-from q2s_tf.server.server_config import (
-    METRICS_PATH,
-    ModelConfig,
-    RequestLimits,
-    read_metrics_path,
-    read_model_configs,
-    read_server_credentials,
-)
 from q2s_tf.serving.folders import models_in
 
 log = logging.getLogger(__name__)
-
-_M_ARENA_MAX = -8  # of malloc.h
 
 
 class Server:
@@ -54,15 +46,15 @@ class Server:
 
     def __init__(
         self,
-        models: Path | Sequence[ModelConfig],
+        models: Path | Sequence[server_config.ModelConfig],
         host: str = "127.0.0.1",
         port: int = 8500,
         poll_seconds: float = 1.0,
         *,
         rest_port: int | None = None,
-        metrics_path: str | None = METRICS_PATH,
+        metrics_path: str | None = server_config.METRICS_PATH,
         credentials: grpc.ServerCredentials | None = None,
-        limits: RequestLimits | None = None,
+        limits: server_config.RequestLimits | None = None,
         cache_seconds: float = 0.0,
         cache_bytes: int = 64 << 20,
         grace_seconds: float = 10.0,
@@ -85,17 +77,16 @@ class Server:
         Raises:
             InputError: A port cannot be bound, or an argument is out of range.
         """
-        self._limits = limits or RequestLimits()
+        self._limits = limits = limits or server_config.RequestLimits()
         for name, number in {"port": port, "rest_port": rest_port or 0}.items():
             if not 0 <= number <= 65535:
                 raise InputError(f"{name} must be 0 to 65535, got {number}")
-        positive = {"poll_seconds": poll_seconds, "cache_bytes": cache_bytes, "grace_seconds": grace_seconds}
-        for name, value in positive.items():
-            if value <= 0:
-                raise InputError(f"{name} must be above 0, got {value}")
-        for name, value in self._limits._asdict().items():
-            if not 0 < value < 2**31:  # gRPC counts bytes in an int32
-                raise InputError(f"{name} must be above 0 and below 2^31, got {value}")
+        amounts = {"poll_seconds": poll_seconds, "cache_bytes": cache_bytes, "grace_seconds": grace_seconds}
+        for name, amount in (amounts | limits._asdict()).items():
+            if amount <= 0:
+                raise InputError(f"{name} must be above 0, got {amount}")
+        if limits.max_request_bytes >= 2**31:  # gRPC has an int32
+            raise InputError(f"max_request_bytes must be below 2^31, got {limits.max_request_bytes}")
         if cache_seconds < 0:
             raise InputError(f"cache_seconds must be 0 or above, got {cache_seconds}")
         self._source = models
@@ -114,18 +105,17 @@ class Server:
             ("grpc.max_send_message_length", -1),
         ]
         self._grpc = grpc.server(self._workers, options=options)
-        try:
-            bound_port = (
-                self._grpc.add_insecure_port(f"{host}:{port}")
-                if credentials is None
-                else self._grpc.add_secure_port(f"{host}:{port}", credentials)
-            )
-        except RuntimeError as error:
-            raise _port_error(host, port, "--port") from error
-        self.address = f"{host}:{bound_port}"
+        with _binding(f"{host}:{port}", "--port"):
+            credentials = credentials or grpc.insecure_server_credentials()
+            self.address = f"{host}:{self._grpc.add_secure_port(f'{host}:{port}', credentials)}"
         self.rest_address = None
         if rest_port is not None:
-            self._rest_socket = _bind(host, rest_port)
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            # asyncio sets TCP_NODELAY (otherwise 40 ms per request) only if the protocol is explicit.
+            self._rest_socket = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+            self._rest_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with _binding(f"{host}:{rest_port}", "--rest-port"):
+                self._rest_socket.bind((host.strip("[]"), rest_port))
             self.rest_address = f"{host}:{self._rest_socket.getsockname()[1]}"
 
     def start(self) -> None:
@@ -148,8 +138,7 @@ class Server:
         handler = RequestHandler(self._models, self._limits, self._cache)
         self._grpc.add_generic_rpc_handlers([GrpcServices(handler)])
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._grpc)
+        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
         self._grpc.start()
         if self.rest_address is not None:
             config = uvicorn.Config(
@@ -193,12 +182,10 @@ class Server:
         return self._models.serving()
 
     def __enter__(self) -> Self:
-        """Starts the server."""
         self.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Stops the server."""
         self.stop()
 
     def _poll(self) -> None:
@@ -239,26 +226,25 @@ def serve(
         InputError: There is no model, a config file is invalid, or a port cannot be bound.
     """
     # TensorFlow is imported after these checks, so errors are reported immediately.
-    source: Path | list[ModelConfig]
     if models is not None and model_config_file is None:
         models_in(models)
-        source = models
+        options["models"] = models
     elif model_config_file is not None and models is None:
-        source = read_model_configs(model_config_file)
+        options["models"] = server_config.read_model_configs(model_config_file)
     else:
         raise InputError("give either --models, a folder, or --model-config-file, a file")
     if ssl_config_file is not None:
-        options["credentials"] = read_server_credentials(ssl_config_file)
+        options["credentials"] = server_config.read_server_credentials(ssl_config_file)
     if monitoring_config_file is not None:
-        options["metrics_path"] = read_metrics_path(monitoring_config_file)
+        options["metrics_path"] = server_config.read_metrics_path(monitoring_config_file)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     # glibc keeps a pool of freed memory for each thread; in many pools the weights of old versions would remain.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_M_ARENA_MAX, 2)
-    server = Server(source, **options)
+        mallopt(-8, 2)  # M_ARENA_MAX of malloc.h
+    server = Server(**options)
     # Without the modules in its generations, a garbage collection does not stop all requests for half a second.
     from q2s_tf.server import model_manager  # noqa: F401  (imports TensorFlow)
 
@@ -266,28 +252,17 @@ def serve(
     gc.freeze()
     with server:
         rest = f", REST on http://{server.rest_address}" if server.rest_address else ""
-        served = ", ".join(
-            f"{name} {' and '.join(map(str, versions)) or '(no version)'}"
-            for name, versions in server.serving().items()
-        )
+        versions = {name: " and ".join(map(str, numbers)) for name, numbers in server.serving().items()}
+        served = ", ".join(f"{name} {numbers or '(no version)'}" for name, numbers in versions.items())
         print(f"serving {served} on {server.address}{rest}", flush=True)
         stop.wait()
         log.info("stopping: waiting for running requests")
 
 
-def _bind(host: str, port: int) -> socket.socket:
-    """A bound socket for REST."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With an explicit protocol, because asyncio sets TCP_NODELAY (otherwise 40 ms per request) only for IPPROTO_TCP.
-    rest_socket = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    rest_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+@contextmanager
+def _binding(address: str, option: str) -> Iterator[None]:
     try:
-        rest_socket.bind((host.strip("[]"), port))
-    except OSError as error:
-        rest_socket.close()
-        raise _port_error(host, port, "--rest-port") from error
-    return rest_socket
-
-
-def _port_error(host: str, port: int, option: str) -> InputError:
-    return InputError(f"cannot listen on {host}:{port}: the port is in use or not allowed; give another {option}, or 0")
+        yield
+    except (OSError, RuntimeError) as error:
+        problem = f"cannot listen on {address}: the port is in use or not allowed"
+        raise InputError(f"{problem}; give another {option}, or 0") from error

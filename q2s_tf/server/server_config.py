@@ -12,19 +12,16 @@ import ssl
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import grpc
 from google.protobuf import message_factory, text_format
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
-from google.protobuf.message import Message
 from tensorflow_serving.config.model_server_config_pb2 import ModelConfig, ModelServerConfig
 
 from q2s_tf.errors import InputError
 
 METRICS_PATH = "/monitoring/prometheus/metrics"
-
-AnyMessage = TypeVar("AnyMessage", bound=Message)
 
 _CONFIG_PROTO = """
     name: "q2s_tf/server_config.proto" package: "tensorflow.serving" syntax: "proto3"
@@ -63,7 +60,7 @@ def read_model_configs(path: Path) -> list[ModelConfig]:
     Raises:
         InputError: The file cannot be read, `check_model_configs` refuses it, or a ``base_path`` is not a folder.
     """
-    configs = check_model_configs(_parse(path, ModelServerConfig()))
+    configs = check_model_configs(_parse(path, ModelServerConfig))
     for config in configs:
         if not Path(config.base_path).is_dir():
             raise InputError(
@@ -124,7 +121,7 @@ def read_metrics_path(path: Path) -> str | None:
     Raises:
         InputError: The file cannot be read, or the path does not begin with a slash.
     """
-    config = _parse(path, _MESSAGES["tensorflow.serving.MonitoringConfig"]()).prometheus_config
+    config = _parse(path, _MESSAGES["tensorflow.serving.MonitoringConfig"]).prometheus_config
     metrics_path = config.path or METRICS_PATH
     if not metrics_path.startswith("/"):
         raise InputError(f"prometheus_config.path of {path} must begin with /, got {metrics_path}")
@@ -140,7 +137,7 @@ def read_server_credentials(path: Path) -> grpc.ServerCredentials:
         InputError: The file cannot be read, the key or the certificate is missing, they do not belong together, or
             ``client_verify`` is set without ``custom_ca``.
     """
-    config = _parse(path, _MESSAGES["tensorflow.serving.SSLConfig"]())
+    config = _parse(path, _MESSAGES["tensorflow.serving.SSLConfig"])
     for name in ("server_key", "server_cert"):
         if not getattr(config, name):
             raise InputError(f"{name} of {path} is empty; give it as PEM text")
@@ -165,8 +162,8 @@ def read_server_credentials(path: Path) -> grpc.ServerCredentials:
     return grpc.ssl_server_credentials([(key, certificate)], authority or None, config.client_verify)
 
 
-def _parse(path: Path, message: AnyMessage) -> AnyMessage:
+def _parse(path: Path, message_class: Any) -> Any:
     try:
-        return text_format.Parse(path.read_text(encoding="utf-8"), message)
+        return text_format.Parse(path.read_text(encoding="utf-8"), message_class())
     except (text_format.ParseError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not a text-format {message.DESCRIPTOR.full_name}: {error}") from error
+        raise InputError(f"{path} is not a text-format {message_class.DESCRIPTOR.full_name}: {error}") from error

@@ -31,7 +31,7 @@ def dtype_name(number: int) -> str:
     return types_pb2.DataType.Name(number).removeprefix("DT_").lower() if number in types_pb2.DataType.values() else "?"
 
 
-SUPPORTED_DTYPES = ", ".join(dtype_name(number) for number in _FORMATS)
+_SUPPORTED = ", ".join(dtype_name(number) for number in _FORMATS)
 
 
 def static_shape(proto: tensor_shape_pb2.TensorShapeProto) -> tuple[int | None, ...] | None:
@@ -50,7 +50,7 @@ def decode(proto: tensor_pb2.TensorProto) -> np.ndarray:
             values does not match the shape.
     """
     if proto.dtype not in _FORMATS:
-        raise ValueError(f"dtype {dtype_name(proto.dtype)} is not supported; send one of {SUPPORTED_DTYPES}")
+        raise ValueError(f"dtype {dtype_name(proto.dtype)} is not supported; send one of {_SUPPORTED}")
     dtype, field, default = _FORMATS[proto.dtype]
     shape = tuple(dim.size for dim in proto.tensor_shape.dim)
     if proto.tensor_shape.unknown_rank or (shape and min(shape) < 0):
@@ -64,10 +64,8 @@ def decode(proto: tensor_pb2.TensorProto) -> np.ndarray:
         if field == "string_val":
             raise ValueError("strings must be in string_val, got tensor_content; send them in string_val")
         if len(content) != size:
-            raise ValueError(
-                f"shape {list(shape)} of {dtype} takes {size} bytes of tensor_content, got {len(content)}; "
-                "send all of them"
-            )
+            sizes = f"takes {size} bytes of tensor_content, got {len(content)}"
+            raise ValueError(f"shape {list(shape)} of {dtype} {sizes}; send all of them")
         return np.frombuffer(content, dtype).reshape(shape)
     values = getattr(proto, field)
     if len(values) > count:
@@ -88,17 +86,12 @@ def encode(array: np.ndarray) -> tensor_pb2.TensorProto:
     dims = [tensor_shape_pb2.TensorShapeProto.Dim(size=size) for size in array.shape]
     shape = tensor_shape_pb2.TensorShapeProto(dim=dims)
     if array.dtype.kind in "OSU":
-        strings = [_to_bytes(value) for value in array.ravel().tolist()]
+        strings = [value.encode() if isinstance(value, str) else value for value in array.ravel().tolist()]
+        for value in strings:
+            if not isinstance(value, bytes):
+                raise ValueError(f"a tensor of strings takes str or bytes, got {value!r}; convert it")
         return tensor_pb2.TensorProto(dtype=types_pb2.DT_STRING, tensor_shape=shape, string_val=strings)
     number = _NUMBERS.get(array.dtype)
     if number is None:
-        raise ValueError(f"dtype {array.dtype} is not supported; give one of {SUPPORTED_DTYPES}")
+        raise ValueError(f"dtype {array.dtype} is not supported; give one of {_SUPPORTED}")
     return tensor_pb2.TensorProto(dtype=number, tensor_shape=shape, tensor_content=array.tobytes())
-
-
-def _to_bytes(value: Any) -> bytes:
-    if isinstance(value, bytes):
-        return value
-    if isinstance(value, str):
-        return value.encode()
-    raise ValueError(f"a string tensor takes str or bytes, got {value!r} of type {type(value).__name__}; convert it")
