@@ -1,4 +1,4 @@
-"""TensorFlow Serving's REST routes and the metrics, asked over HTTP, against the answers over gRPC."""
+"""TensorFlow Serving's REST routes, compared with the responses over gRPC, and the metrics."""
 
 import base64
 import json
@@ -63,12 +63,12 @@ def over_grpc(server: Process, request: predict_pb2.PredictRequest) -> dict[str,
     return {key: tf.make_ndarray(tensor) for key, tensor in server.prediction.Predict(request).outputs.items()}
 
 
-def test_the_line_says_where_rest_is(server: Process) -> None:
+def test_the_ready_line_has_the_address_of_rest(server: Process) -> None:
     assert re.search(r" on 127\.0\.0\.1:\d+, REST on http://127\.0\.0\.1:\d+\n", server.line)
 
 
 @pytest.mark.parametrize("path", ["query_tower", "query_tower/versions/1", "query_tower/labels/stable"])
-def test_row_and_columnar_requests_are_answered_as_over_grpc(server: Process, http: httpx.Client, path: str) -> None:
+def test_row_and_columnar_responses_equal_those_over_grpc(server: Process, http: httpx.Client, path: str) -> None:
     columns: dict[str, Any] = {"query": ["red sofa", "ghế đỏ"], "country": ["US", "VN"]}
     expected = over_grpc(server, predict_request(**columns))
     rows = [{"query": "red sofa", "country": "US"}, {"query": "ghế đỏ", "country": "VN"}]
@@ -80,7 +80,7 @@ def test_row_and_columnar_requests_are_answered_as_over_grpc(server: Process, ht
         assert np.array_equal(np.array([row[key] for row in predictions], array.dtype), array)
 
 
-def test_scalars_are_given_in_columnar_requests(server: Process, http: httpx.Client) -> None:
+def test_columnar_requests_can_have_scalars(server: Process, http: httpx.Client) -> None:
     columns: dict[str, Any] = {"query": ["lamp"], "country": ["FR"], "k": 3, "effort": 1, "min_score": -1}
     outputs = predict(http, {"signature_name": "retrieve", "inputs": columns}, "retriever")["outputs"]
     vector = over_grpc(server, predict_request(query=["lamp"], country=["FR"]))["embedding"][0]
@@ -99,7 +99,7 @@ def test_a_single_output_has_no_name(server: Process, http: httpx.Client) -> Non
     assert np.array_equal(np.array(answer["outputs"], np.float32), expected)
 
 
-def test_bytes_are_given_in_base64(server: Process, http: httpx.Client) -> None:
+def test_bytes_are_base64(server: Process, http: httpx.Client) -> None:
     expected = over_grpc(server, predict_request(query=[b"\xff\x00sofa"], country=["US"]))
     row = {"query": {"b64": base64.b64encode(b"\xff\x00sofa").decode()}, "country": "US"}
     (answer,) = predict(http, {"instances": [row]})["predictions"]
@@ -175,9 +175,7 @@ BAD: list[tuple[str, Any, int, str]] = [
 
 
 @pytest.mark.parametrize(("path", "body", "status", "fragment"), BAD, ids=[bad[3][:40] for bad in BAD])
-def test_bad_requests_are_an_error_in_json(
-    http: httpx.Client, path: str, body: Any, status: int, fragment: str
-) -> None:
+def test_errors_of_requests_are_json(http: httpx.Client, path: str, body: Any, status: int, fragment: str) -> None:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     response = http.post(f"/v1/models/{path}", content=content)
     assert response.status_code == status, response.text
@@ -195,7 +193,7 @@ def test_bad_requests_are_an_error_in_json(
         ("GET", "/toaster", 404, "no route /toaster"),
     ],
 )
-def test_bad_paths_are_an_error_in_json(http: httpx.Client, method: str, path: str, status: int, fragment: str) -> None:
+def test_errors_of_paths_are_json(http: httpx.Client, method: str, path: str, status: int, fragment: str) -> None:
     response = http.request(method, path)
     assert (response.status_code, list(response.json())) == (status, ["error"])
     assert fragment in response.json()["error"]
@@ -211,7 +209,7 @@ def samples(http: httpx.Client, name: str) -> dict[str, float]:
     }
 
 
-def test_requests_are_counted_by_model_signature_way_and_code(server: Process, http: httpx.Client) -> None:
+def test_requests_are_counted_by_model_signature_entrypoint_and_code(server: Process, http: httpx.Client) -> None:
     def count(entrypoint: str, code: str, model: str = "query_tower", signature: str = "serving_default") -> float:
         labels = f'code="{code}",entrypoint="{entrypoint}",model="{model}",signature="{signature}"'
         return samples(http, "q2s_request_seconds_count").get(labels, 0.0)
@@ -222,12 +220,12 @@ def test_requests_are_counted_by_model_signature_way_and_code(server: Process, h
         server.prediction.Predict(predict_request())
     predict(http, {"instances": [ROW]})
     http.post("/v1/models/query_tower:predict", content=b"{")
-    http.post("/v1/models/of-a-stranger:predict", json={"instances": [ROW]})
+    http.post("/v1/models/random-name:predict", json={"instances": [ROW]})
     assert [count(*kind) - was for kind, was in zip(kinds, before, strict=True)] == [3, 1, 1, 1]
-    assert "stranger" not in http.get("/monitoring/prometheus/metrics").text
+    assert "random-name" not in http.get("/monitoring/prometheus/metrics").text
 
 
-def test_the_histogram_tells_a_p99_about_one_and_a_half_milliseconds_to_a_tenth(http: httpx.Client) -> None:
+def test_the_histogram_resolves_a_tenth_of_a_millisecond(http: httpx.Client) -> None:
     predict(http, {"instances": [ROW]})
     bounds = {
         float(bound) for bound in re.findall(r'le="([\d.]+)"', str(list(samples(http, "q2s_request_seconds_bucket"))))
@@ -240,7 +238,7 @@ def test_versions_and_the_cache_are_counted(server: Process, http: httpx.Client)
     assert samples(http, "process_resident_memory_bytes")[""] > 1e6
     hit, miss = 'model="query_tower",result="hit"', 'model="query_tower",result="miss"'
     before = samples(http, "q2s_cache_requests_total")
-    request = predict_request(query=["asked twice"], country=["US"])
+    request = predict_request(query=["sent twice"], country=["US"])
     first, second = (server.prediction.Predict(request) for _ in range(2))
     assert first == second
     after = samples(http, "q2s_cache_requests_total")
@@ -276,7 +274,7 @@ def filled(body: str, **inputs: InputSpec) -> tuple[predict_pb2.PredictRequest, 
     return message, rows
 
 
-def test_numbers_are_written_with_the_digits_that_tell_them_apart() -> None:
+def test_floats_have_only_the_digits_that_they_need() -> None:
     response = predict_pb2.PredictResponse()
     values = np.array([0.1, 1 / 3, -0.0, 1e-30, np.nan, np.inf, -np.inf], np.float32)
     response.outputs["x"].CopyFrom(tensor_proto.encode(values))
