@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""What the embedded server adds to a query, and how many queries it answers in a second.
+"""Latency and throughput of the embedded server.
 
-The server is a process of its own, as `tools/serve.py` starts it. Latency: the same queries in turn through the loaded
-servable in this process, over gRPC and over REST, so that the machine's speed is the same for all of them. Throughput:
-clients that are processes of their own, each with one query under way.
+The server runs in a separate process, as started by `tools/serve.py`. For the latency, each query is answered by the
+loaded servable in this process, over gRPC and over REST in turn, so that the speed of the machine is the same for all
+three. For the throughput, clients in separate processes send one query after the other.
 """
 
 import json
@@ -31,8 +31,8 @@ WARM_UP = 200
 
 def main(
     models: Annotated[Path, typer.Option(help="Folder of exported servables.")] = Path("demo/saved_models"),
-    rounds: Annotated[int, typer.Option(help="Queries of each way, after those that are not counted.")] = 2_000,
-    seconds: Annotated[float, typer.Option(help="How long each number of clients asks.")] = 5.0,
+    rounds: Annotated[int, typer.Option(help="Measured queries for each transport, after the warm-up.")] = 2_000,
+    seconds: Annotated[float, typer.Option(help="Duration for each number of clients.")] = 5.0,
 ) -> None:
     """Measure latency (p50, p99) and queries per second of the query tower and the retriever behind the server.
 
@@ -77,16 +77,16 @@ def _latency(models: Path, model: str, grpc_address: str, rest_address: str, rou
         http.request("POST", f"/v1/models/{model}:predict", bodies[number])
         return http.getresponse().read()
 
-    ways: dict[str, Callable[[int], object]] = {
+    transports: dict[str, Callable[[int], object]] = {
         "in process": _in_process(models, model, requests),
         "gRPC": lambda number: over_grpc(requests[number]),
         "REST": over_rest,
     }
-    milliseconds: dict[str, list[float]] = {name: [] for name in ways}
+    milliseconds: dict[str, list[float]] = {name: [] for name in transports}
     for count in track(range(rounds + WARM_UP), model):
-        for name, ask in ways.items():
+        for name, send in transports.items():
             begin = time.perf_counter()
-            ask(count % len(QUERIES))
+            send(count % len(QUERIES))
             if count >= WARM_UP:
                 milliseconds[name].append(1e3 * (time.perf_counter() - begin))
     table = Table("latency, ms", "p50", "p99", "p50 above in process", title=model, title_justify="left")
@@ -98,7 +98,7 @@ def _latency(models: Path, model: str, grpc_address: str, rest_address: str, rou
 
 
 def _in_process(models: Path, model: str, requests: list[bytes]) -> Callable[[int], object]:
-    """What the server does with a message, without the server."""
+    """The computation of the server for a message, without the server."""
     from tensorflow_serving.apis import predict_pb2
 
     from q2s_tf.server.servable import Servable
@@ -128,31 +128,33 @@ def _requests(model: str) -> list[bytes]:
 
 def _throughput(model: str, address: str, seconds: float, how: str) -> Table:
     table = Table("clients", "queries/s", "p50, ms", "p99, ms", title=f"{model}, {how}", title_justify="left")
-    spawn = multiprocessing.get_context("spawn")  # the clients import neither TensorFlow nor anything of ours
+    spawn = multiprocessing.get_context("spawn")  # the clients import neither TensorFlow nor q2s_tf
     requests = _requests(model)
     for clients in track((1, 4, 16), f"{model}, {how}"):
         with spawn.Pool(clients) as pool:
-            start = time.time() + 1 + clients * 0.3  # when all of them have been imported
-            took = pool.starmap(_ask, [(address, requests, start, seconds)] * clients, chunksize=1)
-        values = sorted(value for of_one in took for value in of_one)
+            start = time.time() + 1 + clients * 0.3  # when all clients have started
+            seconds_by_client = pool.starmap(
+                _send_queries, [(address, requests, start, seconds)] * clients, chunksize=1
+            )
+        values = sorted(value for values in seconds_by_client for value in values)
         p50, p99 = (1e3 * values[int(len(values) * share)] for share in (0.5, 0.99))
         table.add_row(str(clients), f"{len(values) / seconds:.0f}", f"{p50:.2f}", f"{p99:.2f}")
     return table
 
 
-def _ask(address: str, requests: list[bytes], start: float, seconds: float) -> list[float]:
+def _send_queries(address: str, requests: list[bytes], start: float, seconds: float) -> list[float]:
     import grpc
 
-    took: list[float] = []
+    latencies: list[float] = []
     with grpc.insecure_channel(address) as channel:
-        ask = channel.unary_unary(PREDICT)
-        ask(requests[0])
+        predict = channel.unary_unary(PREDICT)
+        predict(requests[0])
         time.sleep(max(0.0, start - time.time()))
         end = time.perf_counter() + seconds
         while (begin := time.perf_counter()) < end:
-            ask(requests[len(took) % len(requests)])
-            took.append(time.perf_counter() - begin)
-    return took
+            predict(requests[len(latencies) % len(requests)])
+            latencies.append(time.perf_counter() - begin)
+    return latencies
 
 
 if __name__ == "__main__":

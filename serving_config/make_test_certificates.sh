@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes an authority, and keys and certificates of a server and a client signed by it, with the ssl.config of
-# TensorFlow Serving and of tools/serve.py: for trying TLS out, not for production.
+# Creates a certificate authority, keys and certificates of a server and of a client, and an ssl.config for TensorFlow
+# Serving and tools/serve.py. For tests of TLS, not for production.
 #   serving_config/make_test_certificates.sh FOLDER [HOST]
 set -eu
 mkdir -p "$1"
@@ -11,14 +11,14 @@ umask 077
 openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj "/CN=test authority" -keyout ca.key -out ca.pem
 for name in server client; do
   openssl req -newkey rsa:2048 -nodes -subj "/CN=$name" -keyout "$name.key" -out "$name.csr"
-  # A client checks the name that it connected to against subjectAltName.
+  # A client compares the host name of the server with subjectAltName.
   echo "subjectAltName=DNS:$host,DNS:localhost,IP:127.0.0.1" > "$name.ext"
   openssl x509 -req -days 30 -in "$name.csr" -CA ca.pem -CAkey ca.key -CAcreateserial \
     -extfile "$name.ext" -out "$name.pem"
   rm "$name.csr" "$name.ext"
 done
 
-# The file holds the PEM texts themselves, with \n for the ends of lines.
+# The file contains the PEM texts, with \n for line ends.
 text() { awk '{printf "%s\\n", $0}' "$1"; }
 cat > ssl.config <<CONFIG
 server_key: "$(text server.key)"

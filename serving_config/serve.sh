@@ -1,14 +1,14 @@
 #!/bin/sh
-# Starts TensorFlow Serving with the configuration beside this file; further arguments go to the server, where the last
-# value of a flag counts: serve.sh --model_config_file=/serving_config/models.canary.config
-# Models are expected under /models, as models.config says.
+# Starts TensorFlow Serving with the configuration in the folder of this file. Further arguments are passed to the server
+# and override the flags below: serve.sh --model_config_file=/serving_config/models.canary.config
+# The models are in /models, the base path in models.config.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 
-# One thread within an op and one between ops: a small model loses more to hand-overs than it gains. oneDNN's
-# layouts cost it more than they save. Batching made no query faster.
+# One intra-op and one inter-op thread: for a small model, thread switches cost more than parallelism gains. The same is
+# true of oneDNN's layouts. Batching made no query faster.
 export TF_ENABLE_ONEDNN_OPTS=0
-# Labels are read before the models are loaded: without the flag for it, the server would not start with any.
+# Labels are read before the models are loaded: without the flag for that, the server would not start with labels.
 exec tensorflow_model_server \
   --port=8500 \
   --rest_api_port=8501 \

@@ -1,4 +1,4 @@
-"""The embedded server as a process of its own on real ports, and what asks it."""
+"""The embedded server in a separate process on real ports, and helpers to send requests to it."""
 
 import atexit
 import os
@@ -33,16 +33,16 @@ def environment() -> dict[str, str]:
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
-    """Exit status, standard output and standard error of a server that ends by itself."""
+    """Exit status, standard output and standard error of a server that exits by itself."""
     result = subprocess.run(command(*arguments), capture_output=True, text=True, env=environment(), timeout=60)
     return result.returncode, result.stdout, result.stderr
 
 
 class Process:
-    """A server process and stubs to ask it."""
+    """A server process with gRPC stubs for it."""
 
     def __init__(self, *arguments: str, credentials: grpc.ChannelCredentials | None = None) -> None:
-        log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (as long as the process)
+        log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (open as long as the process runs)
         self.process = subprocess.Popen(
             command(*arguments, "--port", "0", "--poll-seconds", "0.1"),
             stdout=subprocess.PIPE,
@@ -50,19 +50,19 @@ class Process:
             text=True,
             env=environment(),
         )
-        atexit.register(self.process.kill)  # of a test that failed before it came to `stop`
+        atexit.register(self.process.kill)  # if a test fails before it calls `stop`
         assert self.process.stdout is not None
         self.line = self.process.stdout.readline()
         if not self.line:
             log.seek(0)
-            raise AssertionError(f"the server ended before it was ready: {log.read()[-2000:]}")
+            raise AssertionError(f"the server exited before it was ready: {log.read()[-2000:]}")
         words = self.line.replace(",", "").split()
         self.address = words[words.index("on") + 1]
         self.rest = words[-1]
         self.connect(credentials)
 
     def connect(self, credentials: grpc.ChannelCredentials | None = None) -> None:
-        """New stubs, on a connection with these credentials."""
+        """Creates new stubs, on a connection with these credentials."""
         self.channel = (
             grpc.insecure_channel(self.address)
             if credentials is None
@@ -81,19 +81,26 @@ class Process:
     def healthy(self, service: str = "") -> int:
         return self.health.Check(health_pb2.HealthCheckRequest(service=service)).status
 
+    def wait_until_healthy(self) -> None:
+        """Reads the health of the whole server until it is SERVING."""
+        for response in self.health.Watch(health_pb2.HealthCheckRequest(), timeout=120):
+            if response.status == health_pb2.HealthCheckResponse.SERVING:
+                return
+        raise AssertionError("the server did not become healthy")
+
     def stop(self) -> tuple[int, str]:
-        """The exit status after SIGTERM, and what else came on standard output."""
+        """Sends SIGTERM; returns the exit status and the rest of standard output."""
         self.channel.close()
         self.process.send_signal(signal.SIGTERM)
         rest, _ = self.process.communicate(timeout=30)
         return self.process.returncode, rest
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
+    """Repeats a request to the server until the condition on its response is true."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "what was waited for did not happen"
-        time.sleep(0.02)
+        assert time.monotonic() < deadline, "timeout"
 
 
 def predict_request(model: str = "query_tower", signature: str = "", **inputs: Any) -> predict_pb2.PredictRequest:
@@ -111,4 +118,4 @@ def refusal(call: Callable[[], Any]) -> tuple[str, str]:
         call()
     except grpc.RpcError as error:
         return error.code().name, error.details()
-    raise AssertionError("it was answered")
+    raise AssertionError("the request succeeded")

@@ -1,7 +1,7 @@
-"""Small saved models with the signatures that the servables have, for the tests of server and client.
+"""Small saved models with the signatures of the servables, for the tests of server and client.
 
-They need no training: a query's vector comes from a hash of its text. What a test expects is computed beside it in
-NumPy (`scores`), from the same table.
+They need no training: the vector of a query is a row of a table, chosen by a hash of the text. `scores` computes the
+expected results from the same table in NumPy.
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ DOCUMENTS = _unit(np.random.default_rng(5).normal(size=(len(IDS), DIM)))
 
 
 class Tower(tf.Module):
-    """A query tower: a row of a table for the hash of query and country, turned by ``turn`` to tell versions apart."""
+    """A query tower: a row of a table, chosen by a hash of query and country; ``turn`` rotates the rows."""
 
     def __init__(self, turn: int = 0) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Tower(tf.Module):
 
 
 class DocumentTower(tf.Module):
-    """A document tower: three numbers that show what came in, per document."""
+    """A document tower: the lengths of the texts and the sum of the image embeddings of each document."""
 
     @tf.function(input_signature=[STRINGS] * 4 + [tf.TensorSpec([None, None, IMAGE_DIM], tf.float32)])
     def __call__(
@@ -57,8 +57,8 @@ class DocumentTower(tf.Module):
         return {"embedding": lengths, "channel_weights": tf.reduce_sum(image_embeddings, axis=1)}
 
 
-class LeanTower(tf.Module):
-    """A tower of one text: its length."""
+class TextLengthTower(tf.Module):
+    """A tower with one text input, whose embedding is the length of the text."""
 
     def __init__(self, key: str) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class LeanTower(tf.Module):
 
 
 class Retriever(tf.Module):
-    """The tower and an exact index over `DOCUMENTS`."""
+    """The query tower with an exact index of `DOCUMENTS`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,11 +81,11 @@ class Retriever(tf.Module):
     def search(
         self, embedding: tf.Tensor, k: tf.Tensor, effort: tf.Tensor, min_score: tf.Tensor
     ) -> dict[str, tf.Tensor]:
-        found = tf.math.top_k(tf.matmul(embedding, self.documents, transpose_b=True), tf.minimum(k, len(IDS)))
-        enough = (found.values >= min_score) & (effort >= 0)
+        best = tf.math.top_k(tf.matmul(embedding, self.documents, transpose_b=True), tf.minimum(k, len(IDS)))
+        mask = (best.values >= min_score) & (effort >= 0)
         return {
-            "document_id": tf.where(enough, tf.gather(self.ids, found.indices), ""),
-            "score": tf.where(enough, found.values, -1.0),
+            "document_id": tf.where(mask, tf.gather(self.ids, best.indices), ""),
+            "score": tf.where(mask, best.values, -1.0),
         }
 
     @tf.function(input_signature=[STRINGS, STRINGS])
@@ -112,9 +112,9 @@ def save_query_tower(folder: Path, turn: int = 0) -> None:
 
 
 def save_lean_towers(models: Path) -> None:
-    """Version 1 of both towers, with a query and a title as their only inputs."""
+    """Version 1 of both towers, with a query or a title as the only input."""
     for name, key in (("query_tower", "query"), ("document_tower", "title")):
-        tower = LeanTower(key)
+        tower = TextLengthTower(key)
         tf.saved_model.save(tower, str(models / name / "1"), signatures={"serving_default": tower.embed})
 
 

@@ -1,9 +1,10 @@
-"""TensorFlow Serving's REST routes and the metrics, asked over HTTP, against the answers over gRPC."""
+"""TensorFlow Serving's REST routes, compared with the responses over gRPC, and the metrics."""
 
 import base64
 import json
 import re
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -16,8 +17,8 @@ from tensorflow.core.framework import types_pb2
 from tensorflow_serving.apis import predict_pb2
 
 from q2s_tf.server import json_tensors
-from q2s_tf.server.cache import ENTRY_BYTES, AnswerCache
-from q2s_tf.server.servable import Input
+from q2s_tf.server.answer_cache import ENTRY_BYTES, AnswerCache, request_key
+from q2s_tf.server.servable import InputSpec
 from q2s_tf.serving import tensor_proto
 
 MAX_BYTES = 20_000
@@ -62,12 +63,12 @@ def over_grpc(server: Process, request: predict_pb2.PredictRequest) -> dict[str,
     return {key: tf.make_ndarray(tensor) for key, tensor in server.prediction.Predict(request).outputs.items()}
 
 
-def test_the_line_says_where_rest_is(server: Process) -> None:
+def test_the_ready_line_has_the_address_of_rest(server: Process) -> None:
     assert re.search(r" on 127\.0\.0\.1:\d+, REST on http://127\.0\.0\.1:\d+\n", server.line)
 
 
 @pytest.mark.parametrize("path", ["query_tower", "query_tower/versions/1", "query_tower/labels/stable"])
-def test_row_and_columnar_requests_are_answered_as_over_grpc(server: Process, http: httpx.Client, path: str) -> None:
+def test_row_and_columnar_responses_equal_those_over_grpc(server: Process, http: httpx.Client, path: str) -> None:
     columns: dict[str, Any] = {"query": ["red sofa", "ghế đỏ"], "country": ["US", "VN"]}
     expected = over_grpc(server, predict_request(**columns))
     rows = [{"query": "red sofa", "country": "US"}, {"query": "ghế đỏ", "country": "VN"}]
@@ -79,7 +80,7 @@ def test_row_and_columnar_requests_are_answered_as_over_grpc(server: Process, ht
         assert np.array_equal(np.array([row[key] for row in predictions], array.dtype), array)
 
 
-def test_scalars_are_given_in_columnar_requests(server: Process, http: httpx.Client) -> None:
+def test_columnar_requests_can_have_scalars(server: Process, http: httpx.Client) -> None:
     columns: dict[str, Any] = {"query": ["lamp"], "country": ["FR"], "k": 3, "effort": 1, "min_score": -1}
     outputs = predict(http, {"signature_name": "retrieve", "inputs": columns}, "retriever")["outputs"]
     vector = over_grpc(server, predict_request(query=["lamp"], country=["FR"]))["embedding"][0]
@@ -98,7 +99,7 @@ def test_a_single_output_has_no_name(server: Process, http: httpx.Client) -> Non
     assert np.array_equal(np.array(answer["outputs"], np.float32), expected)
 
 
-def test_bytes_are_given_in_base64(server: Process, http: httpx.Client) -> None:
+def test_bytes_are_base64(server: Process, http: httpx.Client) -> None:
     expected = over_grpc(server, predict_request(query=[b"\xff\x00sofa"], country=["US"]))
     row = {"query": {"b64": base64.b64encode(b"\xff\x00sofa").decode()}, "country": "US"}
     (answer,) = predict(http, {"instances": [row]})["predictions"]
@@ -128,34 +129,34 @@ COLUMNS = {"query": ["a"], "country": ["US"], "k": 1, "effort": 1, "min_score": 
 BAD: list[tuple[str, Any, int, str]] = [
     ("toaster:predict", {"instances": [ROW]}, 404, 'no model "toaster"'),
     ("query_tower/versions/7:predict", {"instances": [ROW]}, 404, "no version 7 loaded"),
-    (f"query_tower/versions/{1 << 63}:predict", {"instances": [ROW]}, 400, "is no int64"),
+    (f"query_tower/versions/{1 << 63}:predict", {"instances": [ROW]}, 400, "larger than an int64"),
     ("query_tower/labels/beta:predict", {"instances": [ROW]}, 400, 'no version label "beta"; its labels: stable'),
     ("query_tower:predict", {"instances": [ROW], "signature_name": "nope"}, 404, 'no signature "nope"'),
     ("query_tower:predict", {"instances": [ROW], "signature_name": 1}, 400, "signature_name must be a string"),
     ("query_tower:predict", {"instances": [ROW], "output_filter": ["x"]}, 400, 'no output "x"'),
-    ("query_tower:predict", b"{", 400, "the body is no JSON"),
-    ("query_tower:predict", b"[" * 10_000, 400, "the body is no JSON"),
-    ("query_tower:predict", [], 400, "the body must be a JSON object, and a list came"),
+    ("query_tower:predict", b"{", 400, "the body is not JSON"),
+    ("query_tower:predict", b"[" * 10_000, 400, "the body is not JSON"),
+    ("query_tower:predict", [], 400, "the body must be a JSON object, got a list"),
     ("query_tower:predict", {}, 400, 'either "instances" or "inputs"'),
     ("query_tower:predict", {"instances": [ROW], "inputs": {}}, 400, 'either "instances" or "inputs"'),
     ("query_tower:predict", {"instances": []}, 400, '"instances" must be a list with at least one item'),
-    ("query_tower:predict", {"instances": ["a"]}, 400, "the signature has several inputs: name country, query"),
+    ("query_tower:predict", {"instances": ["a"]}, 400, "the signature has several inputs; name them: country, query"),
     ("query_tower:predict", {"instances": [ROW, {"query": "a"}]}, 400, '"instances"[1] must be an object with country'),
-    ("query_tower:predict", {"instances": [{**ROW, "query": 3}]}, 400, 'input "query" must be string [?], and 3 came'),
-    ("query_tower:predict", {"instances": [{**ROW, "query": {"b64": "?"}}]}, 400, "is no base64"),
-    ("query_tower:predict", b'{"instances": [{"query": "\\ud83d", "country": ""}]}', 400, "is no text"),
-    ("query_tower:predict", {"inputs": {"query": ["a", "b"], "country": ["US"]}}, 400, "as many rows each"),
-    ("query_tower:predict", {"inputs": {"query": [["a"], "b"], "country": ["US"]}}, 400, "the same length all through"),
+    ("query_tower:predict", {"instances": [{**ROW, "query": 3}]}, 400, 'input "query" must be string [?], got 3'),
+    ("query_tower:predict", {"instances": [{**ROW, "query": {"b64": "?"}}]}, 400, "is neither text nor base64"),
+    ("query_tower:predict", b'{"instances": [{"query": "\\ud83d", "country": ""}]}', 400, "is neither text nor base64"),
+    ("query_tower:predict", {"inputs": {"query": ["a", "b"], "country": ["US"]}}, 400, "the same number of rows"),
+    ("query_tower:predict", {"inputs": {"query": [["a"], "b"], "country": ["US"]}}, 400, "must have the same length"),
     ("query_tower:predict", {"inputs": {"query": ["a"], "price": [1]}}, 400, 'input "price" is unknown'),
-    ("query_tower:predict", {"instances": [ROW] * 9}, 400, "at most 8 rows, and 9 came"),
+    ("query_tower:predict", {"instances": [ROW] * 9}, 400, "at most 8 rows, got 9"),
     ("query_tower:predict", {"instances": [{**ROW, "query": "a" * MAX_BYTES}]}, 413, f"at most {MAX_BYTES} bytes"),
     (
         "retriever:predict",
         {"signature_name": "retrieve", "inputs": {**COLUMNS, "k": 1.5}},
         400,
-        "int32 [], and 1.5 came",
+        "int32 [], got 1.5",
     ),
-    ("retriever:predict", {"signature_name": "retrieve", "inputs": {**COLUMNS, "k": True}}, 400, "and true came"),
+    ("retriever:predict", {"signature_name": "retrieve", "inputs": {**COLUMNS, "k": True}}, 400, "got true"),
     (
         "retriever:predict",
         {"signature_name": "retrieve", "inputs": {**COLUMNS, "k": 1 << 31}},
@@ -168,15 +169,13 @@ BAD: list[tuple[str, Any, int, str]] = [
         400,
         "too large for float32",
     ),
-    ("query_tower:classify", {}, 501, "Classify is not served here"),
+    ("query_tower:classify", {}, 501, "Classify is not supported"),
     ("query_tower:train", {}, 400, "Malformed request: POST /v1/models/query_tower:train"),
 ]
 
 
 @pytest.mark.parametrize(("path", "body", "status", "fragment"), BAD, ids=[bad[3][:40] for bad in BAD])
-def test_bad_requests_are_an_error_in_json(
-    http: httpx.Client, path: str, body: Any, status: int, fragment: str
-) -> None:
+def test_errors_of_requests_are_json(http: httpx.Client, path: str, body: Any, status: int, fragment: str) -> None:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     response = http.post(f"/v1/models/{path}", content=content)
     assert response.status_code == status, response.text
@@ -191,10 +190,10 @@ def test_bad_requests_are_an_error_in_json(
         ("GET", "/v1/models/query_tower/versions/7", 404, "has no version 7"),
         ("GET", "/v1/models/query_tower/weights", 400, "Malformed request: GET"),
         ("PUT", "/v1/models/query_tower", 400, "Malformed request: PUT"),
-        ("GET", "/toaster", 404, "there is no /toaster here"),
+        ("GET", "/toaster", 404, "no route /toaster"),
     ],
 )
-def test_bad_paths_are_an_error_in_json(http: httpx.Client, method: str, path: str, status: int, fragment: str) -> None:
+def test_errors_of_paths_are_json(http: httpx.Client, method: str, path: str, status: int, fragment: str) -> None:
     response = http.request(method, path)
     assert (response.status_code, list(response.json())) == (status, ["error"])
     assert fragment in response.json()["error"]
@@ -210,7 +209,7 @@ def samples(http: httpx.Client, name: str) -> dict[str, float]:
     }
 
 
-def test_requests_are_counted_by_model_signature_way_and_code(server: Process, http: httpx.Client) -> None:
+def test_requests_are_counted_by_model_signature_entrypoint_and_code(server: Process, http: httpx.Client) -> None:
     def count(entrypoint: str, code: str, model: str = "query_tower", signature: str = "serving_default") -> float:
         labels = f'code="{code}",entrypoint="{entrypoint}",model="{model}",signature="{signature}"'
         return samples(http, "q2s_request_seconds_count").get(labels, 0.0)
@@ -221,12 +220,12 @@ def test_requests_are_counted_by_model_signature_way_and_code(server: Process, h
         server.prediction.Predict(predict_request())
     predict(http, {"instances": [ROW]})
     http.post("/v1/models/query_tower:predict", content=b"{")
-    http.post("/v1/models/of-a-stranger:predict", json={"instances": [ROW]})
+    http.post("/v1/models/random-name:predict", json={"instances": [ROW]})
     assert [count(*kind) - was for kind, was in zip(kinds, before, strict=True)] == [3, 1, 1, 1]
-    assert "stranger" not in http.get("/monitoring/prometheus/metrics").text
+    assert "random-name" not in http.get("/monitoring/prometheus/metrics").text
 
 
-def test_the_histogram_tells_a_p99_about_one_and_a_half_milliseconds_to_a_tenth(http: httpx.Client) -> None:
+def test_the_histogram_resolves_a_tenth_of_a_millisecond(http: httpx.Client) -> None:
     predict(http, {"instances": [ROW]})
     bounds = {
         float(bound) for bound in re.findall(r'le="([\d.]+)"', str(list(samples(http, "q2s_request_seconds_bucket"))))
@@ -239,7 +238,7 @@ def test_versions_and_the_cache_are_counted(server: Process, http: httpx.Client)
     assert samples(http, "process_resident_memory_bytes")[""] > 1e6
     hit, miss = 'model="query_tower",result="hit"', 'model="query_tower",result="miss"'
     before = samples(http, "q2s_cache_requests_total")
-    request = predict_request(query=["asked twice"], country=["US"])
+    request = predict_request(query=["sent twice"], country=["US"])
     first, second = (server.prediction.Predict(request) for _ in range(2))
     assert first == second
     after = samples(http, "q2s_cache_requests_total")
@@ -247,55 +246,63 @@ def test_versions_and_the_cache_are_counted(server: Process, http: httpx.Client)
     assert samples(http, "q2s_cache_bytes")[""] > 0
 
 
-def test_kept_answers_are_bounded_by_time_and_bytes() -> None:
+def test_cached_answers_are_bounded_by_time_and_bytes() -> None:
     now = [0.0]
     size = 1_000 + ENTRY_BYTES
     cache = AnswerCache(seconds=10, max_bytes=3 * size, timer=lambda: now[0])
-    one, another = object(), object()
-    for request in (b"1", b"2", b"3"):
-        cache.put(one, request, request * 1_000)
-    assert cache.get(one, b"2") == b"2" * 1_000 and cache.size_bytes() == 3 * size
-    assert cache.get(another, b"2") is None  # another version never answers with it
-    cache.put(one, b"4", b"4" * 1_000)
-    assert cache.get(one, b"1") is None and cache.get(one, b"4") is not None
-    cache.put(one, b"5", b"5" * 4 * size)  # larger than the cache: nothing is thrown out for it
-    assert cache.get(one, b"5") is None and cache.get(one, b"4") is not None
+    loading = object()
+    keys = [request_key(loading, predict_request(query=[str(number)], country=["US"])) for number in range(7)]
+    for key in keys[1:4]:
+        cache.put(key, b"x" * 1_000)
+    assert cache.get(keys[2]) == b"x" * 1_000 and cache.size_bytes() == 3 * size
+    assert cache.get(request_key(object(), predict_request(query=["2"], country=["US"]))) is None  # another version
+    cache.put(keys[4], b"x" * 1_000)
+    assert cache.get(keys[1]) is None and cache.get(keys[4]) is not None
+    cache.put(keys[5], b"x" * 4 * size)  # larger than the cache: nothing is evicted for it
+    assert cache.get(keys[5]) is None and cache.get(keys[4]) is not None
     now[0] = 10.1
-    assert cache.get(one, b"4") is None and cache.size_bytes() == 0
-    cache.put(one, b"6", b"")
+    assert cache.get(keys[4]) is None and cache.size_bytes() == 0
+    cache.put(keys[6], b"")
     cache.clear()
-    assert cache.get(one, b"6") is None
+    assert cache.get(keys[6]) is None
 
 
-def test_numbers_are_written_with_the_digits_that_tell_them_apart() -> None:
+def filled(body: str, **inputs: InputSpec) -> tuple[predict_pb2.PredictRequest, bool]:
+    """The message that a body becomes for a signature with these inputs, and whether it is in row format."""
+    message = predict_pb2.PredictRequest()
+    rows = json_tensors.fill(message, body.encode(), lambda name: SimpleNamespace(inputs=inputs))
+    return message, rows
+
+
+def test_floats_have_only_the_digits_that_they_need() -> None:
     response = predict_pb2.PredictResponse()
     values = np.array([0.1, 1 / 3, -0.0, 1e-30, np.nan, np.inf, -np.inf], np.float32)
     response.outputs["x"].CopyFrom(tensor_proto.encode(values))
-    body = json_tensors.render(response, {"inputs": {}}).decode()
+    body = json_tensors.render(response, rows=False).decode()
     assert body == '{"outputs": [0.1, 0.33333334, -0.0, 1e-30, NaN, Infinity, -Infinity]}'
-    message = predict_pb2.PredictRequest()
-    request = json_tensors.parse(body.replace("outputs", "inputs").encode())
-    json_tensors.fill(message, request, {"x": Input("x", types_pb2.DT_FLOAT, (None,))})
+    message, _ = filled(body.replace("outputs", "inputs"), x=InputSpec("x", types_pb2.DT_FLOAT, (None,)))
     np.testing.assert_array_equal(tensor_proto.decode(message.inputs["x"]), values)
 
 
-def test_a_plain_value_is_the_only_input() -> None:
-    inputs = {"query": Input("query", types_pb2.DT_STRING, (None,))}
-    for text in (
-        '{"instances": ["a", {"b64": "Yg=="}]}',
-        '{"inputs": ["a", "b"]}',
-        '{"inputs": {"query": ["a", "b"]}}',
-    ):
-        message = predict_pb2.PredictRequest()
-        json_tensors.fill(message, json_tensors.parse(text.encode()), inputs)
-        assert tensor_proto.decode(message.inputs["query"]).tolist() == [b"a", b"b"]
+@pytest.mark.parametrize(
+    ("body", "row_format"),
+    [
+        ('{"instances": ["a", {"b64": "Yg=="}]}', True),
+        ('{"inputs": ["a", "b"]}', False),
+        ('{"inputs": {"query": ["a", "b"]}}', False),
+    ],
+)
+def test_the_only_input_needs_no_name(body: str, row_format: bool) -> None:
+    message, rows = filled(body, query=InputSpec("query", types_pb2.DT_STRING, (None,)))
+    assert tensor_proto.decode(message.inputs["query"]).tolist() == [b"a", b"b"]
+    assert rows == row_format
 
 
-def test_outputs_that_are_no_text_are_written_as_bytes() -> None:
+def test_outputs_that_are_not_text_are_written_as_bytes() -> None:
     response = predict_pb2.PredictResponse()
     response.outputs["id"].CopyFrom(tensor_proto.encode(np.array([b"a", b"\xff"], object)))
     response.outputs["raw_bytes"].CopyFrom(tensor_proto.encode(np.array([b"a", b"b"], object)))
-    predictions = json.loads(json_tensors.render(response, {"instances": []}))["predictions"]
+    predictions = json.loads(json_tensors.render(response, rows=True))["predictions"]
     assert predictions == [
         {"id": "a", "raw_bytes": {"b64": "YQ=="}},
         {"id": {"b64": "/w=="}, "raw_bytes": {"b64": "Yg=="}},

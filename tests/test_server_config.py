@@ -20,7 +20,7 @@ from q2s_tf.server.server_config import (
     read_metrics_path,
     read_model_configs,
     read_server_credentials,
-    wanted_versions,
+    select_versions,
 )
 
 SERVING_CONFIG = Path(__file__).parents[1] / "serving_config"
@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(folder: Path, *models: str) -> str:
-    """A model config in text format of `name: what else` for each model, whose base path is the name's folder."""
+    """A model config in text format; each model is `name: further fields`, with the base path `folder/name`."""
     text = ""
     for name, _, rest in (model.partition(":") for model in models):
         text += f'config {{ name: "{name}" base_path: "{folder / name}" model_platform: "tensorflow" {rest} }} '
@@ -73,14 +73,14 @@ def reload(server: Process, text: str) -> None:
     assert server.models.HandleReloadConfigRequest(request).status.error_code == 0
 
 
-def test_versions_are_served_side_by_side_and_have_names(server: Process) -> None:
+def test_versions_are_selected_by_number_and_by_label(server: Process) -> None:
     assert server.line.startswith("serving tower 1 and 4 on ")
     assert version(server) == 4
     assert [version(server, version=number) for number in (1, 4)] == [1, 4]
     assert [version(server, label=label) for label in ("stable", "canary")] == [1, 4]
     assert refusal(lambda: version(server, version=2)) == (
         "NOT_FOUND",
-        'model "tower" has no version 2 loaded; versions 1, 4 are served',
+        'model "tower" has no version 2 loaded; served versions: 1, 4',
     )
     assert refusal(lambda: version(server, label="beta")) == (
         "INVALID_ARGUMENT",
@@ -115,7 +115,7 @@ REFUSED: list[tuple[str, str, Callable[[Path], str]]] = [
         'model "tower" has no version to serve',
         lambda f: config(f, "tower: model_version_policy { specific { versions: 9 } }"),
     ),
-    ("INVALID_ARGUMENT", 'model "tower" is there 2 times', lambda f: config(f, "tower", "tower")),
+    ("INVALID_ARGUMENT", 'model "tower" is listed 2 times', lambda f: config(f, "tower", "tower")),
     ("INVALID_ARGUMENT", "must be a model_config_list with at least one config", lambda f: ""),
 ]
 
@@ -132,7 +132,7 @@ def test_a_reload_that_cannot_be_served_changes_nothing(
     assert server.healthy() == 1
 
 
-def test_after_a_reload_new_versions_are_followed_still(server: Process, folder: Path) -> None:
+def test_new_versions_are_loaded_after_a_reload(server: Process, folder: Path) -> None:
     reload(server, config(folder, "other"))
     shutil.copytree(folder / "tower" / "1", folder / "other" / ".9")
     (folder / "other" / ".9").rename(folder / "other" / "9")
@@ -146,14 +146,14 @@ def test_after_a_reload_new_versions_are_followed_still(server: Process, folder:
         ('name: "a"', 'base_path of model "a" is empty'),
         ('name: "a" base_path: "/m" model_platform: "torch"', 'must be "tensorflow", got "torch"'),
         ('name: "a" base_path: "/m"', 'model_platform of model "a" must be "tensorflow", got ""'),
-        ('name: "a" base_path: "s3://m" model_platform: "tensorflow"', "must be a folder of this machine, got s3://m"),
+        ('name: "a" base_path: "s3://m" model_platform: "tensorflow"', "must be a local folder, got s3://m"),
         (
             'name: "a" base_path: "/m" model_platform: "tensorflow" model_version_policy { specific { } }',
-            'the specific policy of model "a" names no versions',
+            'the specific policy of model "a" lists no versions',
         ),
     ],
 )
-def test_a_model_that_cannot_be_served_as_it_says_is_refused(model: str, message: str) -> None:
+def test_a_model_config_that_is_not_supported_is_refused(model: str, message: str) -> None:
     text = f"model_config_list {{ config {{ {model} }} }}"
     with pytest.raises(InputError, match=message):
         check_model_configs(text_format.Parse(text, ModelServerConfig()))
@@ -170,13 +170,13 @@ def test_a_model_that_cannot_be_served_as_it_says_is_refused(model: str, message
         ("specific { versions: 1 versions: 7 versions: 8 }", [7, 1]),
     ],
 )
-def test_a_policy_says_which_versions_are_served(policy: str, served: list[int]) -> None:
+def test_a_policy_selects_versions(policy: str, served: list[int]) -> None:
     model = text_format.Parse(f"model_version_policy {{ {policy} }}" if policy else "", ModelConfig())
-    allowed, count = wanted_versions(model, [3, 7, 1])
+    allowed, count = select_versions(model, [3, 7, 1])
     assert allowed[:count] == served
 
 
-def test_the_deployed_config_files_are_read(tmp_path: Path) -> None:
+def test_the_config_files_of_serving_config_are_valid(tmp_path: Path) -> None:
     text = (SERVING_CONFIG / "models.config").read_text()
     for name in ("query_tower", "document_tower", "retriever"):
         (tmp_path / name).mkdir()
@@ -194,14 +194,14 @@ def test_the_deployed_config_files_are_read(tmp_path: Path) -> None:
         ("", None),
     ],
 )
-def test_the_monitoring_config_says_where_the_metrics_are(tmp_path: Path, text: str, path: str | None) -> None:
+def test_the_monitoring_config_has_the_path_of_the_metrics(tmp_path: Path, text: str, path: str | None) -> None:
     file = tmp_path / "monitoring.config"
     file.write_text(text)
     assert read_metrics_path(file) == path
 
 
 def test_bad_config_files_are_one_line_and_exit_status_2(tmp_path: Path) -> None:
-    """Before TensorFlow is imported, so that it is quick."""
+    """The errors come before TensorFlow is imported."""
     files = {name: tmp_path / name for name in ("typo", "nowhere", "path", "half")}
     files["typo"].write_text("model_config_list { config { nme: 'a' } }")
     files["nowhere"].write_text(config(tmp_path, "nowhere"))
@@ -212,7 +212,7 @@ def test_bad_config_files_are_one_line_and_exit_status_2(tmp_path: Path) -> None
     good.write_text(config(tmp_path, "model"))
     cases = {
         'has no field named "nme"': ["--model-config-file", str(files["typo"])],
-        "nowhere is no folder; mount the exports there": ["--model-config-file", str(files["nowhere"])],
+        "nowhere is not a folder; mount the exports there": ["--model-config-file", str(files["nowhere"])],
         "must begin with /, got metrics": ["--monitoring-config-file", str(files["path"])],
         "server_cert of": ["--ssl-config-file", str(files["half"])],
         "No such file": ["--ssl-config-file", str(tmp_path / "absent")],
@@ -227,12 +227,12 @@ def test_bad_config_files_are_one_line_and_exit_status_2(tmp_path: Path) -> None
 
 @pytest.fixture(scope="module")
 def pem(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Keys and certificates: of an authority, of a server `localhost` and a client that it signed, of a stranger."""
+    """Keys and certificates: an authority, a server `localhost` and a client signed by it, and an unknown client."""
     folder = tmp_path_factory.mktemp("pem")
     new = "openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
     commands = [
         f"{new} -x509 -keyout ca.key -out ca.crt -subj /CN=authority -days 2",
-        f"{new} -x509 -keyout stranger.key -out stranger.crt -subj /CN=stranger -days 2",
+        f"{new} -x509 -keyout unknown.key -out unknown.crt -subj /CN=unknown -days 2",
     ]
     for name in ("server", "client"):
         commands.append(f"{new} -keyout {name}.key -out {name}.csr -subj /CN=localhost")
@@ -247,7 +247,7 @@ def pem(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def ssl_config(file: Path, **values: object) -> Path:
-    """An SSLConfig, written as people write it: PEM text with its line ends escaped."""
+    """An SSLConfig: PEM text with escaped line ends."""
     lines = [
         f'{key}: "{value.replace(chr(10), chr(92) + "n")}"' if isinstance(value, str) else f"{key}: true"
         for key, value in values.items()
@@ -256,7 +256,7 @@ def ssl_config(file: Path, **values: object) -> Path:
     return file
 
 
-def test_with_mutual_tls_only_known_clients_are_answered(folder: Path, tmp_path: Path, pem: dict[str, str]) -> None:
+def test_mutual_tls_refuses_unknown_clients(folder: Path, tmp_path: Path, pem: dict[str, str]) -> None:
     file = ssl_config(
         tmp_path / "ssl.config",
         server_key=pem["server.key"],
@@ -265,16 +265,16 @@ def test_with_mutual_tls_only_known_clients_are_answered(folder: Path, tmp_path:
         client_verify=True,
     )
     known = grpc.ssl_channel_credentials(*(pem[name].encode() for name in ("ca.crt", "client.key", "client.crt")))
-    strangers = {
+    unknown = {
         "no certificate": grpc.ssl_channel_credentials(pem["ca.crt"].encode()),
-        "another authority's": grpc.ssl_channel_credentials(
-            *(pem[name].encode() for name in ("ca.crt", "stranger.key", "stranger.crt"))
+        "certificate of another authority": grpc.ssl_channel_credentials(
+            *(pem[name].encode() for name in ("ca.crt", "unknown.key", "unknown.crt"))
         ),
         "no TLS": None,
     }
     server = Process("--models", str(folder), "--ssl-config-file", str(file), credentials=known)
     assert version(server) == 4
-    for credentials in strangers.values():
+    for credentials in unknown.values():
         server.channel.close()
         server.connect(credentials)
         assert refusal(lambda: version(server))[0] == "UNAVAILABLE"
@@ -293,14 +293,14 @@ def test_tls_without_client_certificates(folder: Path, tmp_path: Path, pem: dict
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"server_key": "server.key", "server_cert": "stranger.crt"}, "the key the certificate's own: .*MISMATCH"),
+        ({"server_key": "server.key", "server_cert": "unknown.crt"}, "the key that of the certificate: .*MISMATCH"),
         ({"server_key": "names", "server_cert": "server.crt"}, "must be PEM"),
         ({"server_key": "server.key"}, "server_cert of .* is empty"),
         ({"server_key": "server.key", "server_cert": "server.crt", "client_verify": True}, "needs custom_ca"),
         ({"server_key": "server.key", "server_cert": "server.crt", "custom_ca": "names"}, "must be PEM"),
     ],
 )
-def test_a_tls_config_that_cannot_work_is_refused(
+def test_an_invalid_tls_config_is_refused(
     tmp_path: Path, pem: dict[str, str], values: dict[str, object], message: str
 ) -> None:
     texts = {key: pem[value] if isinstance(value, str) else value for key, value in values.items()}

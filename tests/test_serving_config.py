@@ -1,4 +1,4 @@
-"""What the operator deploys, against TensorFlow Serving's own messages, flags and routes, and against the tools."""
+"""The deployment files, compared with TensorFlow Serving's messages, flags and routes, and with the tools."""
 
 import os
 import re
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "serving_config"
 SERVABLES = ["document_tower", "query_tower", "retriever"]
 # The flags of tensorflow_model_server, from tensorflow_serving/model_servers/main.cc of github.com/tensorflow/serving
-# at 2.20.0. An unknown flag does not stop that server, so a misspelt one would go unnoticed.
+# at 2.20.0. That server ignores an unknown flag, so a misspelt one would not be noticed.
 FLAGS = """
 allow_version_labels_for_unavailable_models batching_parameters_file enable_batching
 enable_grpc_healthcheck_service enable_model_warmup enable_per_model_batching_parameters enable_profiler
@@ -32,12 +32,12 @@ skip_initialize_tpu ssl_config_file tensorflow_inter_op_parallelism tensorflow_i
 tensorflow_session_config_file tensorflow_session_parallelism thread_pool_factory_config_file
 use_alts_credentials version xla_cpu_compilation_enabled xla_gpu_compilation_enabled
 """
-# Its metrics by model, from tensorflow_serving/servables/tensorflow/util.cc; the Prometheus route writes : for /.
+# Its metrics by model, from tensorflow_serving/servables/tensorflow/util.cc; the Prometheus route replaces / by :.
 METRICS = {
     ":tensorflow:serving:request_latency": {"model_name", "API", "entrypoint", "le"},
     ":tensorflow:serving:request_count": {"model_name", "status"},
 }
-# What kPathRegex of http_rest_api_util.cc lets through for GET.
+# kPathRegex of http_rest_api_util.cc for GET.
 STATUS_ROUTE = r"/v1/models(?:/([^/:]+))?(?:(?:/versions/(\d+))|(?:/labels/([^/:]+)))?(?:\/(metadata))?"
 
 
@@ -55,14 +55,14 @@ def test_the_newest_version_of_every_servable_is_served() -> None:
         assert model.model_version_policy.latest.num_versions == 1 and not model.version_labels
 
 
-def test_a_label_stands_for_a_version_that_is_loaded() -> None:
+def test_labels_name_loaded_versions() -> None:
     for model in models_of("models.canary.config").values():
         assert set(model.version_labels) == {"stable", "canary"}
         assert set(model.version_labels.values()) == set(model.model_version_policy.specific.versions)
 
 
 def message_class(package_file: str, messages: dict[str, dict[str, Any]]) -> Any:
-    """The last of the messages of a .proto file of tensorflow_serving/config that the Python package leaves out."""
+    """The last message of a .proto file of tensorflow_serving/config that the Python package does not have."""
     field = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(name=package_file, package="tensorflow.serving", syntax="proto3")
     for name, fields in messages.items():
@@ -85,14 +85,14 @@ MONITORING_CONFIG = {
 }
 
 
-def test_the_monitoring_config_turns_prometheus_on() -> None:
+def test_the_monitoring_config_enables_prometheus() -> None:
     message = message_class("monitoring_config.proto", MONITORING_CONFIG)()
     config = text_format.Parse((FOLDER / "monitoring.config").read_text(), message)
     assert config.prometheus_config.enable
     assert config.prometheus_config.path == "/monitoring/prometheus/metrics"
 
 
-def test_the_example_of_tls_has_every_part_where_it_belongs() -> None:
+def test_the_tls_example_is_complete() -> None:
     config = text_format.Parse((FOLDER / "ssl.config.example").read_text(), message_class("ssl.proto", SSL_CONFIG)())
     for part, kind in (("server_key", "PRIVATE KEY"), ("server_cert", "CERTIFICATE"), ("custom_ca", "CERTIFICATE")):
         first, *_, last = getattr(config, part).splitlines()
@@ -101,7 +101,7 @@ def test_the_example_of_tls_has_every_part_where_it_belongs() -> None:
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is not installed")
-def test_the_script_makes_certificates_that_belong_together(tmp_path: Path) -> None:
+def test_the_script_creates_valid_certificates(tmp_path: Path) -> None:
     script = str(FOLDER / "make_test_certificates.sh")
     subprocess.run([script, "keys", "q2s.example"], check=True, capture_output=True, cwd=tmp_path, timeout=60)
     keys = tmp_path / "keys"
@@ -116,7 +116,7 @@ def test_the_script_makes_certificates_that_belong_together(tmp_path: Path) -> N
 
 @pytest.fixture
 def started(tmp_path: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """The flags and the environment that serve.sh, run from elsewhere, gives to the server on the PATH."""
+    """The flags and the environment of the server when serve.sh is run in another folder."""
     server = tmp_path / "tensorflow_model_server"
     server.write_text('#!/bin/sh\nenv > "$OUT.env"\nprintf "%s\\n" "$@" > "$OUT.flags"\n')
     server.chmod(0o755)
@@ -128,24 +128,24 @@ def started(tmp_path: Path) -> tuple[dict[str, str], dict[str, str]]:
     return flags, dict(line.split("=", 1) for line in out.with_suffix(".env").read_text().splitlines())
 
 
-def test_the_script_starts_the_server_as_a_small_model_needs_it(started: tuple[dict[str, str], dict[str, str]]) -> None:
+def test_the_script_starts_the_server_for_a_small_model(started: tuple[dict[str, str], dict[str, str]]) -> None:
     flags, environment = started
     assert flags["tensorflow_intra_op_parallelism"] == flags["tensorflow_inter_op_parallelism"] == "1"
     assert (flags["enable_batching"], flags["enable_model_warmup"]) == ("false", "true")
     assert environment["TF_ENABLE_ONEDNN_OPTS"] == "0"
-    assert flags["grpc_max_threads"] == "3"  # given by the caller
+    assert flags["grpc_max_threads"] == "3"  # from the command line
     for name in ("model_config_file", "monitoring_config_file"):
         assert Path(flags[name]).parent == FOLDER and Path(flags[name]).is_file()
 
 
-def test_labels_can_be_there_from_the_start_and_be_moved_while_it_runs(
+def test_labels_work_from_the_start_and_can_be_moved(
     started: tuple[dict[str, str], dict[str, str]],
 ) -> None:
     assert started[0]["allow_version_labels_for_unavailable_models"] == "true"
     assert int(started[0]["model_config_file_poll_wait_seconds"]) > 0
 
 
-def test_every_flag_is_spelt_as_the_server_spells_it(started: tuple[dict[str, str], dict[str, str]]) -> None:
+def test_all_flags_are_flags_of_the_server(started: tuple[dict[str, str], dict[str, str]]) -> None:
     pages = [FOLDER / "README.md", FOLDER / "serve.sh", FOLDER / "ssl.config.example", ROOT / "docs" / "operating.md"]
     named = {flag for page in pages for flag in re.findall(r"--([a-z]+(?:_[a-z]+)+)", page.read_text())}
     assert {"ssl_config_file", "model_config_file"} <= named
@@ -155,7 +155,7 @@ def test_every_flag_is_spelt_as_the_server_spells_it(started: tuple[dict[str, st
 # --- containers
 
 
-def test_compose_runs_the_stock_image_over_the_exports_which_it_cannot_change() -> None:
+def test_compose_mounts_the_exports_read_only_into_the_stock_image() -> None:
     service = yaml.safe_load((FOLDER / "docker-compose.yml").read_text())["services"]["serving"]
     mounts = dict(reversed(volume.removesuffix(":ro").split(":")) for volume in service["volumes"])
     assert all(volume.endswith(":ro") for volume in service["volumes"])
@@ -168,7 +168,7 @@ def test_compose_runs_the_stock_image_over_the_exports_which_it_cannot_change() 
 
 
 def stock_image() -> str:
-    """Of the TensorFlow that writes the exports."""
+    """The image for the TensorFlow version of the exports."""
     (version,) = re.findall(r"^tensorflow==(\S+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
     return f"tensorflow/serving:{version}"
 
@@ -180,7 +180,7 @@ def objects() -> dict[str, dict[str, Any]]:
     return {item["kind"]: item for file in files for item in yaml.safe_load_all(file.read_text())}
 
 
-def test_pods_run_the_script_with_the_config_and_the_models_where_it_looks_for_them(
+def test_pods_mount_the_config_and_the_models_for_the_script(
     objects: dict[str, dict[str, Any]],
 ) -> None:
     pod = objects["Deployment"]["spec"]["template"]["spec"]
@@ -211,7 +211,7 @@ def test_a_pod_is_ready_when_its_models_are(objects: dict[str, dict[str, Any]]) 
     assert set(container["resources"]["requests"]) == {"cpu", "memory"}
 
 
-def test_a_rollout_takes_no_replica_away_before_the_next_is_ready(objects: dict[str, dict[str, Any]]) -> None:
+def test_a_rollout_keeps_replicas_until_the_next_is_ready(objects: dict[str, dict[str, Any]]) -> None:
     deployment = objects["Deployment"]["spec"]
     assert deployment["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
     grace = deployment["template"]["spec"]["terminationGracePeriodSeconds"]
@@ -220,7 +220,7 @@ def test_a_rollout_takes_no_replica_away_before_the_next_is_ready(objects: dict[
     assert objects["PodDisruptionBudget"]["spec"]["minAvailable"] < deployment["replicas"]
 
 
-def test_objects_find_each_other(objects: dict[str, dict[str, Any]]) -> None:
+def test_objects_refer_to_each_other(objects: dict[str, dict[str, Any]]) -> None:
     labels = objects["Deployment"]["spec"]["template"]["metadata"]["labels"]
     assert objects["Deployment"]["spec"]["selector"]["matchLabels"] == labels
     assert objects["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"] == labels
@@ -229,7 +229,7 @@ def test_objects_find_each_other(objects: dict[str, dict[str, Any]]) -> None:
     assert (scaled["kind"], scaled["name"]) == ("Deployment", objects["Deployment"]["metadata"]["name"])
 
 
-def test_the_scann_image_is_of_the_server_that_the_exports_are_for() -> None:
+def test_the_scann_image_has_the_version_of_the_stock_image() -> None:
     lines = (FOLDER / "Dockerfile.scann").read_text().splitlines()
     (version,) = [line.removeprefix("ARG SERVING=") for line in lines if line.startswith("ARG SERVING=")]
     assert f"tensorflow/serving:{version}" == stock_image()
@@ -240,7 +240,7 @@ def test_the_scann_image_is_of_the_server_that_the_exports_are_for() -> None:
 # --- metrics and commands
 
 
-def test_alerts_are_on_metrics_that_the_servers_have() -> None:
+def test_alerts_use_existing_metrics() -> None:
     from q2s_tf.server import server_metrics as metrics
 
     known = {**METRICS, **{name: set() for name in re.findall(r"`(q2s_[a-z_]+)`", metrics.__doc__ or "")}}
@@ -259,13 +259,13 @@ def test_alerts_are_on_metrics_that_the_servers_have() -> None:
 
 
 def commands(page: str) -> list[tuple[str, set[str]]]:
-    """The tools in the code of a page, with the options that each line gives them."""
+    """The tools in the code of a page, with the options of each call."""
     code = "\n".join(re.findall(r"```sh\n(.*?)```", page, re.DOTALL)).replace("\\\n", " ")
     calls = re.findall(r"^(?:python )?tools/(\w+\.py)([^#&|\n]*)", code, re.MULTILINE)
     return [(tool, set(re.findall(r"--[a-z][a-z-]*", arguments))) for tool, arguments in calls]
 
 
-def test_every_option_on_the_operators_page_is_one_of_its_tool() -> None:
+def test_all_options_in_the_documentation_exist() -> None:
     options: dict[str, set[str]] = {}
     for page in (ROOT / "docs" / "operating.md", FOLDER / "README.md"):
         for tool, used in commands(page.read_text()):

@@ -1,4 +1,4 @@
-"""The codec against TensorFlow's own, both ways, and what it refuses."""
+"""The codec compared with TensorFlow's own in both directions, and its errors."""
 
 import numpy as np
 import pytest
@@ -34,12 +34,12 @@ def equal(left: np.ndarray, right: np.ndarray) -> bool:
 
 
 @pytest.mark.parametrize("array", ARRAYS, ids=lambda array: f"{array.dtype}{array.shape}")
-def test_tensorflow_reads_what_is_encoded(array: np.ndarray) -> None:
+def test_tensorflow_decodes_encoded_arrays(array: np.ndarray) -> None:
     assert equal(tf.make_ndarray(tensor_proto.encode(array)), array)
 
 
 @pytest.mark.parametrize("array", ARRAYS, ids=lambda array: f"{array.dtype}{array.shape}")
-def test_decodes_what_tensorflow_makes(array: np.ndarray) -> None:
+def test_decodes_tensors_of_tensorflow(array: np.ndarray) -> None:
     assert equal(tensor_proto.decode(tf.make_tensor_proto(array)), array)
 
 
@@ -75,14 +75,14 @@ NUMBERS = st.sampled_from([np.float32, np.int32, np.int64, np.bool_])
 
 @settings(deadline=None)
 @given(arrays.arrays(NUMBERS, arrays.array_shapes(min_dims=0, min_side=0)))
-def test_numbers_come_back_as_they_went(array: np.ndarray) -> None:
+def test_numbers_are_unchanged_by_a_round_trip(array: np.ndarray) -> None:
     proto = tensor_pb2.TensorProto.FromString(tensor_proto.encode(array).SerializeToString())
     assert equal(tensor_proto.decode(proto), array)
 
 
 @settings(deadline=None)
 @given(st.lists(st.binary(max_size=8) | st.text(max_size=8)))
-def test_strings_come_back_as_bytes(values: list[bytes | str]) -> None:
+def test_strings_are_bytes_after_a_round_trip(values: list[bytes | str]) -> None:
     array = np.empty(len(values), object)
     array[:] = values
     expected = [value.encode() if isinstance(value, str) else value for value in values]
@@ -105,18 +105,18 @@ def _proto(dtype: int, dims: list[int], **fields: object) -> tensor_pb2.TensorPr
     [
         (_proto(types_pb2.DT_COMPLEX64, [1]), "dtype complex64 is not supported"),
         (_proto(types_pb2.DT_FLOAT, [-1], float_val=[1]), "must be known"),
-        (_proto(types_pb2.DT_FLOAT, [2], float_val=[1, 2, 3]), "holds 2 values, and 3 came"),
-        (_proto(types_pb2.DT_FLOAT, [2], tensor_content=b"1234"), "takes 8 bytes of tensor_content, and 4 came"),
+        (_proto(types_pb2.DT_FLOAT, [2], float_val=[1, 2, 3]), "has 2 values, got 3"),
+        (_proto(types_pb2.DT_FLOAT, [2], tensor_content=b"1234"), "takes 8 bytes of tensor_content, got 4"),
         (_proto(types_pb2.DT_STRING, [1], tensor_content=b"1234"), "send them in string_val"),
         (_proto(types_pb2.DT_FLOAT, [1 << 40, 1 << 40], float_val=[1]), "larger than 64 MiB"),
     ],
 )
-def test_refuses_with_a_reason(proto: tensor_pb2.TensorProto, message: str) -> None:
+def test_invalid_tensors_are_refused(proto: tensor_pb2.TensorProto, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tensor_proto.decode(proto)
 
 
 @pytest.mark.parametrize("array", [np.zeros(1, np.complex64), np.array([b"x", 3], dtype=object)])
-def test_encodes_no_other_dtype(array: np.ndarray) -> None:
+def test_other_dtypes_are_refused(array: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"supported|takes str or bytes"):
         tensor_proto.encode(array)

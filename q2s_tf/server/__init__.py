@@ -1,1 +1,1 @@
-"""The embedded server: TensorFlow Serving's gRPC and REST APIs over exported servables, in one Python process."""
+"""The embedded server: TensorFlow Serving's gRPC and REST APIs for exported servables, in one Python process."""

@@ -1,170 +1,149 @@
-"""Requests and answers as TensorFlow Serving's REST API writes them: the row and the columnar format.
+"""The JSON of TensorFlow Serving's REST API: the row format and the columnar format of requests and responses.
 
-Row: ``{"instances": [{"query": "red sofa", "country": "US"}]}`` is answered with ``{"predictions": [{…}]}``, one object
-an instance. Columnar: ``{"inputs": {"query": ["red sofa"], "country": ["US"], "k": 10, …}}`` is answered with
-``{"outputs": {…}}``; scalars such as ``k`` can only be given so. With a single input its name may be left out, with a
-single output it is. Bytes are ``{"b64": "…"}``; ``NaN`` and ``Infinity`` are read and written.
+Row format: ``{"instances": [{"query": "red sofa", "country": "US"}]}`` is answered with ``{"predictions": [{…}]}``, one
+object for each instance. Columnar format: ``{"inputs": {"query": ["red sofa"], "country": ["US"], "k": 10, …}}`` is
+answered with ``{"outputs": {…}}``; scalar inputs such as ``k`` need this format. The name of the only input may be
+omitted, and the name of the only output is. Bytes are ``{"b64": "…"}``; ``NaN`` and ``Infinity`` are read and written.
 
-Differences from TensorFlow Serving: ``output_filter`` is honoured; a string that is no UTF-8 comes as ``{"b64": …}``
-(there the answer is no JSON), as do outputs whose names end with ``_bytes`` (there as well); an integer for a float
-input may be larger than a float32 can tell apart.
+Differences from TensorFlow Serving: ``output_filter`` is supported; a string that is not UTF-8 is written as
+``{"b64": …}`` (TensorFlow Serving writes invalid JSON), like outputs whose names end with ``_bytes`` (as there); an
+integer for a float input may be larger than float32 can represent exactly.
 """
 
 import base64
-import binascii
 import json
-from collections.abc import Mapping
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import grpc
 import numpy as np
-from tensorflow_serving.apis import predict_pb2
+from tensorflow_serving.apis.predict_pb2 import PredictRequest, PredictResponse
 
-from q2s_tf.server.servable import Input
+from q2s_tf.server.servable import InputSpec, Signature
 from q2s_tf.serving import tensor_proto
 from q2s_tf.serving.serving_error import ServingError
 
-ROW, COLUMNAR = "instances", "inputs"
-_ANSWER_KEYS = {ROW: "predictions", COLUMNAR: "outputs"}
+_JSON_TYPES: dict[str, Any] = {"string": str, "bool": bool}
+_JSON_TYPES |= dict.fromkeys(("int32", "int64"), int) | dict.fromkeys(("float32", "float64"), (int, float))
 
 
-def parse(body: bytes) -> dict[str, Any]:
-    """The JSON object of a request.
+def fill(message: PredictRequest, body: bytes | bytearray, find_signature: Callable[[str], Signature]) -> bool:
+    """Adds signature name, output filter and inputs from the JSON body of a request.
+
+    Args:
+        message: The message that is changed.
+        body: The JSON.
+        find_signature: Returns the signature of a name.
+
+    Returns:
+        Whether the request has the row format.
 
     Raises:
-        ServingError: INVALID_ARGUMENT if it is none, or has not exactly one of ``instances`` and ``inputs``, or a
-            ``signature_name`` that is no string, or an ``output_filter`` that is no list of strings.
+        ServingError: INVALID_ARGUMENT if the body is not as described in this module, a value has the wrong type, or
+            lists at one level differ in length.
     """
     try:
         request = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise _invalid(f"the body is no JSON: {error}") from error
+        raise _invalid(f"the body is not JSON: {error}") from error
     if not isinstance(request, dict):
-        raise _invalid(f"the body must be a JSON object, and a {type(request).__name__} came")
-    if (ROW in request) == (COLUMNAR in request):
-        raise _invalid(f'the body must have either "{ROW}" or "{COLUMNAR}"')
-    if not isinstance(request.get("signature_name", ""), str):
+        raise _invalid(f"the body must be a JSON object, got a {type(request).__name__}")
+    if ("instances" in request) == ("inputs" in request):
+        raise _invalid('the body must have either "instances" or "inputs"')
+    name, output_filter = request.get("signature_name", ""), request.get("output_filter", [])
+    if not isinstance(name, str):
         raise _invalid("signature_name must be a string")
-    names = request.get("output_filter", [])
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    if not isinstance(output_filter, list) or not all(isinstance(output, str) for output in output_filter):
         raise _invalid("output_filter must be a list of strings")
-    return request
-
-
-def fill(message: predict_pb2.PredictRequest, request: Mapping[str, Any], inputs: Mapping[str, Input]) -> None:
-    """Puts the tensors of a parsed request into ``message``; ``inputs`` are what the signature takes.
-
-    Raises:
-        ServingError: INVALID_ARGUMENT if the values are not of the inputs' types, or the lists are ragged.
-    """
-    columns = _columns_of_rows(request[ROW], inputs) if ROW in request else _columns(request[COLUMNAR], inputs)
+    message.model_spec.signature_name = name
+    message.output_filter.extend(output_filter)
+    inputs = find_signature(name).inputs
+    columns: Any = request["inputs"] if "inputs" in request else _to_columns(request["instances"], list(inputs))
+    if not isinstance(columns, dict) or _is_bytes(columns):  # the values of the only input
+        if len(inputs) != 1:
+            raise _invalid(f"the signature has several inputs; name them: {', '.join(inputs)}")
+        columns = dict.fromkeys(inputs, columns)
     for key, value in columns.items():
-        if key in inputs:  # the others are refused with all that is missing, when the signature runs
-            message.inputs[key].CopyFrom(tensor_proto.encode(_array(value, inputs[key])))
-        else:
+        if key in inputs:
+            message.inputs[key].CopyFrom(tensor_proto.encode(_to_array(value, inputs[key])))
+        else:  # the signature refuses it together with all that are missing
             message.inputs[key].SetInParent()
+    return "instances" in request
 
 
-def render(response: predict_pb2.PredictResponse, request: Mapping[str, Any]) -> bytes:
-    """The answer's JSON, in the format of the parsed request.
+def render(response: PredictResponse, rows: bool) -> bytes:
+    """The JSON of a response, in row format or in columnar format.
 
     Raises:
-        ServingError: INVALID_ARGUMENT if a request in row format has outputs that are not one row an instance.
+        ServingError: INVALID_ARGUMENT if a request in row format has outputs that do not have one row per instance.
     """
-    outputs = {key: tensor_proto.decode(response.outputs[key]) for key in sorted(response.outputs)}
-    form = ROW if ROW in request else COLUMNAR
-    columns = {key: _plain(key, array) for key, array in outputs.items()}
-    if form == COLUMNAR:
-        answer = next(iter(columns.values())) if len(columns) == 1 else columns
-    else:
-        if len({array.shape[:1] for array in outputs.values()} | {()}) != 2:
-            shapes = ", ".join(f'"{key}" {list(array.shape)}' for key, array in outputs.items())
-            raise _invalid(f'the outputs have not one row an instance each ({shapes}); ask with "{COLUMNAR}"')
-        rows = zip(*columns.values(), strict=True)
-        answer = [row[0] if len(row) == 1 else dict(zip(columns, row, strict=True)) for row in rows]
-    return json.dumps({_ANSWER_KEYS[form]: answer}, ensure_ascii=False).encode()
+    arrays = {key: tensor_proto.decode(response.outputs[key]) for key in sorted(response.outputs)}
+    columns = {key: _to_json(key, array) for key, array in arrays.items()}
+    if rows and len({array.shape[:1] for array in arrays.values()} | {()}) != 2:
+        shapes = ", ".join(f'"{key}" {list(array.shape)}' for key, array in arrays.items())
+        raise _invalid(f'the outputs do not have one row per instance ({shapes}); use "inputs"')
+    values: Any = columns
+    if len(columns) == 1:
+        (values,) = columns.values()
+    elif rows:
+        values = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return json.dumps({"predictions" if rows else "outputs": values}, ensure_ascii=False).encode()
 
 
-def _columns_of_rows(instances: Any, inputs: Mapping[str, Input]) -> dict[str, Any]:
+def _to_columns(instances: Any, keys: list[str]) -> Any:
     if not isinstance(instances, list) or not instances:
-        raise _invalid(f'"{ROW}" must be a list with at least one item')
-    if all(not isinstance(row, dict) or _is_bytes(row) for row in instances):
-        return _columns(instances, inputs)
-    keys = list(inputs)
+        raise _invalid('"instances" must be a list with at least one item')
+    if not any(isinstance(row, dict) and not _is_bytes(row) for row in instances):
+        return instances
     for number, row in enumerate(instances):
         if not isinstance(row, dict) or sorted(row) != keys:
-            came = f"with {', '.join(sorted(row)) or 'nothing'}" if isinstance(row, dict) else "that is no object"
-            raise _invalid(f'"{ROW}"[{number}] must be an object with {", ".join(keys)}, and one {came} came')
+            received = f"{', '.join(sorted(row)) or 'no inputs'}" if isinstance(row, dict) else json.dumps(row)[:80]
+            raise _invalid(f'"instances"[{number}] must be an object with {", ".join(keys)}, got {received}')
     return {key: [row[key] for row in instances] for key in keys}
 
 
-def _columns(value: Any, inputs: Mapping[str, Input]) -> dict[str, Any]:
-    if isinstance(value, dict) and not _is_bytes(value):
-        return value
-    if len(inputs) != 1:
-        raise _invalid(f"a plain value came, and the signature has several inputs: name {', '.join(inputs)}")
-    return {key: value for key in inputs}
-
-
-def _array(value: Any, wanted: Input) -> np.ndarray:
-    shape: list[int] = []
-    first = value
-    while isinstance(first, list):
-        shape.append(len(first))
-        first = first[0] if first else None
-    leaves = [value]
-    for size in shape:
-        if any(not isinstance(item, list) or len(item) != size for item in leaves):
-            raise _invalid(f'input "{wanted.key}": its lists must have the same length all through; fill them up')
-        leaves = [leaf for item in leaves for leaf in item]
-    name = tensor_proto.dtype_name(wanted.dtype)
-    values = [_value(leaf, name, wanted) for leaf in leaves]
-    array = np.empty(len(values), object if name == "string" else name)
+def _to_array(value: Any, spec: InputSpec) -> np.ndarray:
+    leaves = np.array(value, object)
+    if any(isinstance(leaf, list) for leaf in leaves.flat):  # where NumPy stopped
+        raise _invalid(f'input "{spec.key}": all lists at one level must have the same length; pad them')
+    name = tensor_proto.dtype_name(spec.dtype)
+    values = [_to_scalar(leaf, name, spec) for leaf in leaves.flat]
+    array = np.empty(leaves.size, object if name == "string" else name)
     try:
         with np.errstate(over="raise"):
             array[:] = values
     except (OverflowError, FloatingPointError) as error:
-        raise _invalid(f'input "{wanted.key}": a number is too large for {name}') from error
-    return array.reshape(shape)
+        raise _invalid(f'input "{spec.key}": a number is too large for {name}') from error
+    return array.reshape(leaves.shape)
 
 
-def _value(leaf: Any, name: str, wanted: Input) -> Any:
-    if name == "string" and isinstance(leaf, dict) and _is_bytes(leaf):
-        try:
-            return base64.b64decode(leaf["b64"], validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise _invalid(f'input "{wanted.key}": the b64 of a value is no base64: {error}') from error
-    fits = {
-        "string": isinstance(leaf, str),
-        "bool": isinstance(leaf, bool),
-        "int32": isinstance(leaf, int) and not isinstance(leaf, bool),
-        "float32": isinstance(leaf, int | float) and not isinstance(leaf, bool),
-    }
-    if not fits[{"int64": "int32", "float64": "float32"}.get(name, name)]:
-        raise _invalid(f'input "{wanted.key}" must be {wanted}, and {json.dumps(leaf)[:80]} came')
+def _to_scalar(leaf: Any, name: str, spec: InputSpec) -> Any:
     try:
-        return leaf.encode() if name == "string" else leaf
-    except UnicodeEncodeError as error:  # JSON can write half a character: "\\ud83d"
-        raise _invalid(f'input "{wanted.key}": {json.dumps(leaf)[:80]} is no text; send bytes as b64') from error
+        if name == "string" and _is_bytes(leaf):
+            return base64.b64decode(leaf["b64"], validate=True)
+        if isinstance(leaf, _JSON_TYPES.get(name, ())) and isinstance(leaf, bool) == (name == "bool"):
+            return leaf.encode() if name == "string" else leaf
+    except ValueError as error:  # wrong base64, or half of a surrogate pair ("\\ud83d")
+        raise _invalid(f'input "{spec.key}": {json.dumps(leaf)[:80]} is neither text nor base64: {error}') from error
+    raise _invalid(f'input "{spec.key}" must be {spec}, got {json.dumps(leaf)[:80]}')
 
 
-def _plain(key: str, array: np.ndarray) -> Any:
-    """An array as nested lists of what JSON has; floats with no more digits than tell them apart in their own type."""
+def _to_json(key: str, array: np.ndarray) -> Any:
+    """An array as nested lists; a float32 has only the digits that it needs."""
     if array.dtype == np.float32:
         return array.astype("U").astype(np.float64).tolist()
     if array.dtype != object:
         return array.tolist()
     texts = np.empty(array.size, object)
-    texts[:] = [_text(value, key.endswith("_bytes")) for value in array.ravel()]
+    texts[:] = [_to_text(value, key.endswith("_bytes")) for value in array.ravel()]
     return texts.reshape(array.shape).tolist()
 
 
-def _text(value: bytes, as_bytes: bool) -> str | dict[str, str]:
-    try:
-        if not as_bytes:
+def _to_text(value: bytes, as_bytes: bool) -> str | dict[str, str]:
+    if not as_bytes:
+        with suppress(UnicodeDecodeError):
             return value.decode()
-    except UnicodeDecodeError:
-        pass
     return {"b64": base64.b64encode(value).decode()}
 
 

@@ -1,11 +1,11 @@
-"""One version of one model, loaded and ready to answer.
+"""One loaded version of a model.
 
-It is loaded and run the way TensorFlow Serving does it, by the session loader: what this server accepts, that one
-loads too, and a prepared session call costs about half of what a restored ``tf.function`` costs from Python.
+It is loaded and run by TensorFlow's session loader, as in TensorFlow Serving: what this server accepts, TensorFlow
+Serving loads too, and a prepared session call takes about half the time of a restored ``tf.function`` in Python.
 """
 
 import importlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,87 +21,96 @@ from q2s_tf.serving import tensor_proto
 from q2s_tf.serving.serving_error import ServingError
 from q2s_tf.serving.warmup import WARMUP_FILE
 
-DEFAULT_SIGNATURE = "serving_default"
-_PREDICT_METHOD = "tensorflow/serving/predict"
+DEFAULT_SIGNATURE = tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY
 _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
-_OP_PACKAGES = {"Scann>": "scann"}
 
 
-class Input(NamedTuple):
-    """What a signature wants for one input; ``shape`` has None where any size will do, and is None for any rank."""
+class InputSpec(NamedTuple):
+    """An input of a signature: in ``shape`` None is any size, and a ``shape`` of None is any rank."""
 
     key: str
     dtype: int
     shape: tuple[int | None, ...] | None
 
     def __str__(self) -> str:
-        """As error messages give it: ``string [?]``."""
         sizes = "any shape" if self.shape is None else str(["?" if size is None else size for size in self.shape])
         return f"{tensor_proto.dtype_name(self.dtype)} {sizes}".replace("'", "")
 
+    def accepts(self, shape: list[int]) -> bool:
+        """Whether a tensor of this shape may be fed."""
+        if self.shape is None:
+            return True
+        return len(shape) == len(self.shape) and all(own in (None, n) for own, n in zip(self.shape, shape, strict=True))
+
 
 class Signature:
-    """One signature of a loaded version: checks the inputs, runs the graph once."""
+    """One signature of a loaded version; checks the inputs and runs the graph.
+
+    Attributes:
+        name: Its key in the saved model.
+        inputs: By name, sorted.
+        outputs: The names, sorted.
+    """
 
     def __init__(self, name: str, definition: meta_graph_pb2.SignatureDef, session: tf.compat.v1.Session) -> None:
-        """Prepares the call, so that a request pays for no look-up of names."""
+        """Prepares the session call, so that a request looks up no tensor names."""
         self.name = name
-        self.inputs = {key: _input(key, info) for key, info in sorted(definition.inputs.items())}
+        self.inputs = {
+            key: InputSpec(key, info.dtype, tensor_proto.static_shape(info.tensor_shape))
+            for key, info in sorted(definition.inputs.items())
+        }
         self.outputs = sorted(definition.outputs)
-        self._batched = [key for key, wanted in self.inputs.items() if wanted.shape and wanted.shape[0] is None]
+        self._batched = [key for key, spec in self.inputs.items() if spec.shape and spec.shape[0] is None]
         options = config_pb2.CallableOptions(
             feed=[definition.inputs[key].name for key in self.inputs],
             fetch=[definition.outputs[key].name for key in self.outputs],
         )
-        # The ops run in the thread of the request: no hand-over to a pool, and requests do not queue behind each other.
+        # Run the ops in the thread of the request: no hand-over to a pool, and requests do not queue for its threads.
         options.run_options.inter_op_thread_pool = -1
-        # The public `make_callable` goes the slow way of `Session.run` as soon as there is something to feed.
+        # The public `make_callable` falls back to the slow `Session.run` as soon as a tensor is fed.
         self._call = session._make_callable_from_options(options)
 
-    def run(self, tensors: Mapping[str, tensor_pb2.TensorProto], max_rows: int | None = None) -> dict[str, np.ndarray]:
-        """Every output of the signature for the given inputs.
+    def run(
+        self, tensors: Mapping[str, tensor_pb2.TensorProto], output_filter: Collection[str], max_rows: int | None
+    ) -> dict[str, np.ndarray]:
+        """The outputs of the signature; with an ``output_filter`` only those.
 
         Raises:
-            ServingError: INVALID_ARGUMENT if the inputs do not fit the signature or each other, or have more rows than
-                ``max_rows``; else what the graph reported.
+            ServingError: INVALID_ARGUMENT if the inputs do not match the signature or each other, or have more rows
+                than ``max_rows``, or ``output_filter`` has another name; otherwise the error of the graph.
         """
+        for name in output_filter:
+            if name not in self.outputs:
+                raise self._invalid(f'no output "{name}" to filter by; the outputs are {", ".join(self.outputs)}')
         if len(tensors) != len(self.inputs) or any(key not in tensors for key in self.inputs):
-            raise self._wrong_keys(tensors)
-        arrays = {key: self._read(wanted, tensors[key]) for key, wanted in self.inputs.items()}
-        self._check_rows({key: len(arrays[key]) for key in self._batched}, max_rows)
+            problems = [f'input "{key}" ({spec}) is missing' for key, spec in self.inputs.items() if key not in tensors]
+            problems += [f'input "{key}" is unknown' for key in sorted(tensors) if key not in self.inputs]
+            raise self._invalid(f"{'; '.join(problems)}; the inputs are {', '.join(self.inputs)}")
+        arrays = {key: self._decode(spec, tensors[key]) for key, spec in self.inputs.items()}
+        rows = {key: len(arrays[key]) for key in self._batched}  # the columns of one batch
+        if len(set(rows.values())) > 1:
+            received = ", ".join(f'"{key}" has {count}' for key, count in rows.items())
+            raise self._invalid(f"all inputs must have the same number of rows: {received}")
+        count = next(iter(rows.values()), 0)
+        if max_rows is not None and count > max_rows:
+            raise self._invalid(f"a batch may have at most {max_rows} rows, got {count}; send smaller batches")
         try:
             values = self._call(*arrays.values())
         except tf.errors.OpError as error:
             message = f'signature "{self.name}": {" ".join(error.message.split())}'
             raise ServingError(_STATUS_CODES.get(error.error_code, grpc.StatusCode.INTERNAL), message) from error
-        return {key: np.asarray(value) for key, value in zip(self.outputs, values, strict=True)}
+        outputs = dict(zip(self.outputs, values, strict=True))
+        return {key: np.asarray(outputs[key]) for key in output_filter or outputs}
 
-    def _read(self, wanted: Input, tensor: tensor_pb2.TensorProto) -> np.ndarray:
-        # Against the proto, before a byte is decoded: what does not fit is never unpacked.
-        came = [dim.size for dim in tensor.tensor_shape.dim]
-        if tensor.dtype != wanted.dtype or not _fits(came, wanted.shape):
-            raise self._invalid(
-                f'input "{wanted.key}" must be {wanted}, and {tensor_proto.dtype_name(tensor.dtype)} {came} came'
-            )
+    def _decode(self, spec: InputSpec, tensor: tensor_pb2.TensorProto) -> np.ndarray:
+        shape = [dim.size for dim in tensor.tensor_shape.dim]  # checked first, so that only valid tensors are decoded
+        if tensor.dtype != spec.dtype or not spec.accepts(shape):
+            dtype = tensor_proto.dtype_name(tensor.dtype)
+            raise self._invalid(f'input "{spec.key}" must be {spec}, got {dtype} {shape}')
         try:
             return tensor_proto.decode(tensor)
         except ValueError as error:
-            raise self._invalid(f'input "{wanted.key}": {error}') from error
-
-    def _check_rows(self, rows: dict[str, int], max_rows: int | None) -> None:
-        """The inputs whose first size is open are columns of one batch."""
-        sizes = set(rows.values())
-        if len(sizes) > 1:
-            came = ", ".join(f'"{key}" has {count}' for key, count in rows.items())
-            raise self._invalid(f"the inputs must have as many rows each, and {came}")
-        if max_rows is not None and sizes and max(sizes) > max_rows:
-            raise self._invalid(f"a batch may have at most {max_rows} rows, and {max(sizes)} came; send smaller ones")
-
-    def _wrong_keys(self, tensors: Iterable[str]) -> ServingError:
-        came = set(tensors)
-        problems = [f'input "{key}" ({wanted}) is missing' for key, wanted in self.inputs.items() if key not in came]
-        problems += [f'input "{key}" is unknown' for key in sorted(came - set(self.inputs))]
-        return self._invalid(f"{'; '.join(problems)}; it takes {', '.join(self.inputs)}")
+            raise self._invalid(f'input "{spec.key}": {error}') from error
 
     def _invalid(self, message: str) -> ServingError:
         return ServingError(grpc.StatusCode.INVALID_ARGUMENT, f'signature "{self.name}": {message}')
@@ -111,20 +120,20 @@ class Servable:
     """A loaded version of a model.
 
     Attributes:
-        name: The model.
-        version: Its version.
-        loading: Another object for each loading, also of the same version.
-        signature_defs: The signatures as the export wrote them, by name.
-        signatures: Those of them that can be called.
+        name: The name of the model.
+        version: The number of the version.
+        loading: A unique object for each time that a version is loaded.
+        signature_defs: All signatures of the saved model by name.
+        signatures: The signatures for Predict by name.
     """
 
     def __init__(self, name: str, version: int, folder: Path) -> None:
-        """Loads the version in ``folder`` and runs its warm-up file, if it has one.
+        """Loads the version in ``folder`` and sends it the requests of its warm-up file, if it has one.
 
-        The session lives as long as this object: a request that holds it finishes, whatever was loaded meanwhile.
+        The session is open as long as this object exists, so a request completes even if the version is replaced.
 
         Raises:
-            Exception: Whatever TensorFlow raises for a version that it cannot load.
+            Exception: TensorFlow cannot load the version.
             ServingError: A warm-up request failed.
             ImportError: The model needs ops of a package that is not installed.
         """
@@ -134,97 +143,59 @@ class Servable:
         _import_ops(folder)
         config = tf.compat.v1.ConfigProto(intra_op_parallelism_threads=1, inter_op_parallelism_threads=1)
         graph = tf.Graph()
-        session = tf.compat.v1.Session(graph=graph, config=config)
-        self._session = session
+        self._session = tf.compat.v1.Session(graph=graph, config=config)
         with graph.as_default():
-            meta_graph = tf.compat.v1.saved_model.loader.load(session, [tf.saved_model.SERVING], str(folder))
+            meta_graph = tf.compat.v1.saved_model.loader.load(self._session, [tf.saved_model.SERVING], str(folder))
         self.signature_defs = dict(meta_graph.signature_def)
         self.signatures = {
-            key: Signature(key, definition, session)
+            key: Signature(key, definition, self._session)
             for key, definition in self.signature_defs.items()
-            if definition.method_name == _PREDICT_METHOD
+            if definition.method_name == tf.saved_model.PREDICT_METHOD_NAME
         }
-        for request in _warmup_requests(folder / WARMUP_FILE):
-            self.predict(request)
+        warmup_file = folder / WARMUP_FILE
+        for record in tf.data.TFRecordDataset(str(warmup_file)).as_numpy_iterator() if warmup_file.exists() else ():
+            log = prediction_log_pb2.PredictionLog.FromString(record)
+            kind = log.WhichOneof("log_type")
+            if kind != "predict_log":
+                raise ValueError(f"{warmup_file.name} may have predict_log records only, got {kind}")
+            self.predict(log.predict_log.request)
 
     def close(self) -> None:
-        """Ends the session: what it still runs is broken off with CANCELLED, and it takes no more requests."""
+        """Closes the session. Running requests fail with CANCELLED, and no further requests are possible."""
         self._session.close()
 
     def signature(self, name: str) -> Signature:
-        """A signature by name, ``""`` for the default.
-
-        Raises:
-            ServingError: NOT_FOUND if there is none.
-        """
-        found = self.signatures.get(name or DEFAULT_SIGNATURE)
-        if found is None:
-            raise ServingError(
-                grpc.StatusCode.NOT_FOUND,
-                f'{self.name} {self.version} has no signature "{name or DEFAULT_SIGNATURE}"; '
-                f"it has {', '.join(sorted(self.signatures))}",
-            )
-        return found
+        """A signature by name; ``""`` is the default. Raises a `ServingError` (NOT_FOUND) if there is none."""
+        signature = self.signatures.get(name or DEFAULT_SIGNATURE)
+        if signature is None:
+            known = ", ".join(sorted(self.signatures))
+            message = f'{self.name} {self.version} has no signature "{name or DEFAULT_SIGNATURE}"; it has {known}'
+            raise ServingError(grpc.StatusCode.NOT_FOUND, message)
+        return signature
 
     def predict(self, request: predict_pb2.PredictRequest, max_rows: int | None = None) -> predict_pb2.PredictResponse:
-        """Answers one request; its model and version are taken to be this one.
+        """The response to a request; does not check that the request names this model and version.
 
         Raises:
-            ServingError: NOT_FOUND for an unknown signature, INVALID_ARGUMENT for inputs or an ``output_filter`` that
-                do not fit it or for more than ``max_rows`` rows, else what the graph reported.
+            ServingError: See `signature` and `Signature.run`.
         """
         signature = self.signature(request.model_spec.signature_name)
-        for name in request.output_filter:
-            if name not in signature.outputs:
-                raise ServingError(
-                    grpc.StatusCode.INVALID_ARGUMENT,
-                    f'signature "{signature.name}" has no output "{name}" to filter by; '
-                    f"it has {', '.join(signature.outputs)}",
-                )
-        arrays = signature.run(request.inputs, max_rows)
+        arrays = signature.run(request.inputs, request.output_filter, max_rows)
         response = predict_pb2.PredictResponse()
         response.model_spec.name = self.name
         response.model_spec.version.value = self.version
         response.model_spec.signature_name = signature.name
-        for name in request.output_filter or signature.outputs:
-            response.outputs[name].CopyFrom(tensor_proto.encode(arrays[name]))
+        for name, array in arrays.items():
+            response.outputs[name].CopyFrom(tensor_proto.encode(array))
         return response
 
 
-def _input(key: str, info: meta_graph_pb2.TensorInfo) -> Input:
-    if info.tensor_shape.unknown_rank:
-        return Input(key, info.dtype, None)
-    return Input(key, info.dtype, tuple(None if dim.size < 0 else dim.size for dim in info.tensor_shape.dim))
-
-
-def _fits(came: list[int], wanted: tuple[int | None, ...] | None) -> bool:
-    if wanted is None:
-        return True
-    return len(came) == len(wanted) and all(w is None or w == c for c, w in zip(came, wanted, strict=True))
-
-
 def _import_ops(folder: Path) -> None:
-    """Imports the packages whose ops the saved model names: TensorFlow must know an op before it can load it."""
+    """Imports ScaNN if a saved model has its ops, because TensorFlow needs them registered to load it."""
     model = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
-    ops = {op.name for meta_graph in model.meta_graphs for op in meta_graph.meta_info_def.stripped_op_list.op}
-    for prefix, package in _OP_PACKAGES.items():
-        if any(op.startswith(prefix) for op in ops):
-            try:
-                importlib.import_module(package)
-            except ImportError as error:
-                raise ImportError(f"it has {prefix} ops, and {package} is not there; pip install {package}") from error
-
-
-def _warmup_requests(path: Path) -> Iterator[predict_pb2.PredictRequest]:
-    """The Predict requests of a warm-up file, none if there is no file.
-
-    Raises:
-        ValueError: It holds a record of another kind.
-    """
-    if not path.exists():
-        return
-    for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
-        log = prediction_log_pb2.PredictionLog.FromString(record)
-        if log.WhichOneof("log_type") != "predict_log":
-            raise ValueError(f"{path.name} may hold predict_log records only, and {log.WhichOneof('log_type')} came")
-        yield log.predict_log.request
+    ops = [op.name for meta_graph in model.meta_graphs for op in meta_graph.meta_info_def.stripped_op_list.op]
+    if any(op.startswith("Scann>") for op in ops):
+        try:
+            importlib.import_module("scann")
+        except ImportError as error:
+            raise ImportError("the model has ScaNN's ops, and scann is not installed; pip install scann") from error

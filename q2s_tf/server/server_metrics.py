@@ -1,81 +1,70 @@
-"""What the server tells Prometheus.
+"""The metrics of the embedded server for Prometheus.
 
-| metric | labels | is |
+| metric | labels | value |
 |---|---|---|
-| `q2s_request_seconds` (histogram) | `model`, `signature`, `entrypoint` (`GRPC`, `REST`), `code` | Predict requests, and how long each took once a thread was free |
-| `q2s_cache_requests_total` | `model`, `result` (`hit`, `miss`) | look-ups in the answer cache, if there is one |
-| `q2s_cache_bytes` | | what the kept answers take |
-| `q2s_version_loaded` | `model`, `version` | 1 for each version that answers |
-| `q2s_version_refused` | `model`, `version` | 1 for each version on disk that did not load |
+| `q2s_request_seconds` (histogram) | `model`, `signature`, `entrypoint` (`GRPC`, `REST`), `code` | Predict requests and their duration, without the wait for a thread |
+| `q2s_cache_requests_total` | `model`, `result` (`hit`, `miss`) | look-ups in the answer cache, if it is enabled |
+| `q2s_cache_bytes` | | size of the answer cache |
+| `q2s_version_loaded` | `model`, `version` | 1 for each version that is served |
+| `q2s_version_refused` | `model`, `version` | 1 for each version on disk that failed to load |
 | `process_*` | | memory, CPU and open files of the process |
 
-`code` is the gRPC code by name, `OK` among them, over REST too. A model or signature that is not there has the label
-`""`: what strangers ask for does not grow the list.
+`code` is the name of the gRPC code, also over REST and for success (`OK`). The label of an unknown model or signature is
+`""`, so that requests for random names do not add time series.
 """  # noqa: E501
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.metrics_core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-BUCKETS_SECONDS = tuple(
-    milliseconds / 1000
-    for milliseconds in (
-        *(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.2, 1.4, 1.5, 1.6, 1.8, 2, 2.5, 3, 4, 5, 7.5),
-        *(10, 15, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000),
-    )
+from q2s_tf.server.answer_cache import AnswerCache
+from q2s_tf.server.model_manager import ModelManager
+
+BUCKETS_SECONDS = (
+    *(0.0001, 0.0002, 0.0003, 0.0004, 0.0005, 0.0006, 0.0008, 0.001, 0.0012, 0.0014, 0.0015, 0.0016, 0.0018, 0.002),
+    *(0.0025, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
 )
-"""Bounds of the histogram: a p99 about 1.5 ms is told to 0.1 ms."""
+"""Bounds of the histogram; around 1.5 ms they resolve 0.1 ms."""
 
 
-class Metrics:
-    """The metrics of one server, in a registry of their own."""
+class ServerMetrics(Collector):
+    """The metrics of one server.
 
-    def __init__(self) -> None:
-        """Nothing has been counted yet."""
-        self._registry = CollectorRegistry()
-        self._requests = Histogram(
+    Attributes:
+        registry: Collects all metrics.
+        request_seconds: Labels: model, signature, entrypoint and code.
+        cache_requests: Labels: model and result.
+    """
+
+    def __init__(self, models: ModelManager, cache: AnswerCache | None) -> None:
+        self.registry = CollectorRegistry()
+        self.request_seconds = Histogram(
             "q2s_request_seconds",
-            "Predict requests and how long they took in the server.",
+            "Predict requests and their duration in the server.",
             ["model", "signature", "entrypoint", "code"],
-            registry=self._registry,
+            registry=self.registry,
             buckets=BUCKETS_SECONDS,
         )
-        self._cache = Counter(
-            "q2s_cache_requests", "Look-ups in the answer cache.", ["model", "result"], registry=self._registry
+        self.cache_requests = Counter(
+            "q2s_cache_requests", "Look-ups in the answer cache.", ["model", "result"], registry=self.registry
         )
-        ProcessCollector(registry=self._registry)
-
-    def observe(self, labels: tuple[str, str, str, str], seconds: float) -> None:
-        """Counts a request; ``labels`` are model, signature, entrypoint and code."""
-        self._requests.labels(*labels).observe(seconds)
-
-    def count_cache(self, model: str, hit: bool) -> None:
-        """Counts a look-up in the cache."""
-        self._cache.labels(model, "hit" if hit else "miss").inc()
-
-    def watch(
-        self, name: str, help: str, labels: list[str], read: Callable[[], Mapping[tuple[str, ...], float]]
-    ) -> None:
-        """Adds a gauge whose values, by its labels, are read when somebody asks."""
-        self._registry.register(_Watched(name, help, labels, read))
-
-    def render(self) -> bytes:
-        """All of them as Prometheus reads them."""
-        return generate_latest(self._registry)
-
-
-class _Watched(Collector):
-    def __init__(
-        self, name: str, help: str, labels: list[str], read: Callable[[], Mapping[tuple[str, ...], float]]
-    ) -> None:
-        self._family = (name, help)
-        self._labels = labels
-        self._read = read
+        if cache is not None:
+            size = Gauge("q2s_cache_bytes", "Size of the answer cache.", registry=self.registry)
+            size.set_function(cache.size_bytes)
+        ProcessCollector(registry=self.registry)
+        self._models = models
+        self.registry.register(self)
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        family = GaugeMetricFamily(*self._family, labels=self._labels)
-        for labels, value in self._read().items():
-            family.add_metric(labels, value)
-        yield family
+        """The metrics of the versions, whose labels come and go; called when the metrics are read."""
+        for name, help, versions in (
+            ("q2s_version_loaded", "Versions that are served.", self._models.serving()),
+            ("q2s_version_refused", "Versions that failed to load.", self._models.refused()),
+        ):
+            family = GaugeMetricFamily(name, help, labels=["model", "version"])
+            for model, numbers in versions.items():
+                for number in numbers:
+                    family.add_metric([model, str(number)], 1.0)
+            yield family

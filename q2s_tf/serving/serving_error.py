@@ -1,18 +1,17 @@
-"""The one exception of a gRPC request, on either side of the wire."""
+"""The exception of a failed request, on the server and on the client."""
 
 import grpc
 
 
 class ServingError(RuntimeError):
-    """A request that was not answered: on the server why, on the client what came back.
+    """A request that failed; the text is ``CODE: message``.
 
     Attributes:
         code: The gRPC status code.
-        message: One line that names what is wrong.
+        message: One line that names the cause.
     """
 
     def __init__(self, code: grpc.StatusCode, message: str) -> None:
-        """The text of the exception is ``CODE: message``."""
         super().__init__(f"{code.name}: {message}")
         self.code = code
         self.message = message

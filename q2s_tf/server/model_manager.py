@@ -1,0 +1,253 @@
+"""The served models and their versions, from a folder or from model configs.
+
+As in TensorFlow Serving, a model has a ``model_version_policy`` (the newest version, the newest N, all, or those
+listed) and ``version_labels``, and a new version is loaded before the old one is unloaded. If a version fails to load,
+the next one that the policy allows is loaded instead. If there is none, or all versions were removed from disk, the
+loaded ones stay. At start, a label may name a version that does not exist yet; requests with the label fail until it
+does. A reload with such a label is refused.
+"""
+
+import gc
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import grpc
+from tensorflow_serving.apis.get_model_status_pb2 import ModelVersionStatus
+from tensorflow_serving.apis.model_pb2 import ModelSpec
+
+from q2s_tf.server.servable import Servable
+from q2s_tf.server.server_config import ModelConfig, select_versions
+from q2s_tf.serving.folders import models_in, versions_in
+from q2s_tf.serving.serving_error import ServingError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class ServedModel:
+    """One model: a folder with a folder for each version, named by its number.
+
+    Attributes:
+        config: Name, folder, policy and labels.
+        loaded: The versions that are served.
+        statuses: The state of each version seen on disk, with the error of one that failed to load.
+        refused_files: A fingerprint of the files of each version that failed to load.
+
+    The dictionaries are replaced, not modified, so readers need no lock.
+    """
+
+    config: ModelConfig
+    loaded: dict[int, Servable] = field(default_factory=dict)
+    statuses: dict[int, ModelVersionStatus] = field(default_factory=dict)
+    refused_files: dict[int, list[tuple[Path, int, int]]] = field(default_factory=dict)
+
+    def with_config(self, config: ModelConfig) -> "ServedModel":
+        """A model with another config, and with the versions of this one if they have the same folder."""
+        return replace(self, config=config) if config.base_path == self.config.base_path else ServedModel(config)
+
+    def refresh(self) -> bool:
+        """Serves the versions on disk that the policy selects; True if they are others than before.
+
+        A new version is loaded and warmed up while the old ones are served. A version that fails to load is tried again
+        only when its files change. If no version can be loaded, the old ones stay.
+        """
+        previous = self.loaded
+        try:
+            on_disk = versions_in(Path(self.config.base_path))
+        except OSError as error:  # must not stop the refresh of the other models
+            log.warning("could not look for new versions of %s: %s", self.config.name, error)
+            return False
+        self.statuses = {v: status for v, status in self.statuses.items() if v in on_disk or v in previous}
+        selected: dict[int, Servable] = {}
+        allowed, count = select_versions(self.config, on_disk)
+        for version in allowed:
+            if len(selected) == count:
+                break
+            servable = self.loaded.get(version) or self._load(version, on_disk[version])
+            if servable is not None:
+                selected[version] = servable
+        if selected:
+            self.loaded = selected
+            for version in previous.keys() - selected.keys():
+                self._set_status(version, ModelVersionStatus.END)
+        return self.loaded.keys() != previous.keys()
+
+    def version(self, spec: ModelSpec) -> int | None:
+        """The version that a request names by number or by label; None if it names neither."""
+        if spec.HasField("version_label"):
+            labels = self.config.version_labels
+            if spec.version_label not in labels:
+                known = ", ".join(sorted(labels)) or "none"
+                message = f'model "{spec.name}" has no version label "{spec.version_label}"; its labels: {known}'
+                raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, message)
+            return labels[spec.version_label]
+        return spec.version.value if spec.HasField("version") else None
+
+    def _load(self, version: int, folder: Path) -> Servable | None:
+        files = _fingerprint(folder)
+        if self.refused_files.get(version) == files:
+            return None
+        name = self.config.name
+        self._set_status(version, ModelVersionStatus.LOADING)
+        start = time.monotonic()
+        try:
+            servable = Servable(name, version, folder)
+        except Exception as error:  # a broken version must not stop the server
+            reason = " ".join(str(error).split()) or type(error).__name__
+            self.refused_files = {**self.refused_files, version: files}
+            self._set_status(version, ModelVersionStatus.END, reason)
+            log.error("refused %s %d: %s; still served: %s", name, version, reason, sorted(self.loaded) or "none")
+            return None
+        self.loaded = {**self.loaded, version: servable}
+        self._set_status(version, ModelVersionStatus.AVAILABLE)
+        log.info("loaded %s %d in %.1f s", name, version, time.monotonic() - start)
+        return servable
+
+    def _set_status(self, version: int, state: ModelVersionStatus.State.ValueType, error: str = "") -> None:
+        status = ModelVersionStatus(version=version, state=state)
+        status.status.error_code = grpc.StatusCode.UNKNOWN.value[0] if error else 0
+        status.status.error_message = error
+        self.statuses = {**self.statuses, version: status}
+
+
+class ModelManager:
+    """All served models: `refresh` and `reload` change them while the other methods answer requests.
+
+    Methods that take a `ModelSpec` raise `ServingError`: NOT_FOUND if there is no such model or version, and, as in
+    TensorFlow Serving, INVALID_ARGUMENT for an unknown label.
+    """
+
+    def __init__(self, source: Path | Iterable[ModelConfig], on_change: Callable[[], None] = lambda: None) -> None:
+        """Loads nothing; see `refresh`.
+
+        Args:
+            source: A folder, of which all models are served, including those added later; or model configs.
+            on_change: Called after other versions are served than before.
+        """
+        self._folder = source if isinstance(source, Path) else None
+        configs = () if isinstance(source, Path) else source
+        self._models = {config.name: ServedModel(config) for config in configs}
+        self._on_change = on_change
+        self._changing = threading.Lock()
+
+    def refresh(self) -> None:
+        """Loads new models and new versions.
+
+        Raises:
+            InputError: The folder has no model.
+            OSError: The folder cannot be read.
+        """
+        with self._changing:
+            for folder in models_in(self._folder) if self._folder else []:
+                if folder.name not in self._models:
+                    config = ModelConfig(name=folder.name, base_path=str(folder), model_platform="tensorflow")
+                    self._models = {**self._models, folder.name: ServedModel(config)}
+            if any([model.refresh() for model in self._models.values()]):
+                self._changed()
+
+    def reload(self, configs: list[ModelConfig]) -> None:
+        """Replaces the models, after every one of them has a loaded version and every label names a loaded version.
+
+        Afterwards models that are added to the folder of `__init__` are ignored.
+
+        Raises:
+            ServingError: FAILED_PRECONDITION if a model has no version or a label names none; nothing changes then.
+        """
+        with self._changing:
+            models = {c.name: self._models.get(c.name, ServedModel(c)).with_config(c) for c in configs}
+            for model in models.values():
+                model.refresh()
+                problem = _find_problem(model)
+                if problem:
+                    raise ServingError(grpc.StatusCode.FAILED_PRECONDITION, f"{problem}; the old config stays")
+            self._models, self._folder = models, None
+            self._changed()
+
+    def close(self) -> None:
+        """Closes all models. Running requests fail."""
+        for model in self._models.values():
+            for servable in model.loaded.values():
+                servable.close()
+
+    def find(self, spec: ModelSpec) -> Servable:
+        """The loaded version that a request names by number or by label, otherwise the newest."""
+        model = self._model(spec)
+        loaded = model.loaded
+        if not loaded:
+            raise ServingError(grpc.StatusCode.NOT_FOUND, f'model "{spec.name}" has no version loaded; see its status')
+        version = model.version(spec)
+        servable = loaded.get(max(loaded) if version is None else version)
+        if servable is None:
+            label = f' (label "{spec.version_label}")' if spec.version_label else ""
+            served = ", ".join(map(str, sorted(loaded)))
+            message = f'model "{spec.name}" has no version {version}{label} loaded; served versions: {served}'
+            raise ServingError(grpc.StatusCode.NOT_FOUND, message)
+        return servable
+
+    def statuses(self, spec: ModelSpec) -> list[ModelVersionStatus]:
+        """The states of a model's versions, newest first, or that of the version that the request names."""
+        model = self._model(spec)
+        version, statuses = model.version(spec), model.statuses
+        if version is None:
+            return [status for _, status in sorted(statuses.items(), reverse=True)]
+        if version not in statuses:
+            raise ServingError(grpc.StatusCode.NOT_FOUND, f'model "{spec.name}" has no version {version}')
+        return [statuses[version]]
+
+    def signature_names(self, model: str) -> list[str]:
+        """The signatures of a model's newest version; empty if the model is not loaded."""
+        loaded = self._models[model].loaded if model in self._models else {}
+        return list(loaded[max(loaded)].signatures) if loaded else []
+
+    def serving(self) -> dict[str, list[int]]:
+        """The served versions of each model, newest last."""
+        return {name: sorted(model.loaded) for name, model in self._models.items()}
+
+    def refused(self) -> dict[str, list[int]]:
+        """The versions of each model that are on disk and failed to load, newest last."""
+        return {
+            name: sorted(version for version, status in model.statuses.items() if status.status.error_message)
+            for name, model in self._models.items()
+        }
+
+    def _model(self, spec: ModelSpec) -> ServedModel:
+        if not spec.name:
+            raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, "model_spec.name is empty; name the model")
+        model = self._models.get(spec.name)
+        if model is None:
+            message = f'there is no model "{spec.name}"; the models are {", ".join(self._models)}'
+            raise ServingError(grpc.StatusCode.NOT_FOUND, message)
+        return model
+
+    def _changed(self) -> None:
+        # Cycles hold the graph of a replaced version, and requests produce so little garbage that the collector would
+        # run only after days. The session, which holds the weights, needs no collector.
+        gc.collect()
+        self._on_change()
+
+
+def _find_problem(model: ServedModel) -> str | None:
+    """Why a model cannot be served as its config requires; None if it can."""
+    name = model.config.name
+    allowed, _ = select_versions(model.config, model.loaded)
+    if not allowed:
+        errors = [f"version {v}: {s.status.error_message}" for v, s in model.statuses.items() if s.status.error_message]
+        reason = "; ".join(errors) or f"its policy selects none of the versions in {model.config.base_path}"
+        return f'model "{name}" has no version to serve: {reason}'
+    for label, version in model.config.version_labels.items():
+        if version not in model.loaded:
+            loaded = ", ".join(map(str, sorted(model.loaded)))
+            return f'label "{label}" of model "{name}" names version {version}, which is not loaded; loaded: {loaded}'
+    return None
+
+
+def _fingerprint(folder: Path) -> list[tuple[Path, int, int]]:
+    with suppress(FileNotFoundError):  # files may be removed meanwhile
+        stats = [(path, path.lstat()) for path in sorted(folder.rglob("*"))]
+        return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+    return []
