@@ -15,7 +15,7 @@ from tiny_market import TinyMarket
 from q2s_tf.errors import InputError
 from q2s_tf.evaluation.compare import compare, comparison_tables
 from q2s_tf.evaluation.evaluate import evaluate
-from q2s_tf.evaluation.measures import Measures
+from q2s_tf.evaluation.system_metrics import SystemMetrics
 from q2s_tf.models import Towers, build_towers, load, save_weights
 
 
@@ -126,8 +126,8 @@ def test_a_planted_difference_is_found_and_none_is_not() -> None:
     scores = {"weak": relevant + noise[0], "strong": 2 * relevant + noise[1], "as weak": relevant + noise[2]}
     values = {"weak": generator.random(100), "as weak": generator.random(100)}
     values["strong"] = values["weak"] + 0.1
-    measures = Measures(query, relevant, scores, {system: {"ndcg@10": values[system]} for system in scores})
-    found = measures.differences([("strong", "weak"), ("as weak", "weak")], seed=2)
+    metrics = SystemMetrics(query, relevant, scores, {system: {"ndcg@10": values[system]} for system in scores})
+    found = metrics.differences([("strong", "weak"), ("as weak", "weak")], seed=2)
     by_pair = {(row["a"], row["metric"]): row for row in found}
     for metric in ("roc_auc", "ndcg@10"):
         assert by_pair["strong", metric]["p_holm"] < 0.01 < by_pair["as weak", metric]["p_holm"]
@@ -144,5 +144,5 @@ def test_wrong_input_is_refused(run: Path, untrained: Path, market: TinyMarket, 
     text = (untrained / "config.toml").read_text(encoding="utf-8")
     stricter = shutil.copytree(untrained, tmp_path / "stricter")
     (stricter / "config.toml").write_text(text.replace("relevant_at = 2.0", "relevant_at = 1.0"), encoding="utf-8")
-    with pytest.raises(InputError, match=r"must agree on relevant_at .* say \(2.0, 2.0\) and \(1.0, 1.0\): give"):
+    with pytest.raises(InputError, match=r"must have the same relevant_at .* have \(2.0, 2.0\) and \(1.0, 1.0\): give"):
         compare(run, stricter, market.documents, market.judgements)

@@ -85,7 +85,7 @@ def test_towers_have_it_by_the_config(concatenated: Path, towers: Towers) -> Non
 
 
 def test_no_score_is_taken_apart_by_weights_that_are_not_there(concatenated: Path, market: TinyMarket) -> None:
-    with pytest.raises(InputError, match="run .*concatenated: .* which fusion = 'attention' has; got 'concat_mlp'"):
+    with pytest.raises(InputError, match="run .*concatenated: .* fusion = 'attention'; got 'concat_mlp'"):
         explain(concatenated, market.documents, "red sofa", "US", "d00")
 
 
@@ -93,6 +93,6 @@ def test_the_report_shows_importance_and_no_weights(concatenated: Path, market: 
     page = write_report(evaluate(concatenated, market.documents, market.judgements, tmp_path), tmp_path)
     for text in (page.read_text(), (tmp_path / "report.md").read_text()):
         assert "fusion weight" not in text.lower()
-        assert "the fusion has no weights of channels" in text
-    assert "(<code>concat_mlp</code>) has no weights of channels" in page.read_text()
+        assert "the fusion has no channel weights" in text
+    assert "(<code>concat_mlp</code>) has no channel weights" in page.read_text()
     assert "Importance in the query tower" in page.read_text()

@@ -16,9 +16,9 @@ from tiny_market import TinyMarket
 
 from q2s_tf.errors import InputError
 from q2s_tf.evaluation.evaluate import evaluate
-from q2s_tf.evaluation.evaluation import Evaluation, metrics_table
 from q2s_tf.evaluation.judgements import read_judgements
-from q2s_tf.evaluation.rankers import Bm25, first
+from q2s_tf.evaluation.rankers import Bm25, top_k
+from q2s_tf.evaluation.results import Evaluation, metrics_table
 from q2s_tf.evaluation.slices import frequencies, script
 from q2s_tf.models import Towers
 from q2s_tf.tables import open_documents, open_judgements
@@ -376,7 +376,7 @@ def test_bm25_is_its_formula(tmp_path: Path) -> None:
     queries = ["11 22", "99", "１１", "nothing of this", "", None]
     expected = [[score((query or "").replace("１１", "11"), document) for document in words] for query in queries]
     np.testing.assert_allclose(list(bm25.rows(queries)), expected, atol=1e-5)
-    assert first(np.array([2.0, -np.inf, 3.0, 2.0]), 6).tolist() == [2, 0, 3, -1, -1, -1]
+    assert top_k(np.array([2.0, -np.inf, 3.0, 2.0]), 6).tolist() == [2, 0, 3, -1, -1, -1]
 
 
 # --- judgements

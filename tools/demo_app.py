@@ -10,16 +10,16 @@ from q2s_tf import cli
 
 
 def main(
-    documents: Annotated[Path, typer.Option(help="Catalogue (Parquet or TSV) that the server's index was made from.")],
+    documents: Annotated[Path, typer.Option(help="Catalogue of the index of the server, Parquet or TSV.")],
     target: Annotated[str, typer.Option(help="HOST:PORT of the server, embedded or TF Serving.")] = "127.0.0.1:8500",
-    models: Annotated[Path, typer.Option(help="Exports to take the channels' names from.")] = Path("saved_models"),
+    models: Annotated[Path, typer.Option(help="Exports, for the names of channels.")] = Path("saved_models"),
     port: Annotated[int, typer.Option(help="Port of the page; 0 takes a free one.")] = 8080,
     host: Annotated[str, typer.Option(help="Address of the page; 0.0.0.0 for all.")] = "127.0.0.1",
     page_size: Annotated[int, typer.Option(min=1, max=100, help="Results of a page.")] = 10,
-    pictures: Annotated[str | None, typer.Option(help="Column with each picture's path or address, if any.")] = None,
-    timeout_seconds: Annotated[float, typer.Option(help="How long to wait for each answer of the server.")] = 5.0,
+    pictures: Annotated[str | None, typer.Option(help="Column with the path or address of a picture.")] = None,
+    timeout_seconds: Annotated[float, typer.Option(help="Timeout of each request to the server.")] = 5.0,
 ) -> None:
-    """Serves a search page: the retriever's results beside BM25's, with what both towers looked at, until Ctrl-C.
+    """Serve a search page with the results of the retriever next to those of BM25, and channel weights, until Ctrl-C.
 
     Example: python tools/demo_app.py --documents documents.parquet --target 127.0.0.1:8500 --port 8080
     """

@@ -14,20 +14,20 @@ def main(
     documents: Path = typer.Option(..., help="The catalogue, Parquet or TSV."),
     judgements: Path = typer.Option(..., help="Rated pairs, or later positives."),
     out: Path = typer.Option(..., help="Folder for report.html, report.md and the figures."),
-    later: Path | None = typer.Option(None, help="Positives of later days: recall of what people chose then."),
-    positives: Path | None = typer.Option(None, help="The positives of the training: slices by a query's frequency."),
-    models: Path | None = typer.Option(None, help="Exported servables: the same through the run's index."),
-    relevant_at: float | None = typer.Option(None, help="Grade from which a pair is relevant, else the run's."),
+    later: Path | None = typer.Option(None, help="Positives of later days, for recall of what users chose then."),
+    positives: Path | None = typer.Option(None, help="The training positives, for slices by query frequency."),
+    models: Path | None = typer.Option(None, help="Exported servables, to measure search through the index."),
+    relevant_at: float | None = typer.Option(None, help="Lowest relevant grade; that of the run by default."),
     recall_relevant_at: float | None = typer.Option(None, help="The same for recall and MRR over the catalogue."),
-    stage: int | None = typer.Option(None, min=1, max=2, help="Weights of this stage; the last one when not given."),
+    stage: int | None = typer.Option(None, min=1, max=2, help="Stage of the weights; the last one by default."),
 ) -> None:
-    """Evaluate a run beside BM25 and their fusion: ROC AUC, nDCG, MRR, recall, with intervals, in slices.
+    """Evaluate a run, BM25 and their fusion: ROC AUC, nDCG, MRR and recall with intervals, also in slices.
 
     Example: tools/evaluate.py --run runs/first --documents data/documents.parquet
     --judgements data/judgements_test.parquet --out runs/first/evaluation
     """
     from q2s_tf.evaluation.evaluate import evaluate
-    from q2s_tf.evaluation.evaluation import metrics_table
+    from q2s_tf.evaluation.results import metrics_table
     from q2s_tf.report.report import write_report
 
     evaluation = evaluate(

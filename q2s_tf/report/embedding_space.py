@@ -1,4 +1,4 @@
-"""The catalogue as the document tower sees it: near-duplicates, hubs, and a map in two dimensions."""
+"""The embeddings of a catalogue: near-duplicates, hubs, and a map in two dimensions."""
 
 import math
 import re
@@ -21,25 +21,23 @@ CHUNK = 256
 AXES = 48
 """Axes of the PCA on which pairs are compared first."""
 MANY = 20_000
-"""Pairs of a chunk that are cheaper to compare by one product than one by one."""
+"""Candidate pairs of a chunk above which one matrix product is cheaper than one product per pair."""
 CLUSTER_WORDS = 3
 WORD = re.compile(r"[^\W\d_]{3,}")
 
 
 def near_duplicates(embeddings: np.ndarray, threshold: float = 0.99) -> list[np.ndarray]:
-    """Groups of documents that the tower can hardly tell apart.
-
-    Two documents are linked where their cosine is at least `threshold`; a group is what links connect.
+    """Groups of documents with nearly the same embedding: the connected components of links between documents.
 
     Args:
         embeddings: unit vectors `[N, D]`.
-        threshold: least cosine of a link.
+        threshold: lowest cosine of a link.
 
     Returns:
-        Rows of each group of two or more, in rising order; largest group first.
+        Rows of each group of two or more, ascending; largest group first.
     """
     group = np.arange(len(embeddings))
-    # Distances only shrink on the first axes of a PCA, so that most pairs are ruled out at a fraction of the cost.
+    # Distances can only shrink on the first axes of a PCA, so most pairs are ruled out there at a fraction of the cost.
     axes = embeddings
     if embeddings.shape[1] > AXES < len(embeddings):
         axes = PCA(AXES, svd_solver="covariance_eigh").fit_transform(embeddings)
@@ -47,7 +45,7 @@ def near_duplicates(embeddings: np.ndarray, threshold: float = 0.99) -> list[np.
     left, right = np.hstack([-2 * axes, squares, ones]), np.hstack([axes, ones, squares])
     farthest = 2 - 2 * threshold + 1e-4
     for start in track(range(0, len(embeddings), CHUNK), "looking for near-duplicates"):
-        # Only the part above the diagonal; a chunk's links are merged at once, so that memory stays bounded.
+        # Only the part above the diagonal. The links of a chunk are merged at once, which bounds the memory.
         chunk = slice(start, start + CHUNK)
         distances = left[chunk] @ right[start:].T  # |a|² + |b|² − 2ab by one product
         rows, columns = np.nonzero(distances <= farthest)
@@ -66,14 +64,14 @@ def near_duplicates(embeddings: np.ndarray, threshold: float = 0.99) -> list[np.
 
 @dataclass(frozen=True)
 class Hubness:
-    """How unevenly documents turn up in the first results.
+    """How unevenly documents occur in the first k results.
 
     Attributes:
-        skewness: of N_k, the number of queries whose first k results hold a document, over the catalogue.
-        even: what it would be if every result were drawn evenly from the catalogue (Poisson): 1 / √mean(N_k).
-        never: share of the catalogue in no query's first k.
-        hubs: row and N_k of the documents that turn up most, falling.
-        histogram: how many documents have N_k = 0, 1, 2 …
+        skewness: of N_k, the number of queries with a document in their first k results, over the catalogue.
+        even: expected skewness if results were drawn uniformly from the catalogue (Poisson): 1 / √mean(N_k).
+        never: share of the catalogue with N_k = 0.
+        hubs: row and N_k of the documents with the largest N_k, descending.
+        histogram: number of documents with N_k = 0, 1, 2 …
     """
 
     skewness: float
@@ -83,33 +81,31 @@ class Hubness:
     histogram: list[int]
 
 
-def measure_hubness(retrieved: Sequence[Sequence[int]], catalogue: int, k: int = 10, hubs: int = 10) -> Hubness:
+def measure_hubness(retrieved: np.ndarray, catalogue: int, k: int = 10, hubs: int = 10) -> Hubness:
     """Hubness of the first k results.
 
         N_k(d) = |{q : d among the first k of q}|;  skewness = E[(N_k − μ)³] / σ³
 
     Args:
-        retrieved: by query, rows of the documents found, best first; −1 stands for none.
+        retrieved: rows of the retrieved documents, best first, int `[Q, ≥ k]`; −1 for none.
         catalogue: number of documents.
         k: rank of the cut.
-        hubs: how many of them to name.
+        hubs: number of hubs to return.
 
     Source: Radovanović et al., Hubs in space, JMLR 2010.
     """
-    counts = np.zeros(catalogue, int)
-    for found in retrieved:
-        counts[[row for row in found[:k] if row >= 0]] += 1
-    order = np.argsort(-counts, kind="stable")[:hubs]
-    skewness = float(skew(counts)) if counts.any() and (counts != counts[0]).any() else 0.0
-    named = [(int(row), int(counts[row])) for row in order if counts[row]]
+    first = retrieved[:, :k]
+    counts = np.bincount(first[first >= 0], minlength=catalogue)
+    skewness = float(skew(counts)) if (counts != counts[0]).any() else 0.0
+    largest = [(int(row), int(counts[row])) for row in np.argsort(-counts, kind="stable")[:hubs] if counts[row]]
     even = float(counts.mean() ** -0.5) if counts.any() else 0.0
-    return Hubness(skewness, even, float((counts == 0).mean()), named, np.bincount(counts).tolist())
+    return Hubness(skewness, even, float((counts == 0).mean()), largest, np.bincount(counts).tolist())
 
 
 def draw_map(embeddings: np.ndarray, seed: int) -> np.ndarray:
-    """Places in the plane, `[N, 2]`, where neighbours of `[N, D]` stay neighbours: t-SNE of the first 50 axes.
+    """Coordinates `[N, 2]` that keep neighbours of `[N, D]` together: t-SNE of the first 50 PCA axes.
 
-    The axes are those of a PCA. Fewer than 10 rows are placed by their first two axes.
+    Fewer than 10 rows get their first two PCA axes.
     """
     rows, dimension = embeddings.shape
     if rows < 2:
@@ -122,19 +118,19 @@ def draw_map(embeddings: np.ndarray, seed: int) -> np.ndarray:
 
 
 def name_clusters(embeddings: np.ndarray, titles: Sequence[str], clusters: int, seed: int) -> list[str]:
-    """For each row `[N, D]` the name of its k-means cluster: the words that set its titles apart from the others.
+    """For each row `[N, D]` the name of its k-means cluster: the most distinctive words of the titles in the cluster.
 
-    Of the words of three letters and more those with the highest n ln(p / P), where n titles of the cluster, a share p,
-    have the word and a share P of all do.
+    These are the words of three or more letters with the highest n ln(p / P): n titles of the cluster (a share p of it)
+    have the word, and a share P of all titles.
     """
     labels = KMeans(min(clusters, len(embeddings)), n_init=3, random_state=seed).fit_predict(embeddings)
     words = [set(WORD.findall(title.casefold())) for title in titles]
-    everywhere = Counter(word for each in words for word in each)
+    totals = Counter(word for each in words for word in each)
     names = {}
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
-        here = Counter(word for row in rows for word in words[row])
-        worth = {word: n * math.log(n / len(rows) * len(words) / everywhere[word]) for word, n in here.items()}
+        counts = Counter(word for row in rows for word in words[row])
+        worth = {word: n * math.log(n / len(rows) * len(words) / totals[word]) for word, n in counts.items()}
         best = sorted(worth, key=lambda word: (-worth[word], word))[:CLUSTER_WORDS]
         names[label] = ", ".join(best) or f"cluster {label + 1}"
     return [names[label] for label in labels]
