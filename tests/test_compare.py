@@ -1,4 +1,4 @@
-"""Two runs on the same judgements: what is the same is told as the same, what is better as better."""
+"""Comparison of two runs: equal runs do not differ, and a planted difference is significant."""
 
 import io
 import json
@@ -21,7 +21,7 @@ from q2s_tf.models import Towers, build_towers, load, save_weights
 
 @pytest.fixture(scope="module")
 def untrained(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose towers are drawn from noise, so that it knows nothing."""
+    """A run with random weights."""
     other = tmp_path_factory.mktemp("other") / "untrained"
     other.mkdir()
     for name in ("config.toml", "tokenizer.model"):
@@ -59,7 +59,7 @@ def test_a_run_is_no_better_than_itself(run: Path, market: TinyMarket) -> None:
     assert told["movers"] == {"metric": "ndcg@10", "gained": [], "lost": []}
 
 
-def test_a_trained_run_is_better_than_noise(compared: tuple[dict[str, Any], Path]) -> None:
+def test_a_trained_run_is_better_than_random_weights(compared: tuple[dict[str, Any], Path]) -> None:
     told, _ = compared
     rows = {row["metric"]: row for row in told["significance"]}
     assert {"later_recall@10", "later_recall@100"} <= set(rows)
@@ -119,7 +119,7 @@ def test_a_query_is_printed_as_it_is() -> None:
     assert "[bold]sofa[/x]" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_a_planted_difference_is_found_and_none_is_not() -> None:
+def test_only_a_planted_difference_is_significant() -> None:
     generator = np.random.default_rng(1)
     query, relevant = np.repeat(np.arange(100), 10), generator.random(1000) < 0.3
     noise = generator.normal(size=(3, 1000))
@@ -135,7 +135,7 @@ def test_a_planted_difference_is_found_and_none_is_not() -> None:
         assert by_pair["as weak", metric]["low"] < 0 < by_pair["as weak", metric]["high"]
     row = by_pair["strong", "ndcg@10"]
     assert (row["wins"], row["losses"], row["ties"]) == (100, 0, 0)
-    assert row["high"] - row["low"] < 1e-9, "pairing takes away what both have in common"
+    assert row["high"] - row["low"] < 1e-9, "pairing removes the common variance"
 
 
 def test_wrong_input_is_refused(run: Path, untrained: Path, market: TinyMarket, tmp_path: Path) -> None:

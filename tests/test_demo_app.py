@@ -54,7 +54,7 @@ def ids(side: dict[str, Any]) -> list[str]:
     return [result["document_id"] for result in side["results"]]
 
 
-def test_the_pages_together_are_the_retrievers_ranking(page: DemoPage) -> None:
+def test_all_pages_together_are_the_ranking_of_the_retriever(page: DemoPage) -> None:
     pages = [ask(page, "red sofa", "US", number)["semantic"] for number in (1, 2, 3, 4)]
     expected = serving_models.scores(serving_models.Tower().embed("red sofa", "US").numpy())
     assert [name for side in pages for name in ids(side)] == [name for name, _ in expected]
@@ -91,7 +91,7 @@ def test_pages_of_bm25_do_not_overlap(page: DemoPage) -> None:
     assert [side["more"] for side in pages] == [True, True, False]
 
 
-def test_results_are_what_the_documents_table_says(page: DemoPage) -> None:
+def test_results_have_the_columns_of_the_documents_table(page: DemoPage) -> None:
     rows = {row["document_id"]: row for row in demo_page.make_rows()}
     pages = [ask(page, "sofa", number=number) for number in (1, 2, 3)]
     results = [result for answer in pages for side in ("semantic", "bm25") for result in answer[side]["results"]]

@@ -46,7 +46,7 @@ for (const element of document.querySelectorAll("body *")) {
 }
 return ratios;
 """
-"""By class or tag of what has text: WCAG's contrast ratio of its colour and what is behind it."""
+"""By class or tag of elements with text: the contrast ratio (WCAG) of text and background."""
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def open_search(browser: webdriver.Chrome, page: DemoPage, asked: str) -> None:
 
 
 def load_all(browser: webdriver.Chrome) -> None:
-    """Scrolls until there is no more to load."""
+    """Scrolls until all results are loaded."""
 
     def scrolled_to_the_end() -> bool:
         browser.execute_script("scrollTo(0, document.documentElement.scrollHeight)")
@@ -172,7 +172,7 @@ def test_scrolling_loads_further_pages_without_repeats(browser: webdriver.Chrome
         assert card.find_element(By.CLASS_NAME, "shared").text == (f"rank {rank} in BM25" if rank else "")
 
 
-def test_more_by_keyboard_moves_the_focus_to_what_is_new(browser: webdriver.Chrome, page: DemoPage) -> None:
+def test_more_by_keyboard_moves_the_focus_to_the_new_results(browser: webdriver.Chrome, page: DemoPage) -> None:
     resize(browser, 1440, 300)
     open_search(browser, page, "query=red+sofa")
     assert len(ids(browser)) == 10
@@ -204,7 +204,7 @@ def test_back_and_forward_show_the_searches_again(browser: webdriver.Chrome, pag
     assert not one_of(browser, "#answers").is_displayed()
 
 
-def test_hostile_listings_are_text_and_no_request_leaves(browser: webdriver.Chrome, page: DemoPage) -> None:
+def test_hostile_titles_are_text_and_cause_no_request(browser: webdriver.Chrome, page: DemoPage) -> None:
     browser.get(page.address)
     open_search(browser, page, "query=%3Cscript%3Edocument.title%3D%27run%27%3C/script%3E&country=%3Cb%3E")
     load_all(browser)

@@ -14,7 +14,7 @@ from tiny_market import TinyMarket
 
 from q2s_tf.config import save_config
 from q2s_tf.evaluation.evaluate import evaluate
-from q2s_tf.evaluation.results import Evaluation
+from q2s_tf.evaluation.results import RunEvaluation
 from q2s_tf.models import build_towers, save_weights
 from q2s_tf.report.analysis import Analysis, analyse
 from q2s_tf.report.findings import check_paper, summarise
@@ -27,11 +27,11 @@ CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
 
 @pytest.fixture(scope="module")
-def evaluation(run: Path, market: TinyMarket, tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
-    """The tiny run on a catalogue all of whose titles are hostile, as is the query that is answered worst."""
+def evaluation(run: Path, market: TinyMarket, tmp_path_factory: pytest.TempPathFactory) -> RunEvaluation:
+    """The tiny run on a catalogue with hostile titles and a hostile query with a low recall."""
     folder = tmp_path_factory.mktemp("hostile")
     documents = [{**row, "title": f"{row['title']} {HOSTILE}"} for row in market.document_rows]
-    # Twelve documents are relevant to it, so that its recall@10 cannot be 1.
+    # The query has twelve relevant documents, so that its recall@10 cannot be 1.
     hostile = [{"query": HOSTILE, "country": "US", "document_id": f"d{at:02}", "relevance": 2.0} for at in range(12)]
     pq.write_table(pa.Table.from_pylist(documents), folder / "documents.parquet")
     pq.write_table(pa.Table.from_pylist([*market.judgement_rows, *hostile]), folder / "judgements.parquet")
@@ -39,12 +39,12 @@ def evaluation(run: Path, market: TinyMarket, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="module")
-def report(evaluation: Evaluation, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def report(evaluation: RunEvaluation, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(evaluation, tmp_path_factory.mktemp("report"))
 
 
 @pytest.fixture(scope="module")
-def analysis(evaluation: Evaluation) -> Analysis:
+def analysis(evaluation: RunEvaluation) -> Analysis:
     return analyse(evaluation)
 
 
@@ -113,7 +113,7 @@ def test_charts_and_tables_are_named(page: Page) -> None:
 
 
 def test_hostile_text_is_shown_and_not_run(page: Page, report: Path) -> None:
-    assert HOSTILE in page.text, "as it is, to be read"
+    assert HOSTILE in page.text, "the text is shown unchanged"
     raw = report.read_text(encoding="utf-8")
     assert "<script>alert" not in raw
     assert "<img src" not in raw
@@ -128,7 +128,7 @@ def test_titles_have_their_own_text_direction(page: Page) -> None:
     assert all(each.get("dir") == "auto" for each in page.all("bdi"))
 
 
-def test_the_figures_are_those_of_the_evaluation(page: Page, evaluation: Evaluation, report: Path) -> None:
+def test_the_figures_are_those_of_the_evaluation(page: Page, evaluation: RunEvaluation, report: Path) -> None:
     markdown = (report.parent / "report.md").read_text(encoding="utf-8")
     for figures in evaluation.results["systems"].values():
         for figure in figures.values():
@@ -137,7 +137,7 @@ def test_the_figures_are_those_of_the_evaluation(page: Page, evaluation: Evaluat
                 assert f"{figure['low']:.3f}–{figure['high']:.3f}" in text
 
 
-def test_worst_queries_are_sorted_by_recall_relative_to_the_possible(report: Path, evaluation: Evaluation) -> None:
+def test_worst_queries_are_sorted_by_recall_relative_to_the_possible(report: Path, evaluation: RunEvaluation) -> None:
     worst = json.loads((report.parent / "insight.json").read_text(encoding="utf-8"))["worst"]
     reached = [each["recall"]["q2s_tf"] / each["possible"] for each in worst]
     assert reached == sorted(reached)
@@ -154,7 +154,7 @@ def test_worst_queries_are_sorted_by_recall_relative_to_the_possible(report: Pat
 
 
 @pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")
-def test_it_opens_in_a_browser_without_an_error(report: Path) -> None:
+def test_the_page_opens_in_a_browser_without_an_error(report: Path) -> None:
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 
@@ -179,7 +179,7 @@ def test_it_opens_in_a_browser_without_an_error(report: Path) -> None:
 # --- findings
 
 
-def results_with(evaluation: Evaluation, **changes: Any) -> dict[str, Any]:
+def results_with(evaluation: RunEvaluation, **changes: Any) -> dict[str, Any]:
     return {**evaluation.results, "slices": [], "significance": [], **changes}
 
 
@@ -187,7 +187,7 @@ def difference(metric: str, a: str, b: str, value: float, p: float) -> dict[str,
     return {"metric": metric, "a": a, "b": b, "difference": value, "p_holm": p}
 
 
-def test_findings_about_bm25_follow_the_paired_tests(evaluation: Evaluation, analysis: Analysis) -> None:
+def test_findings_about_bm25_follow_the_paired_tests(evaluation: RunEvaluation, analysis: Analysis) -> None:
     tests = [
         difference("roc_auc", "q2s_tf", "BM25", 0.1, 0.001),
         difference("recall@10", "BM25", "q2s_tf", 0.2, 0.001),
@@ -204,7 +204,7 @@ def test_findings_about_bm25_follow_the_paired_tests(evaluation: Evaluation, ana
 
 @pytest.mark.parametrize(("p", "answer", "action"), [(0.01, "is", "Serve hybrid results."), (0.2, "is not", "")])
 def test_fusion_is_recommended_if_it_is_significantly_better_than_both(
-    evaluation: Evaluation, analysis: Analysis, p: float, answer: str, action: str
+    evaluation: RunEvaluation, analysis: Analysis, p: float, answer: str, action: str
 ) -> None:
     tests = [difference("recall@10", "RRF", "q2s_tf", 0.1, 0.01), difference("recall@10", "RRF", "BM25", 0.1, p)]
     findings = summarise(results_with(evaluation, significance=tests), analysis)
@@ -213,7 +213,7 @@ def test_fusion_is_recommended_if_it_is_significantly_better_than_both(
     assert finding.action == action
 
 
-def test_a_slice_is_weak_when_its_interval_is_below_the_mean(evaluation: Evaluation, analysis: Analysis) -> None:
+def test_a_slice_is_weak_when_its_interval_is_below_the_mean(evaluation: RunEvaluation, analysis: Analysis) -> None:
     def entry(value: str, high: float, small: bool = False) -> dict[str, Any]:
         figure = {"value": high - 0.1, "low": high - 0.2, "high": high, "queries": 50}
         return {"value": value, "small": small, "systems": {"q2s_tf": {"recall@10": figure}}}
@@ -226,20 +226,18 @@ def test_a_slice_is_weak_when_its_interval_is_below_the_mean(evaluation: Evaluat
     assert text.endswith(f"is below its mean of {mean:.2f} in these slices: language weak ({mean - 0.11:.2f}).")
 
 
-def test_problems_of_the_data_are_found(evaluation: Evaluation, analysis: Analysis) -> None:
+def test_problems_of_the_data_are_found(evaluation: RunEvaluation, analysis: Analysis) -> None:
     assert analysis.missing == {"title": 0, "description": 0.2, "language": 0, "image_embeddings": 0.25}
     texts = [finding.text for finding in summarise(results_with(evaluation), analysis)]
     assert "25% of the documents have no image_embeddings." in texts
     assert not any("have no description" in text for text in texts), "a fifth is not many"
-    worse = dataclasses.replace(
-        analysis, spread=0.8, duplicates=dataclasses.replace(analysis.duplicates, groups=3, documents=6)
-    )
+    worse = dataclasses.replace(analysis, spread=0.8, duplicates={**analysis.duplicates, "groups": 3, "documents": 6})
     texts = [finding.text for finding in summarise(results_with(evaluation), worse)]
     assert "6 documents (10.0%) are in 3 groups of near-duplicates." in texts
     assert "All embeddings are similar: the mean cosine of two random documents is 0.80." in texts
 
 
-def test_a_dominant_channel_is_named(evaluation: Evaluation, analysis: Analysis) -> None:
+def test_a_dominant_channel_is_named(evaluation: RunEvaluation, analysis: Analysis) -> None:
     rows = [
         dataclasses.replace(each, share=float(each.channel in ("query_text", "images"))) for each in analysis.importance
     ]
@@ -260,7 +258,7 @@ def test_a_dominant_channel_is_named(evaluation: Evaluation, analysis: Analysis)
     ],
 )
 def test_the_weight_of_trigrams_on_short_queries_is_compared_with_the_paper(
-    evaluation: Evaluation, analysis: Analysis, short: float | None, longer: float, answer: str
+    evaluation: RunEvaluation, analysis: Analysis, short: float | None, longer: float, answer: str
 ) -> None:
     error = {"query_trigrams": 0.01, "query_text": 0.01, "query_country": 0.01}
     groups = [
@@ -275,7 +273,7 @@ def test_the_weight_of_trigrams_on_short_queries_is_compared_with_the_paper(
         assert f"{short:.2f} on queries of up to four characters (10 queries) and {longer:.2f} on longer ones" in text
 
 
-def test_the_importance_of_images_is_compared_with_the_paper(evaluation: Evaluation, analysis: Analysis) -> None:
+def test_the_importance_of_images_is_compared_with_the_paper(evaluation: RunEvaluation, analysis: Analysis) -> None:
     for leader, answer in (("images", "90%"), ("title_text", "2%")):
         rows = [
             dataclasses.replace(each, share=0.9 if each.channel == leader else 0.02) for each in analysis.importance
@@ -283,7 +281,7 @@ def test_the_importance_of_images_is_compared_with_the_paper(evaluation: Evaluat
         changed = dataclasses.replace(analysis, importance=rows)
         text = check_paper(changed, evaluation.towers.config)[1].text
         assert f"Here they have {answer} by masking the channel" in text
-        assert ("title_text has 90%" in text) == (leader == "title_text")
+        assert ("(title_text has the largest, 90%)" in text) == (leader == "title_text")
 
 
 # --- other runs

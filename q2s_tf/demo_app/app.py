@@ -58,9 +58,9 @@ def make_app(search: Search, target: str) -> Starlette:
     """The page, its static files and its JSON; ``target`` is the name of the server in error messages."""
     templates = Jinja2Templates(FOLDER / "templates")
     variables = {
-        "documents": len(search.listings.ids),
-        "countries": search.listings.values("country"),
-        "examples": search.listings.examples(),
+        "documents": len(search.documents.ids),
+        "countries": search.documents.values("country"),
+        "examples": search.documents.examples(),
         "max_characters": MAX_CHARACTERS,
     }
 
@@ -76,8 +76,8 @@ def make_app(search: Search, target: str) -> Starlette:
         return JSONResponse(results, headers=HEADERS)
 
     def picture(request: Request) -> Response:
-        (row,) = search.listings.look_up([request.query_params.get("document_id", "")])
-        path = search.listings.picture(row)
+        (row,) = search.documents.look_up([request.query_params.get("document_id", "")])
+        path = search.documents.picture(row)
         if not isinstance(path, Path):
             raise HTTPException(404)
         return FileResponse(path, headers=HEADERS)

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 import numpy as np
 
 from q2s_tf.cli import console
-from q2s_tf.demo_app.listings import Listings
+from q2s_tf.demo_app.shown_documents import ShownDocuments
 from q2s_tf.errors import InputError
 from q2s_tf.evaluation.rankers import Bm25, top_k
 from q2s_tf.serving.client import Client, SignatureInfo
@@ -50,8 +50,8 @@ class Search:
         self._signature = client.metadata("document_tower")["serving_default"]
         vectors = [name for name, info in self._signature.inputs.items() if info.dtype != "string"]
         with console.status("reading documents"):
-            self.listings = Listings(documents, list(self._signature.inputs), vectors, pictures)
-        self._bm25 = Bm25(self.listings.table)
+            self.documents = ShownDocuments(documents, list(self._signature.inputs), vectors, pictures)
+        self._bm25 = Bm25(self.documents.table)
         self.page("warm-up")  # requests what is cached for later searches, and fails if a servable is missing
 
     def page(self, query: str, country: str = "", number: int = 1) -> dict[str, Any]:
@@ -105,14 +105,14 @@ class Search:
         return {
             "milliseconds": milliseconds,
             "more": len(ranked) > end and number < MAX_PAGES,
-            "results": self._results([(self.listings.ids[row], scores[row]) for row in ranked[start:end]], start + 1),
+            "results": self._results([(self.documents.ids[row], scores[row]) for row in ranked[start:end]], start + 1),
         }
 
     def _results(self, scores: Sequence[tuple[str, float]], first_rank: int) -> list[dict[str, Any]]:
-        rows = self.listings.look_up([document_id for document_id, _ in scores])
+        rows = self.documents.look_up([document_id for document_id, _ in scores])
         results = []
         for rank, (row, (document_id, score)) in enumerate(zip(rows, scores, strict=True), start=first_rank):
-            picture = self.listings.picture(row)
+            picture = self.documents.picture(row)
             if isinstance(picture, Path):
                 picture = f"/picture?{urlencode({'document_id': document_id})}"
             columns = {name: row.get(name) for name in ("document_id", "title", "description", "language", "country")}

@@ -59,7 +59,7 @@ def compare(
     if out:
         check_out(out)
     towers = {A: load(run_a, stage_a), B: load(run_b, stage_b)}
-    grades, grades_b = (choose_grades(each.config, relevant_at, recall_relevant_at) for each in towers.values())
+    grades, grades_b = (choose_grades(pair.config, relevant_at, recall_relevant_at) for pair in towers.values())
     if grades != grades_b:
         raise InputError(
             f"{run_a} and {run_b}: must have the same relevant_at and recall_relevant_at; their configs have {grades} "

@@ -22,7 +22,7 @@ from q2s_tf.evaluation.collection import (
 from q2s_tf.evaluation.exported_index import find_retriever, search_index
 from q2s_tf.evaluation.metrics import Run, as_run, batch_hits, mean_by_query, overlap_at_k
 from q2s_tf.evaluation.rankers import Bm25
-from q2s_tf.evaluation.results import Evaluation, check_out, describe, write_json, write_per_query
+from q2s_tf.evaluation.results import RunEvaluation, check_out, describe, write_json, write_per_query
 from q2s_tf.evaluation.slices import Slicing, make_slicings
 from q2s_tf.evaluation.system_metrics import SystemMetrics, measure_systems
 from q2s_tf.models import load
@@ -43,7 +43,7 @@ def evaluate(
     later: Path | None = None,
     positives: Path | None = None,
     models: Path | None = None,
-) -> Evaluation:
+) -> RunEvaluation:
     """Evaluates a run, BM25 and their fusion; writes `OUT/metrics.json` and `OUT/per_query.parquet`.
 
     `q2s_tf.evaluation.results` describes the files.
@@ -95,9 +95,9 @@ def evaluate(
     }
     out.mkdir(parents=True, exist_ok=True)
     write_json(results, out / "metrics.json")
-    query_slices = {each.name: each.query for each in slicings if each.query is not None and each.document is None}
+    query_slices = {cut.name: cut.query for cut in slicings if cut.query is not None and cut.document is None}
     write_per_query(judged, metrics, query_slices, out / "per_query.parquet")
-    return Evaluation(
+    return RunEvaluation(
         **vars(collection),
         run=run,
         relevant=metrics.relevant,

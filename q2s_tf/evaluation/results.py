@@ -50,7 +50,7 @@ from q2s_tf.files import atomic_write
 
 
 @dataclass
-class Evaluation(Collection):
+class RunEvaluation(Collection):
     """An embedded test collection (see `Collection`) and what was measured on it.
 
     Attributes:

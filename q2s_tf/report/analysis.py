@@ -10,7 +10,7 @@ import numpy as np
 
 from q2s_tf.cli import console
 from q2s_tf.evaluation.collection import LEXICAL, MODEL
-from q2s_tf.evaluation.results import Evaluation
+from q2s_tf.evaluation.results import RunEvaluation
 from q2s_tf.report.channels import read_channels, take_rows
 from q2s_tf.report.embedding_space import Hubness, draw_map, measure_hubness, name_clusters, near_duplicates
 from q2s_tf.report.fusion_weights import GroupWeights, mean_weights, weights_by_length, weights_by_missing
@@ -32,59 +32,6 @@ WORST, SHOWN_RESULTS = 12, 5
 
 
 @dataclass(frozen=True)
-class Map:
-    """The catalogue in two dimensions: coordinates `[N, 2]`, what the colour means, and group and title of each dot."""
-
-    coloured_by: str
-    places: list[list[float]]
-    groups: list[str]
-    titles: list[str]
-
-
-@dataclass(frozen=True)
-class Duplicates:
-    """Near-duplicates: number of compared documents, of documents in groups, and of groups; the largest groups."""
-
-    compared: int
-    documents: int
-    groups: int
-    largest: list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Result:
-    """A document of a query: its rank (None beyond the first 100) and its judged grade (None if not judged)."""
-
-    document_id: str
-    title: str
-    rank: int | None
-    grade: float | None
-
-
-@dataclass(frozen=True)
-class WorstQuery:
-    """A query with a low recall.
-
-    Attributes:
-        query: its text.
-        country: its country.
-        recall: by system recall@10.
-        possible: the highest possible recall@10, below 1 if more than ten documents are relevant.
-        wanted: number of relevant documents.
-        came: the first retrieved documents.
-        should: the relevant documents with the highest grades.
-    """
-
-    query: str
-    country: str | None
-    recall: dict[str, float]
-    possible: float
-    wanted: int
-    came: list[Result]
-    should: list[Result]
-
-
-@dataclass(frozen=True)
 class Analysis:
     """The content of `insight.json`, except the findings.
 
@@ -98,10 +45,12 @@ class Analysis:
         missing: by input of a channel, the share of the catalogue without it.
         spread: mean cosine of two random documents; near 1 all embeddings are alike.
         hubness: of the first ten results.
-        hubs: id, title and number of queries of the hubs.
-        duplicates: near-duplicates in the catalogue.
-        map: the catalogue in two dimensions.
-        worst: the queries with the lowest recall, relative to what is possible.
+        hubs: `document_id`, `title` and number of `queries` of the hubs.
+        duplicates: near-duplicates: numbers of documents that were `compared`, of `documents` in groups and of
+            `groups`; `largest`, the `size` and `titles` of the largest groups.
+        map: the catalogue in two dimensions: `coloured_by`, "language" or "cluster"; `places`, the coordinates
+            `[N, 2]`; `groups` and `titles` `[N]`.
+        worst: the queries with the lowest recall (`find_worst_queries`).
     """
 
     curves: list[dict[str, Any]]
@@ -114,12 +63,12 @@ class Analysis:
     spread: float
     hubness: Hubness
     hubs: list[dict[str, Any]]
-    duplicates: Duplicates
-    map: Map
-    worst: list[WorstQuery]
+    duplicates: dict[str, Any]
+    map: dict[str, Any]
+    worst: list[dict[str, Any]]
 
 
-def analyse(evaluation: Evaluation) -> Analysis:
+def analyse(evaluation: RunEvaluation) -> Analysis:
     """Analyses an evaluated run."""
     config = evaluation.towers.config
     generator = np.random.default_rng(config.seed)
@@ -177,7 +126,7 @@ def read_curves(run: Path) -> list[dict[str, Any]]:
     return [epochs[key] for key in sorted(epochs)]
 
 
-def _sample(evaluation: Evaluation, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray, Pairs]:
+def _sample(evaluation: RunEvaluation, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray, Pairs]:
     """Queries and documents, as sorted rows, and their judged pairs.
 
     The queries are random ones with all their judged documents; other random documents fill up the sample.
@@ -217,16 +166,16 @@ def _mean_cosine(embeddings: np.ndarray) -> float:
     return (total - float(np.square(embeddings, dtype=np.float64).sum())) / (rows * (rows - 1))
 
 
-def _name(evaluation: Evaluation, row: int) -> dict[str, str]:
+def _name(evaluation: RunEvaluation, row: int) -> dict[str, str]:
     return {name: evaluation.documents[name][int(row)].as_py() or "" for name in ("document_id", "title")}
 
 
-def _sample_rows(evaluation: Evaluation, generator: np.random.Generator, most: int) -> np.ndarray:
+def _sample_rows(evaluation: RunEvaluation, generator: np.random.Generator, most: int) -> np.ndarray:
     count = len(evaluation.documents)
     return np.sort(generator.choice(count, min(count, most), replace=False))
 
 
-def _find_duplicates(evaluation: Evaluation, generator: np.random.Generator) -> Duplicates:
+def _find_duplicates(evaluation: RunEvaluation, generator: np.random.Generator) -> dict[str, Any]:
     rows = _sample_rows(evaluation, generator, MAX_COMPARED)
     groups = near_duplicates(evaluation.document_embeddings[rows], DUPLICATE_COSINE)
     largest = []
@@ -235,62 +184,59 @@ def _find_duplicates(evaluation: Evaluation, generator: np.random.Generator) -> 
         for document in (_name(evaluation, rows[row]) for row in group):
             ids.setdefault(document["title"], []).append(document["document_id"])
         most_frequent = sorted(ids.items(), key=lambda item: -len(item[1]))
-        titles = [{"title": title, "count": len(own), "document_id": own[0]} for title, own in most_frequent]
+        titles = [{"title": title, "count": len(same), "document_id": same[0]} for title, same in most_frequent]
         largest.append({"size": len(group), "titles": titles[:SHOWN_TITLES]})
-    return Duplicates(len(rows), sum(map(len, groups)), len(groups), largest)
+    counts = {"compared": len(rows), "documents": sum(map(len, groups)), "groups": len(groups)}
+    return {**counts, "largest": largest}
 
 
-def _draw_map(evaluation: Evaluation, generator: np.random.Generator) -> Map:
+def _draw_map(evaluation: RunEvaluation, generator: np.random.Generator) -> dict[str, Any]:
     rows, seed = _sample_rows(evaluation, generator, MAX_DRAWN), evaluation.towers.config.seed
     titles = [title or "" for title in evaluation.column("title")[rows]]
     languages = Counter(evaluation.column("language")[rows].tolist())
     embeddings = evaluation.document_embeddings[rows]
     with console.status("drawing the map"):
         places = draw_map(embeddings, seed).tolist()
-        if len(languages.keys() - {None}) < 2:
-            return Map("cluster", places, name_clusters(embeddings, titles, CLUSTERS, seed), titles)
-    del languages[None]
-    named = {language: language for language, _ in languages.most_common(COLOURS)}
-    groups = [named.get(name, "other") if name else "unknown" for name in evaluation.column("language")[rows]]
-    return Map("language", places, groups, titles)
+        if by_language := len(languages.keys() - {None}) > 1:
+            del languages[None]
+            named = {language: language for language, _ in languages.most_common(COLOURS)}
+            groups = [named.get(name, "other") if name else "unknown" for name in evaluation.column("language")[rows]]
+        else:
+            groups = name_clusters(embeddings, titles, CLUSTERS, seed)
+    coloured_by = "language" if by_language else "cluster"
+    return {"coloured_by": coloured_by, "places": places, "groups": groups, "titles": titles}
 
 
-def find_worst_queries(evaluation: Evaluation, count: int = WORST) -> list[WorstQuery]:
+def find_worst_queries(evaluation: RunEvaluation, count: int = WORST) -> list[dict[str, Any]]:
     """The queries with the lowest recall@10 of the run relative to the highest possible value.
 
     A query with more than ten relevant documents cannot reach a recall@10 of 1. Queries that reach their highest
     possible value are left out. Ties are sorted by recall@100, then by the number of relevant documents, largest first.
+
+    Returns:
+        For each its `query` and `country`; by system the `recall` at 10, and the highest `possible` one; the number of
+        `wanted` (relevant) documents; `came`, the first retrieved documents, and `should`, the relevant ones with the
+        highest grades. A document has `document_id`, `title`, `rank` (None beyond the first 100) and `grade` (None if
+        not judged).
     """
     judged, metrics = evaluation.judged, evaluation.per_query[MODEL]
     wanted = np.bincount(judged.query[evaluation.recall_relevant], minlength=len(judged.queries["query"]))
     possible = np.minimum(1, 10 / np.maximum(wanted, 1))
     reached = np.nan_to_num(metrics["recall@10"] / possible, nan=1.0)
-    by_query = judged.by_query()
-    worst: list[WorstQuery] = []
-    for query in np.lexsort((-wanted, metrics["recall@100"], reached)):
-        if len(worst) == count or reached[query] > 1 - 1e-6:
-            break
+    order = np.lexsort((-wanted, metrics["recall@100"], reached))
+    by_query, worst = judged.by_query(), []
+    for query in order[reached[order] < 1 - 1e-6][:count]:
         pairs = by_query[query]
         grades = dict(zip(judged.document[pairs].tolist(), judged.relevance[pairs].tolist(), strict=True))
         ranks = {int(row): rank for rank, row in enumerate(evaluation.retrieved[MODEL][query], 1) if row >= 0}
         relevant = judged.document[pairs[evaluation.recall_relevant[pairs]]].tolist()
         relevant.sort(key=lambda row: (-grades[row], ranks.get(row, len(ranks) + 1)))
         came, should = (
-            [
-                Result(**_name(evaluation, row), rank=ranks.get(row), grade=grades.get(row))
-                for row in rows[:SHOWN_RESULTS]
-            ]
-            for rows in (list(ranks), relevant)
+            [{**_name(evaluation, row), "rank": ranks.get(row), "grade": grades.get(row)} for row in rows]
+            for rows in (list(ranks)[:SHOWN_RESULTS], relevant[:SHOWN_RESULTS])
         )
-        worst.append(
-            WorstQuery(
-                query=judged.queries["query"][query] or "",
-                country=judged.queries["country"][query],
-                recall={name: float(evaluation.per_query[name]["recall@10"][query]) for name in (MODEL, LEXICAL)},
-                possible=float(possible[query]),
-                wanted=int(wanted[query]),
-                came=came,
-                should=should,
-            )
-        )
+        entry = {name: values[query] for name, values in judged.queries.items()}
+        recall = {name: float(evaluation.per_query[name]["recall@10"][query]) for name in (MODEL, LEXICAL)}
+        entry |= {"recall": recall, "possible": float(possible[query]), "wanted": int(wanted[query])}
+        worst.append({**entry, "came": came, "should": should})
     return worst

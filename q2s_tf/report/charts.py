@@ -9,7 +9,6 @@ import plotly.graph_objects as go
 import pyarrow as pa
 
 from q2s_tf.evaluation.collection import FUSED, INDEX, LEXICAL, MODEL
-from q2s_tf.report.analysis import Map
 from q2s_tf.report.embedding_space import Hubness
 from q2s_tf.report.fusion_weights import GroupWeights
 from q2s_tf.report.importance import Importance
@@ -31,6 +30,7 @@ LINES: dict[str, Any] = {
     "markers": True,
 }
 BARS: dict[str, Any] = {"color_discrete_sequence": PALETTE, "pattern_shape_sequence": PATTERNS, "orientation": "h"}
+OVERLAY = {"fgopacity": 0.25, "fillmode": "overlay"}
 Rows = list[dict[str, Any]]
 
 
@@ -46,22 +46,20 @@ def curves_chart(curves: Sequence[dict[str, Any]]) -> go.Figure:
     chart = px.line(pa.Table.from_pylist(rows), x="epoch", y="value", **series, **LINES)
     chart.update_yaxes(matches=None, showticklabels=True, title_text=None)
     chart.update_xaxes(dtick=max(1, len(curves) // 10))
-    best = [max(line["validation_roc_auc"] for line in curves if line["stage"] == n) for n in _stages(curves)]
-    if len(best) == 2:
-        boundary = sum(line["stage"] == min(_stages(curves)) for line in curves) + 0.5
+    best: dict[int, float] = {}
+    for line in curves:
+        best[line["stage"]] = max(line["validation_roc_auc"], best.get(line["stage"], 0.0))
+    if {1, 2} <= best.keys():
+        boundary = sum(line["stage"] == 1 for line in curves) + 0.5
         chart.add_vline(boundary, line={"color": INK, "width": 1, "dash": "dot"})
-        text = f"stage 2: {best[1] - best[0]:+.4f} "
+        text = f"stage 2: {best[2] - best[1]:+.4f} "
         chart.add_annotation(x=boundary, y=0.03, yref="paper", xanchor="right", text=text, showarrow=False)
     return _finish(chart, 340)
 
 
-def _stages(curves: Sequence[dict[str, Any]]) -> list[int]:
-    return sorted({line["stage"] for line in curves})
-
-
 def systems_chart(systems: dict[str, dict[str, Any]], metrics: Sequence[str]) -> go.Figure:
     """Every metric of every system with its interval; one row per metric."""
-    figures = {(metric, "", name): own.get(metric) for metric in metrics for name, own in systems.items()}
+    figures = {(metric, "", name): values.get(metric) for metric in metrics for name, values in systems.items()}
     return _interval_chart(figures, 110 + 46 * len(metrics))
 
 
@@ -103,12 +101,12 @@ def _interval_chart(figures: dict[tuple[str, str, str], dict[str, float] | None]
         color="system",
         symbol="system",
         facet_col="column" if any(row["column"] for row in rows) else None,
+        category_orders={"system": systems},
         color_discrete_map=SYSTEM_COLOURS,
         symbol_map=SYSTEM_SYMBOLS,
     )
-    for trace in chart.data:
-        trace.update(marker_size=9, error_x_thickness=1.5, error_x_width=3)
-        trace.hovertemplate = "%{x:.3f}<extra>%{fullData.name}</extra>"
+    hover = "%{x:.3f}<extra>%{fullData.name}</extra>"
+    chart.update_traces(marker_size=9, error_x_thickness=1.5, error_x_width=3, hovertemplate=hover)
     chart.update_xaxes(matches=None, title_text=None)
     chart.update_yaxes(
         tickvals=list(range(len(labels))),
@@ -148,7 +146,7 @@ def weights_chart(groups: Sequence[GroupWeights]) -> go.Figure:
     ]
     series = {"color": "channel", "pattern_shape": "channel", "text": "label"}
     chart = px.bar(pa.Table.from_pylist(rows), x="weight", y="group", **series, **BARS)
-    chart.update_traces(textposition="inside", insidetextanchor="middle", textangle=0)
+    chart.update_traces(textposition="inside", insidetextanchor="middle", textangle=0, marker_pattern=OVERLAY)
     chart.update_layout(bargap=0.35, legend_traceorder="normal")
     chart.update_yaxes(autorange="reversed", title_text=None)
     chart.update_xaxes(title_text="mean fusion weight", range=[0, 1.001])
@@ -159,24 +157,25 @@ def importance_chart(importance: Sequence[Importance]) -> go.Figure:
     """The loss of ROC AUC and recall@10 without each channel of one tower, by both methods."""
     methods = {"missing": "masked out", "permuted": "from another row"}
     rows: Rows = [
-        {"metric": metric, "channel": each.channel, "method": methods[each.method], "loss": loss}
-        for each in importance
-        for metric, loss in (("loss of ROC AUC", each.roc_auc_drop), ("loss of recall@10", each.recall_drop))
+        {"metric": metric, "channel": row.channel, "method": methods[row.method], "loss": loss}
+        for row in importance
+        for metric, loss in (("loss of ROC AUC", row.roc_auc_drop), ("loss of recall@10", row.recall_drop))
     ]
     series = {"color": "method", "pattern_shape": "method", "facet_col": "metric", "barmode": "group"}
     texts = dict.fromkeys(("metric", "channel", "method"), pa.string())
     table = pa.Table.from_pylist(rows, schema=pa.schema({"loss": pa.float64(), **texts}))  # a loss may be undefined
     chart = px.bar(table, x="loss", y="channel", **series, **BARS)
     chart.update_yaxes(autorange="reversed", title_text=None)
-    chart.update_xaxes(matches=None, title_text=None, zeroline=True, zerolinecolor=INK)
-    return _finish(chart, 130 + 46 * len({each.channel for each in importance}))
+    chart.update_xaxes(matches=None, title_text=None)
+    chart.update_traces(marker_pattern=OVERLAY)
+    return _finish(chart, 130 + 46 * len({row.channel for row in importance})).update_xaxes(zerolinecolor=INK)
 
 
-def map_chart(drawn: Map) -> go.Figure:
+def map_chart(drawn: dict[str, Any]) -> go.Figure:
     """The catalogue in two dimensions: one dot per document, with its title on hover."""
     rows: Rows = [
         {"x": round(x, 2), "y": round(y, 2), "group": escape(group), "title": escape(title[:TITLE_LENGTH])}
-        for (x, y), group, title in zip(drawn.places, drawn.groups, drawn.titles, strict=True)
+        for (x, y), group, title in zip(*(drawn[key] for key in ("places", "groups", "titles")), strict=True)
     ]
     order = {"group": sorted({row["group"] for row in rows})}
     series = {"color": "group", "symbol": "group", "category_orders": order, "custom_data": ["title"]}
@@ -186,7 +185,7 @@ def map_chart(drawn: Map) -> go.Figure:
     chart.update_traces(marker={"size": 6, "opacity": 0.75}, hovertemplate=hover)
     chart.update_xaxes(visible=False)
     chart.update_yaxes(visible=False, scaleanchor="x")
-    legend = {"title": {"text": drawn.coloured_by}, "orientation": "v", "x": 1, "yref": "paper"}
+    legend = {"title": {"text": drawn["coloured_by"]}, "orientation": "v", "x": 1, "yref": "paper"}
     return _finish(chart, 640).update_layout(hovermode="closest", legend=legend)
 
 
@@ -201,7 +200,9 @@ def hubs_chart(hubness: Hubness) -> go.Figure:
 
 def _finish(chart: go.Figure, height: int) -> go.Figure:
     """The common style: white background, thin grid, legend on top."""
-    chart.for_each_annotation(lambda each: each.update(text=each.text.split("=")[-1]))  # of facets, "metric=recall@10"
+    chart.for_each_annotation(
+        lambda title: title.update(text=title.text.split("=")[-1])
+    )  # of facets, "metric=recall@10"
     chart.update_layout(
         template="none",
         height=height,

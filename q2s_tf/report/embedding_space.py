@@ -18,10 +18,6 @@ from q2s_tf.cli import track
 
 CHUNK = 256
 """Documents that are compared with all others at a time."""
-AXES = 48
-"""Axes of the PCA on which pairs are compared first."""
-MANY = 20_000
-"""Candidate pairs of a chunk above which one matrix product is cheaper than one product per pair."""
 CLUSTER_WORDS = 3
 WORD = re.compile(r"[^\W\d_]{3,}")
 
@@ -37,29 +33,15 @@ def near_duplicates(embeddings: np.ndarray, threshold: float = 0.99) -> list[np.
         Rows of each group of two or more, ascending; largest group first.
     """
     group = np.arange(len(embeddings))
-    # Distances can only shrink on the first axes of a PCA, so most pairs are ruled out there at a fraction of the cost.
-    axes = embeddings
-    if embeddings.shape[1] > AXES < len(embeddings):
-        axes = PCA(AXES, svd_solver="covariance_eigh").fit_transform(embeddings)
-    squares, ones = np.square(axes).sum(axis=1, keepdims=True), np.ones((len(axes), 1), axes.dtype)
-    left, right = np.hstack([-2 * axes, squares, ones]), np.hstack([axes, ones, squares])
-    farthest = 2 - 2 * threshold + 1e-4
     for start in track(range(0, len(embeddings), CHUNK), "looking for near-duplicates"):
         # Only the part above the diagonal. The links of a chunk are merged at once, which bounds the memory.
-        chunk = slice(start, start + CHUNK)
-        distances = left[chunk] @ right[start:].T  # |a|² + |b|² − 2ab by one product
-        rows, columns = np.nonzero(distances <= farthest)
-        if len(rows) > MANY:
-            rows, columns = np.nonzero(embeddings[chunk] @ embeddings[start:].T >= threshold)
-        else:
-            near = np.einsum("pd,pd->p", embeddings[chunk][rows], embeddings[start:][columns]) >= threshold
-            rows, columns = rows[near], columns[near]
+        rows, columns = np.nonzero(embeddings[start : start + CHUNK] @ embeddings[start:].T >= threshold)
         links = (group[rows + start], group[columns + start])
         graph = coo_array((np.ones(len(rows), bool), links), shape=(len(group), len(group)))
         group = connected_components(graph, directed=False)[1][group]
     order = np.argsort(group, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
-    return sorted((each for each in groups if len(each) > 1), key=lambda each: (-len(each), each[0]))
+    return sorted((rows for rows in groups if len(rows) > 1), key=lambda rows: (-len(rows), rows[0]))
 
 
 @dataclass(frozen=True)
@@ -125,7 +107,7 @@ def name_clusters(embeddings: np.ndarray, titles: Sequence[str], clusters: int, 
     """
     labels = KMeans(min(clusters, len(embeddings)), n_init=3, random_state=seed).fit_predict(embeddings)
     words = [set(WORD.findall(title.casefold())) for title in titles]
-    totals = Counter(word for each in words for word in each)
+    totals = Counter(word for title in words for word in title)
     names = {}
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)

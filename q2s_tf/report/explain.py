@@ -165,14 +165,14 @@ def explain(run: Path, documents: Path, query: str, country: str | None, documen
     queries = read_channels(towers.query, {name: [value] for name, value in query_inputs.items()})
     if not queries.present.any():
         raise InputError(f"query {query!r}: every channel of this run is missing for it: give another text")
-    own = pc.index(read_ids(table), document_id).as_py()
-    if own < 0:
+    target = pc.index(read_ids(table), document_id).as_py()
+    if target < 0:
         raise InputError(f"--document {document_id}: no such document_id among the {table.num_rows():,} of {documents}")
     order = np.argsort(-(embed_catalogue(towers.document, table)[1] @ queries.embedding[0]), kind="stable")
     ranks = np.argsort(order) + 1
-    rank = int(ranks[own])
+    rank = int(ranks[target])
     competitors = order[[rank - 2]] if rank > 1 else order[1:2]
-    numbers = [own, *competitors, *order[:k]]
+    numbers = [target, *competitors, *order[:k]]
     rows = take_rows(table, numbers)
     answers = read_channels(towers.document, {name: rows[name].to_pylist() for name in names})
     matches = []
@@ -222,7 +222,7 @@ def _list_trigrams(own: Sums, other: Sums) -> list[Trigram]:
         for name, channel in own.items()
         for trigram, (count, share) in channel.items()
     ]
-    return sorted(trigrams, key=lambda each: -each.contribution)
+    return sorted(trigrams, key=lambda trigram: -trigram.contribution)
 
 
 def _weights(channels: ChannelVectors) -> dict[str, float | None]:
@@ -271,9 +271,9 @@ def _trigrams_table(trigrams: list[Trigram], title: str) -> RichTable:
     table = RichTable("3-gram", "channel", title=title, title_justify="left", min_width=len(title) + 2)
     for heading in ("count", "contribution", ""):
         table.add_column(heading, justify="right")
-    for each in trigrams[:SHOWN_TRIGRAMS]:
-        trigram = Text(each.trigram.replace(" ", "␣"))
-        table.add_row(trigram, each.channel, str(each.count), f"{each.contribution:+.4f}", "●" if each.shared else "")
+    for row in trigrams[:SHOWN_TRIGRAMS]:
+        trigram = Text(row.trigram.replace(" ", "␣"))
+        table.add_row(trigram, row.channel, str(row.count), f"{row.contribution:+.4f}", "●" if row.shared else "")
     return table
 
 
@@ -287,9 +287,9 @@ def _ranking_table(explanation: Explanation) -> RichTable:
     for name in explanation.match.contributions:
         table.add_column(name.replace("_", "_\n"), justify="right", min_width=6, overflow="fold")
     competitor = [explanation.competitor] if explanation.competitor else []
-    rows = {each.rank: each for each in [*explanation.best, *competitor, explanation.match]}
+    rows = {match.rank: match for match in [*explanation.best, *competitor, explanation.match]}
     for rank, match in sorted(rows.items()):
-        mark = "→ " if rank == explanation.rank else "◀ " if rank in [each.rank for each in competitor] else ""
+        mark = "→ " if rank == explanation.rank else "◀ " if rank in [row.rank for row in competitor] else ""
         document = Text.assemble((match.document_id, "dim"), f" {match.title or '(no title)'}")
         parts = [f"{value:+.3f}" if value else "–" for value in match.contributions.values()]
         style = "bold" if rank == explanation.rank else None

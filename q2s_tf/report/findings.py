@@ -8,7 +8,6 @@ from q2s_tf.config import Config
 from q2s_tf.evaluation.collection import FUSED, INDEX, LEXICAL, MODEL
 from q2s_tf.report.analysis import Analysis
 from q2s_tf.report.fusion_weights import SHORT, GroupWeights
-from q2s_tf.report.importance import Importance
 
 LEVEL = 0.05
 """A difference is significant if its p-value, after Holm's correction, is below this."""
@@ -107,18 +106,18 @@ def _weak_slices(results: dict[str, Any]) -> Iterator[Finding]:
     weak, behind = [], []
     for slicing in results["slices"]:
         for entry in slicing["values"]:
-            own, lexical = (entry["systems"].get(name, {}).get("recall@10") for name in (MODEL, LEXICAL))
-            if entry["small"] or not own or not whole:
+            model, lexical = (entry["systems"].get(name, {}).get("recall@10") for name in (MODEL, LEXICAL))
+            if entry["small"] or not model or not whole:
                 continue
             name = f"{slicing['name'].replace('_', ' ')} {entry['value']}"
             if slicing["name"].startswith("missing_"):
                 word = "without" if entry["value"] == "missing" else "with"
                 name = f"documents {word} {slicing['name'].removeprefix('missing_')}"
-            if own["high"] < whole["value"]:
-                weak.append((own["value"], f"{name} ({own['value']:.2f})"))
-            if lexical and lexical["low"] > own["high"]:
-                difference = own["value"] - lexical["value"]
-                behind.append((difference, f"{name} ({own['value']:.2f} against {lexical['value']:.2f})"))
+            if model["high"] < whole["value"]:
+                weak.append((model["value"], f"{name} ({model['value']:.2f})"))
+            if lexical and lexical["low"] > model["high"]:
+                difference = model["value"] - lexical["value"]
+                behind.append((difference, f"{name} ({model['value']:.2f} against {lexical['value']:.2f})"))
     for slices, start in (
         (weak, f"The recall@10 of the model is below its mean of {whole['value'] if whole else 0:.2f} in these slices"),
         (behind, "The recall@10 of the model is below that of BM25, without overlap of the intervals, in these slices"),
@@ -150,10 +149,10 @@ def _data_problems(analysis: Analysis) -> Iterator[Finding]:
         elif share > MANY_MISSING:
             yield Finding("problem", f"{share:.0%} of the documents have no {name}.", "Fill the column.", "weights")
     duplicates = analysis.duplicates
-    if duplicates.groups:
+    if duplicates["groups"]:
+        count, groups = duplicates["documents"], duplicates["groups"]
         text = (
-            f"{duplicates.documents:,} documents ({duplicates.documents / duplicates.compared:.1%}) are in "
-            f"{duplicates.groups:,} groups of near-duplicates."
+            f"{count:,} documents ({count / duplicates['compared']:.1%}) are in {groups:,} groups of near-duplicates."
         )
         yield Finding("problem", text, "Show one document of each group in a page of results.", "duplicates")
     if analysis.spread > ALIKE:
@@ -172,9 +171,9 @@ def _data_problems(analysis: Analysis) -> Iterator[Finding]:
 def _dominant_channels(analysis: Analysis) -> Iterator[Finding]:
     for tower in ("query", "document"):
         shares: dict[str, float] = {}
-        for each in analysis.importance:
-            if each.tower == tower and each.present:
-                shares[each.channel] = min(each.share, shares.get(each.channel, 1.0))
+        for row in analysis.importance:
+            if row.tower == tower and row.present:
+                shares[row.channel] = min(row.share, shares.get(row.channel, 1.0))
         for channel, share in shares.items():
             if share >= DOMINANT and len(shares) > 1:
                 text = f"The {tower} tower depends on one channel: {channel} has {share:.0%} of the importance."
@@ -182,15 +181,9 @@ def _dominant_channels(analysis: Analysis) -> Iterator[Finding]:
 
 
 def _idle_channels(analysis: Analysis) -> Iterator[Finding]:
-    rows: dict[str, list[Importance]] = {}
-    for each in analysis.importance:
-        if each.present:
-            rows.setdefault(each.channel, []).append(each)
-    idle = [
-        name
-        for name, own in rows.items()
-        if all((row.roc_auc_drop or 0) <= 0 and (row.recall_drop or 0) <= 0 for row in own)
-    ]
+    present = [row for row in analysis.importance if row.present]
+    useful = {row.channel for row in present if (row.roc_auc_drop or 0) > 0 or (row.recall_drop or 0) > 0}
+    idle = [name for name in dict.fromkeys(row.channel for row in present) if name not in useful]
     if idle:
         text = f"ROC AUC and recall@10 do not fall without the channel {', '.join(idle)}."
         action = "Train once without it, and compare the two runs with tools/compare.py."
@@ -238,13 +231,14 @@ def _mean(groups: list[GroupWeights], names: list[str]) -> tuple[float, float]:
 def _importance_of_images(analysis: Analysis, config: Config) -> Iterator[Finding]:
     claim = "In the paper, images have the largest importance on the document side, 55 %. Here"
     images = [name for name, channel in config.tower_channels("document").items() if channel.kind == "vectors"]
-    rows = [each for each in analysis.importance if each.tower == "document"]
-    if not any(each.present for each in rows if each.channel in images):
+    rows = [row for row in analysis.importance if row.tower == "document"]
+    if not any(row.present for row in rows if row.channel in images):
         yield Finding("note", f"{claim} it cannot be measured: no document has images.", "", "importance")
         return
+    parts = []
     for method, how in (("missing", "masking"), ("permuted", "permuting")):
-        shares = {each.channel: each.share for each in rows if each.method == method}
+        shares = {row.channel: row.share for row in rows if row.method == method}
         best = max(shares, key=lambda name: shares[name])
-        own = max(shares[name] for name in images)
-        others = "" if best in images else f"; {best} has {shares[best]:.0%}"
-        yield Finding("note", f"{claim} they have {own:.0%} by {how} the channel{others}.", "", "importance")
+        other = "the largest" if best in images else f"{best} has the largest, {shares[best]:.0%}"
+        parts.append(f"{max(shares[name] for name in images):.0%} by {how} the channel ({other})")
+    yield Finding("note", f"{claim} they have {' and '.join(parts)}.", "", "importance")

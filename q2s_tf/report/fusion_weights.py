@@ -47,14 +47,14 @@ def mean_weights(channels: ChannelVectors, groups: Sequence[str | None]) -> list
         error = weights.std(axis=0, ddof=1) / len(rows) ** 0.5 if len(rows) > 1 else np.zeros(len(channels.names))
         mean = dict(zip(channels.names, weights.mean(axis=0).tolist(), strict=True))
         described.append(GroupWeights(group, len(rows), mean, dict(zip(channels.names, error.tolist(), strict=True))))
-    return sorted(described, key=lambda each: (-each.rows, each.group))
+    return sorted(described, key=lambda group: (-group.rows, group.group))
 
 
 def weights_by_length(channels: ChannelVectors, queries: Sequence[str | None]) -> list[GroupWeights]:
     """Mean weights by query length in characters, shortest first; empty queries are left out."""
     lengths = [len((query or "").strip()) for query in queries]
     groups = [LENGTHS[np.digitize(length, STARTS)] if length else None for length in lengths]
-    return sorted(mean_weights(channels, groups), key=lambda each: LENGTHS.index(each.group))
+    return sorted(mean_weights(channels, groups), key=lambda group: LENGTHS.index(group.group))
 
 
 def weights_by_missing(channels: ChannelVectors) -> list[GroupWeights]:
@@ -65,8 +65,7 @@ def weights_by_missing(channels: ChannelVectors) -> list[GroupWeights]:
     names_of: dict[bytes, list[str]] = {}
     for index, name in enumerate(channels.names):
         names_of.setdefault(channels.present[:, index].tobytes(), []).append(name)
-    complete = channels.present.all(axis=1).tolist()
-    groups = mean_weights(channels, ["nothing missing" if row else None for row in complete])
+    groups = mean_weights(channels, ["nothing missing" if all(row) else None for row in channels.present])
     for names in names_of.values():
         present = channels.present[:, channels.names.index(names[0])]
         groups += mean_weights(channels, [None if row else f"no {', '.join(names)}" for row in present])

@@ -79,16 +79,18 @@ def measure_importance(
         for method in METHODS:
             drops = np.zeros((len(channels.names), 2))
             for channel in range(len(channels.names)):
-                changed = _ablate(channels, channel, method, seed)
-                sides = [
-                    (each, documents.embedding) if tower == "query" else (queries.embedding, each) for each in changed
+                ablated = [
+                    _measure(changed, documents.embedding, pairs)
+                    if tower == "query"
+                    else _measure(queries.embedding, changed, pairs)
+                    for changed in _ablate(channels, channel, method, seed)
                 ]
-                drops[channel] = base - np.mean([_measure(*side, pairs) for side in sides], axis=0)
+                drops[channel] = base - np.mean(ablated, axis=0)
             positive = np.nan_to_num(np.maximum(drops[:, 0], 0))
             shares = (positive / (positive.sum() or 1)).tolist()
             importance += [
-                Importance(tower, name, here, method, _defined(auc), _defined(recall), share)
-                for name, here, (auc, recall), share in zip(channels.names, present, drops, shares, strict=True)
+                Importance(tower, name, rate, method, _defined(auc), _defined(recall), share)
+                for name, rate, (auc, recall), share in zip(channels.names, present, drops, shares, strict=True)
             ]
     return {"roc_auc": _defined(base[0]), f"recall@{DEPTH}": _defined(base[1])}, importance
 

@@ -13,7 +13,7 @@ from plotly.offline import get_plotlyjs
 import q2s_tf
 from q2s_tf.cli import console
 from q2s_tf.evaluation.collection import INDEX, LEXICAL, MODEL
-from q2s_tf.evaluation.results import Evaluation, write_json
+from q2s_tf.evaluation.results import RunEvaluation, write_json
 from q2s_tf.files import atomic_write
 from q2s_tf.report import charts
 from q2s_tf.report.analysis import DUPLICATE_COSINE, SHOWN_TITLES, Analysis, analyse
@@ -72,7 +72,7 @@ class Chart:
     label: str
 
 
-def write_report(evaluation: Evaluation, out: Path) -> Path:
+def write_report(evaluation: RunEvaluation, out: Path) -> Path:
     """Writes `OUT/report.html`, `OUT/report.md` and `OUT/insight.json`.
 
     Args:
@@ -101,7 +101,7 @@ def write_report(evaluation: Evaluation, out: Path) -> Path:
     return out / "report.html"
 
 
-def _make_context(evaluation: Evaluation, analysis: Analysis) -> dict[str, Any]:
+def _make_context(evaluation: RunEvaluation, analysis: Analysis) -> dict[str, Any]:
     """The variables of the templates."""
     results = evaluation.results
     metrics = list(dict.fromkeys(metric for figures in results["systems"].values() for metric in figures))
@@ -118,7 +118,7 @@ def _make_context(evaluation: Evaluation, analysis: Analysis) -> dict[str, Any]:
         "slices": [_make_slice(slicing) for slicing in results["slices"]],
         "slice_systems": SLICE_SYSTEMS,
         "charts": _make_charts(results, analysis, metrics),
-        "map_reading": MAP_READING[analysis.map.coloured_by],
+        "map_reading": MAP_READING[analysis.map["coloured_by"]],
         "rounds": ROUNDS,
         "duplicate_cosine": DUPLICATE_COSINE,
         "shown_titles": SHOWN_TITLES,
@@ -141,7 +141,7 @@ def _make_charts(results: dict[str, Any], analysis: Analysis, metrics: list[str]
     """By name the charts that the data allow, without those of slices."""
     figures = {
         "systems": (charts.systems_chart(results["systems"], metrics), "Metrics by system with intervals"),
-        "map": (charts.map_chart(analysis.map), f"Map of the catalogue, coloured by {analysis.map.coloured_by}"),
+        "map": (charts.map_chart(analysis.map), f"Map of the catalogue, coloured by {analysis.map['coloured_by']}"),
         "hubs": (charts.hubs_chart(analysis.hubness), "Documents by number of queries with them in the first ten"),
     }
     if analysis.curves:
@@ -151,7 +151,7 @@ def _make_charts(results: dict[str, Any], analysis: Analysis, metrics: list[str]
     if missing := analysis.document_weights.get("missing"):
         figures["documents"] = (charts.weights_chart(missing), "Fusion weights of documents by missing channel")
     for tower in ("query", "document"):
-        rows = [each for each in analysis.importance if each.tower == tower]
+        rows = [row for row in analysis.importance if row.tower == tower]
         label = f"Importance of the channels of the {tower} tower"
         figures[f"importance_{tower}"] = (charts.importance_chart(rows), label)
     return {name: _embed(name, *figure) for name, figure in figures.items()}
@@ -160,7 +160,7 @@ def _make_charts(results: dict[str, Any], analysis: Analysis, metrics: list[str]
 def _make_slice(slicing: dict[str, Any]) -> dict[str, Any]:
     """A slicing with its chart; metrics that none of its slices has are left out."""
     values, name = slicing["values"], slicing["name"]
-    metrics = [name for name in SLICE_METRICS if any(name in each["systems"].get(MODEL, {}) for each in values)]
+    metrics = [name for name in SLICE_METRICS if any(name in entry["systems"].get(MODEL, {}) for entry in values)]
     title = name.replace("_", " ")
     reading = MISSING_READING if name.startswith("missing_") else SLICE_READING.get(name, "")
     shown = f"The chart shows {MAX_SLICES} of {len(values)} slices." if len(values) > MAX_SLICES else ""

@@ -18,7 +18,7 @@ EXAMPLE_CHARACTERS = 8
 """Shortest title of an example."""
 
 
-class Listings:
+class ShownDocuments:
     """A documents table in memory.
 
     Args:
