@@ -85,20 +85,24 @@ def measure_stage(run: Path, stage: int, data: Data) -> dict[str, float]:
     """`METRICS` of one stage of a run, by the project's evaluator."""
     import numpy as np
 
-    from q2s_tf.evaluation.encoding import choose_grades, encode, rank
-    from q2s_tf.evaluation.evaluation import MODEL
-    from q2s_tf.evaluation.measures import measure
+    from q2s_tf.evaluation.collection import (
+        MODEL,
+        choose_grades,
+        embed_collection,
+        rank_documents,
+        score_documents,
+    )
     from q2s_tf.evaluation.metrics import as_run, roc_auc
+    from q2s_tf.evaluation.system_metrics import measure_systems
     from q2s_tf.models import load
 
     towers = load(run, stage)
-    encoded = encode(towers, data.documents, data.test, None, seed=0)
-    scores, found = rank(encoded, None)
-    measures = measure(
-        encoded.judged, *choose_grades(towers.config, None, None), None, scores, {MODEL: as_run(found[MODEL])}
-    )
-    values = {name: float(np.nanmean(column)) for name, column in measures.per_query[MODEL].items()}
-    return {"roc_auc": roc_auc(scores[MODEL], measures.relevant), **{m: values[m] for m in METRICS if m in values}}
+    collection = embed_collection(towers, data.documents, data.test, None, seed=0)
+    scores, retrieved = rank_documents(collection.judged, score_documents(collection))
+    runs = {MODEL: as_run(retrieved[MODEL])}
+    metrics = measure_systems(collection.judged, choose_grades(towers.config, None, None), None, scores, runs)
+    values = {name: float(np.nanmean(column)) for name, column in metrics.per_query[MODEL].items()}
+    return {"roc_auc": roc_auc(scores[MODEL], metrics.relevant), **{m: values[m] for m in METRICS if m in values}}
 
 
 def main(

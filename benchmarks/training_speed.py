@@ -65,7 +65,7 @@ def main(
     Example: benchmarks/training_speed.py --documents runs/home_depot_data/documents.parquet
     --positives runs/home_depot_data/positives.parquet --out training_speed.json
     """
-    from q2s_tf.evaluation.evaluate import write_json
+    from q2s_tf.evaluation.results import write_json
 
     comparisons: dict[str, dict[str, Way]] = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -17,7 +17,7 @@ from q2s_tf.errors import InputError
 
 if TYPE_CHECKING:
     from q2s_tf.config import Config
-    from q2s_tf.evaluation.evaluation import Evaluation
+    from q2s_tf.evaluation.results import Evaluation
     from q2s_tf.models import Towers
     from q2s_tf.serving import Client
 

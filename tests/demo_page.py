@@ -1,8 +1,8 @@
-"""The demo page over a real server, in this process on real ports, for its API tests and its browser tests."""
+"""Serves the demo page and a server in this process, for the tests of its API and of the page in a browser."""
 
 import json
+import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,19 +25,19 @@ CHANNELS = {
 }
 HOSTILE = "<img src=x onerror=\"document.title='run'\"><script>document.title='run'</script>"
 LEFT_OUT = serving_models.IDS[-1]
-"""A document that the index has and the documents table has not."""
+"""A document that is in the index but not in the documents table."""
 WORD = "teapot"
 
 
 class DemoPage(NamedTuple):
-    """A page that is being served: its address, and the efforts that the server was asked with."""
+    """A running page: its address, and the efforts of its requests to the server."""
 
     address: str
     efforts: list[int]
 
 
 class WatchedClient(Client):
-    """A client that writes down the efforts it asks with."""
+    """A client that records the effort of each request."""
 
     efforts: list[int]
 
@@ -47,7 +47,7 @@ class WatchedClient(Client):
 
 
 def save_models(folder: Path) -> None:
-    """The three servables, with the manifests that name their channels."""
+    """Saves the three servables, with manifests that name their channels."""
     serving_models.save_all(folder)
     for tower, channels in CHANNELS.items():
         manifest = folder / tower / "1" / "assets.extra" / "manifest.json"
@@ -56,7 +56,7 @@ def save_models(folder: Path) -> None:
 
 
 def make_rows() -> list[dict[str, Any]]:
-    """A catalogue with hostile, foreign and missing values; ten documents have `WORD`, once or more."""
+    """A catalogue with hostile, foreign and missing values; ten documents contain `WORD`, once or more."""
     generator = np.random.default_rng(11)
     rows: list[dict[str, Any]] = []
     for number, document_id in enumerate(serving_models.IDS[:-1]):
@@ -84,27 +84,25 @@ def write_documents(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 @contextmanager
 def serve_page(target: str, documents: Path, models: Path | None, pictures: str | None = None) -> Iterator[DemoPage]:
-    """The page over the server at `target`, until the end of the block."""
+    """Serves the page until the end of the block, with the server at `target`."""
     with WatchedClient(target, timeout_seconds=10) as client:
         client.efforts = []
         search = Search(client, documents, models, page_size=10, pictures=pictures)
-        server = uvicorn.Server(uvicorn.Config(make_app(search, target), port=0, log_level="warning", lifespan="off"))
-        thread = threading.Thread(target=server.run, daemon=True)
+        server = uvicorn.Server(uvicorn.Config(make_app(search, target), log_level="warning", lifespan="off"))
+        listening = socket.create_server(("127.0.0.1", 0))  # requests wait in its queue until the page has started
+        thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()
-        while not server.started:
-            assert thread.is_alive(), "the page did not start"
-            time.sleep(0.01)
-        host, port = server.servers[0].sockets[0].getsockname()
         try:
-            yield DemoPage(f"http://{host}:{port}", client.efforts)
+            yield DemoPage(f"http://127.0.0.1:{listening.getsockname()[1]}", client.efforts)
         finally:
             server.should_exit = server.force_exit = True
             thread.join()
+            listening.close()
 
 
 @contextmanager
 def serve_market(folder: Path, pictures: str | None = None) -> Iterator[DemoPage]:
-    """Models, catalogue, server and page, made in an empty folder."""
+    """Writes models and a catalogue into an empty folder, and serves them."""
     models = folder / "models"
     save_models(models)
     documents = write_documents(folder / "documents.parquet", make_rows())

@@ -1,4 +1,4 @@
-"""Two runs on the same judgements: what is the same is told as the same, what is better as better."""
+"""Comparison of two runs: equal runs do not differ, and a planted difference is significant."""
 
 import io
 import json
@@ -15,13 +15,13 @@ from tiny_market import TinyMarket
 from q2s_tf.errors import InputError
 from q2s_tf.evaluation.compare import compare, comparison_tables
 from q2s_tf.evaluation.evaluate import evaluate
-from q2s_tf.evaluation.measures import Measures
+from q2s_tf.evaluation.system_metrics import SystemMetrics
 from q2s_tf.models import Towers, build_towers, load, save_weights
 
 
 @pytest.fixture(scope="module")
 def untrained(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose towers are drawn from noise, so that it knows nothing."""
+    """A run with random weights."""
     other = tmp_path_factory.mktemp("other") / "untrained"
     other.mkdir()
     for name in ("config.toml", "tokenizer.model"):
@@ -59,7 +59,7 @@ def test_a_run_is_no_better_than_itself(run: Path, market: TinyMarket) -> None:
     assert told["movers"] == {"metric": "ndcg@10", "gained": [], "lost": []}
 
 
-def test_a_trained_run_is_better_than_noise(compared: tuple[dict[str, Any], Path]) -> None:
+def test_a_trained_run_is_better_than_random_weights(compared: tuple[dict[str, Any], Path]) -> None:
     told, _ = compared
     rows = {row["metric"]: row for row in told["significance"]}
     assert {"later_recall@10", "later_recall@100"} <= set(rows)
@@ -119,15 +119,15 @@ def test_a_query_is_printed_as_it_is() -> None:
     assert "[bold]sofa[/x]" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_a_planted_difference_is_found_and_none_is_not() -> None:
+def test_only_a_planted_difference_is_significant() -> None:
     generator = np.random.default_rng(1)
     query, relevant = np.repeat(np.arange(100), 10), generator.random(1000) < 0.3
     noise = generator.normal(size=(3, 1000))
     scores = {"weak": relevant + noise[0], "strong": 2 * relevant + noise[1], "as weak": relevant + noise[2]}
     values = {"weak": generator.random(100), "as weak": generator.random(100)}
     values["strong"] = values["weak"] + 0.1
-    measures = Measures(query, relevant, scores, {system: {"ndcg@10": values[system]} for system in scores})
-    found = measures.differences([("strong", "weak"), ("as weak", "weak")], seed=2)
+    metrics = SystemMetrics(query, relevant, scores, {system: {"ndcg@10": values[system]} for system in scores})
+    found = metrics.differences([("strong", "weak"), ("as weak", "weak")], seed=2)
     by_pair = {(row["a"], row["metric"]): row for row in found}
     for metric in ("roc_auc", "ndcg@10"):
         assert by_pair["strong", metric]["p_holm"] < 0.01 < by_pair["as weak", metric]["p_holm"]
@@ -135,7 +135,7 @@ def test_a_planted_difference_is_found_and_none_is_not() -> None:
         assert by_pair["as weak", metric]["low"] < 0 < by_pair["as weak", metric]["high"]
     row = by_pair["strong", "ndcg@10"]
     assert (row["wins"], row["losses"], row["ties"]) == (100, 0, 0)
-    assert row["high"] - row["low"] < 1e-9, "pairing takes away what both have in common"
+    assert row["high"] - row["low"] < 1e-9, "pairing removes the common variance"
 
 
 def test_wrong_input_is_refused(run: Path, untrained: Path, market: TinyMarket, tmp_path: Path) -> None:
@@ -144,5 +144,5 @@ def test_wrong_input_is_refused(run: Path, untrained: Path, market: TinyMarket, 
     text = (untrained / "config.toml").read_text(encoding="utf-8")
     stricter = shutil.copytree(untrained, tmp_path / "stricter")
     (stricter / "config.toml").write_text(text.replace("relevant_at = 2.0", "relevant_at = 1.0"), encoding="utf-8")
-    with pytest.raises(InputError, match=r"must agree on relevant_at .* say \(2.0, 2.0\) and \(1.0, 1.0\): give"):
+    with pytest.raises(InputError, match=r"must have the same relevant_at .* have \(2.0, 2.0\) and \(1.0, 1.0\): give"):
         compare(run, stricter, market.documents, market.judgements)

@@ -1,4 +1,4 @@
-"""The demo page's HTML and JSON, over a real server and a real port; tools/demo_app.py as a process of its own."""
+"""The HTML and JSON of the demo page over a real server and port, and tools/demo_app.py in its own process."""
 
 import os
 import re
@@ -54,7 +54,7 @@ def ids(side: dict[str, Any]) -> list[str]:
     return [result["document_id"] for result in side["results"]]
 
 
-def test_the_pages_together_are_the_retrievers_ranking(page: DemoPage) -> None:
+def test_all_pages_together_are_the_ranking_of_the_retriever(page: DemoPage) -> None:
     pages = [ask(page, "red sofa", "US", number)["semantic"] for number in (1, 2, 3, 4)]
     expected = serving_models.scores(serving_models.Tower().embed("red sofa", "US").numpy())
     assert [name for side in pages for name in ids(side)] == [name for name, _ in expected]
@@ -68,7 +68,7 @@ def test_later_pages_are_searched_with_more_effort(page: DemoPage) -> None:
     efforts = []
     for number in (1, 2, 3):
         efforts.append(ask(page, "lamp", number=number)["semantic"]["effort"])
-        assert page.efforts[-1] == efforts[-1]  # what the server was asked with
+        assert page.efforts[-1] == efforts[-1]  # the effort of the request to the server
     assert efforts[0] < efforts[1] <= efforts[2]
 
 
@@ -91,7 +91,7 @@ def test_pages_of_bm25_do_not_overlap(page: DemoPage) -> None:
     assert [side["more"] for side in pages] == [True, True, False]
 
 
-def test_results_are_what_the_documents_table_says(page: DemoPage) -> None:
+def test_results_have_the_columns_of_the_documents_table(page: DemoPage) -> None:
     rows = {row["document_id"]: row for row in demo_page.make_rows()}
     pages = [ask(page, "sofa", number=number) for number in (1, 2, 3)]
     results = [result for answer in pages for side in ("semantic", "bm25") for result in answer[side]["results"]]
@@ -119,7 +119,7 @@ def test_channel_weights_are_those_of_the_towers(page: DemoPage) -> None:
         np.testing.assert_allclose(weights, np.sum(images[result["document_id"]], axis=0), atol=1e-6)
 
 
-def test_channels_have_numbers_where_the_export_is_not_at_hand(folder: Path, page: DemoPage) -> None:
+def test_channels_have_numbers_without_the_export(folder: Path, page: DemoPage) -> None:
     with (
         Server(folder / "models", port=0) as server,
         demo_page.serve_page(server.address, folder / "documents.parquet", folder / "elsewhere") as other,
@@ -145,13 +145,13 @@ def test_a_wrong_request_is_refused_in_one_line(page: DemoPage, asked: dict[str,
     assert (answer.status_code, answer.json()) == (400, {"error": message})
 
 
-def test_bytes_that_are_no_text_are_a_query_like_any_other(page: DemoPage) -> None:
+def test_a_query_may_have_invalid_bytes(page: DemoPage) -> None:
     answer = httpx.get(f"{page.address}/api/search?query=%00%ff%ed%a0%80&country=%00")
     assert answer.status_code == 200
     assert len(answer.json()["semantic"]["results"]) == 10
 
 
-def test_a_server_that_goes_away_is_one_line_and_its_return_is_noticed(
+def test_a_stopped_server_is_an_error_of_one_line_until_it_is_back(
     tmp_path: Path, folder: Path, page: DemoPage
 ) -> None:
     with ExitStack() as stack:
@@ -173,7 +173,7 @@ def test_a_server_that_goes_away_is_one_line_and_its_return_is_noticed(
         (grpc.StatusCode.INTERNAL, 502, "the server at there:1 refused: INTERNAL: two lines"),
     ],
 )
-def test_what_a_server_refuses_is_one_line(
+def test_an_error_of_the_server_is_one_line(
     folder: Path, page: DemoPage, code: grpc.StatusCode, status: int, line: str
 ) -> None:
     class Refusing(Search):
@@ -188,7 +188,7 @@ def test_what_a_server_refuses_is_one_line(
     assert (answer.status_code, answer.json()) == (status, {"error": line})
 
 
-def test_the_page_escapes_listings_and_asks_nobody_else(page: DemoPage) -> None:
+def test_the_page_escapes_titles_and_loads_nothing_from_other_hosts(page: DemoPage) -> None:
     answer = httpx.get(f"{page.address}/?query=x")
     assert "<script>document" not in answer.text
     assert HOSTILE not in answer.text
@@ -228,7 +228,7 @@ def test_only_pictures_beneath_the_documents_folder_are_sent(tmp_path: Path) -> 
         assert httpx.get(f"{page.address}/picture").status_code == 404
 
 
-def test_a_picture_column_that_is_not_there_is_named(folder: Path, page: DemoPage) -> None:
+def test_a_missing_picture_column_is_named(folder: Path, page: DemoPage) -> None:
     documents = folder / "documents.parquet"
     with (
         Server(folder / "models", port=0) as server,
@@ -238,7 +238,7 @@ def test_a_picture_column_that_is_not_there_is_named(folder: Path, page: DemoPag
         Search(client, documents, pictures="photo")
 
 
-def test_rows_become_what_the_signature_takes() -> None:
+def test_rows_become_inputs_of_the_signature() -> None:
     inputs = {
         "title": TensorInfo("string", (None,)),
         "brand": TensorInfo("string", (None,)),
@@ -258,7 +258,7 @@ def test_rows_become_what_the_signature_takes() -> None:
 
 def test_a_page_without_a_server_does_not_start(folder: Path, page: DemoPage) -> None:
     with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))  # bound and not listening: nobody answers there
+        unused.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
         target = f"127.0.0.1:{unused.getsockname()[1]}"
         with pytest.raises(InputError, match=f"no server answers at {target}; start one with"):
             serve(folder / "documents.parquet", target, folder / "models", port=0)
@@ -277,7 +277,7 @@ def test_a_taken_port_is_named(folder: Path, page: DemoPage) -> None:
         serve(folder / "documents.parquet", "127.0.0.1:1", folder / "models", port=port)
 
 
-def test_the_command_line_serves_until_it_is_told_to_end(folder: Path, page: DemoPage) -> None:
+def test_the_command_line_serves_until_sigterm(folder: Path, page: DemoPage) -> None:
     tool = [sys.executable, str(ROOT / "tools" / "demo_app.py"), "--port", "0"]
     options = ["--documents", str(folder / "documents.parquet"), "--models", str(folder / "models")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1"}

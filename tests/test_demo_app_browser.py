@@ -48,7 +48,7 @@ for (const element of document.querySelectorAll("body *")) {
 }
 return ratios;
 """
-"""By class or tag of what has text: WCAG's contrast ratio of its colour and what is behind it."""
+"""By class or tag of elements with text: the contrast ratio (WCAG) of text and background."""
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def open_search(browser: webdriver.Chrome, page: DemoPage, asked: str) -> None:
 
 
 def load_all(browser: webdriver.Chrome) -> None:
-    """Scrolls until there is no more to load."""
+    """Scrolls until all results are loaded."""
 
     def scrolled_to_the_end() -> bool:
         browser.execute_script("scrollTo(0, document.documentElement.scrollHeight)")
@@ -154,10 +154,10 @@ def test_every_bar_has_its_share_as_text(browser: webdriver.Chrome, page: DemoPa
     names = [text.rstrip("<0123456789%") for text, _ in documents]
     assert set(names) == set(demo_page.CHANNELS["document_tower"])
     labels = {bars.get_attribute("aria-label") for bars in all_of(browser, ".card .bars") if bars.is_displayed()}
-    assert labels == {"What the document tower weighed"}
+    assert labels == {"Channel weights of the document"}
 
 
-def test_scrolling_loads_costlier_pages_without_repeats(browser: webdriver.Chrome, page: DemoPage) -> None:
+def test_scrolling_loads_further_pages_without_repeats(browser: webdriver.Chrome, page: DemoPage) -> None:
     open_search(browser, page, "query=red+sofa&country=US")
     load_all(browser)
     expected = serving_models.scores(serving_models.Tower().embed("red sofa", "US").numpy())
@@ -165,16 +165,16 @@ def test_scrolling_loads_costlier_pages_without_repeats(browser: webdriver.Chrom
     lexical = ids(browser, "bm25")
     assert len(set(lexical)) == len(lexical) > 10
     notes = [note.text for note in all_of(browser, "#semantic .note")]
-    assert "the index’s own effort" in notes[0]
+    assert "default effort" in notes[0]
     assert all("full effort" in note for note in notes[1:])
-    assert status(browser).endswith("These are all.")
+    assert status(browser).endswith("No more results.")
     ranks = {card: rank for rank, card in enumerate(lexical, start=1)}
     for card in all_of(browser, "#semantic .card"):
         rank = ranks.get(card.get_attribute("data-id") or "")
-        assert card.find_element(By.CLASS_NAME, "shared").text == (f"number {rank} of BM25" if rank else "")
+        assert card.find_element(By.CLASS_NAME, "shared").text == (f"rank {rank} in BM25" if rank else "")
 
 
-def test_more_by_keyboard_moves_the_focus_to_what_is_new(browser: webdriver.Chrome, page: DemoPage) -> None:
+def test_more_by_keyboard_moves_the_focus_to_the_new_results(browser: webdriver.Chrome, page: DemoPage) -> None:
     resize(browser, 1440, 300)
     open_search(browser, page, "query=red+sofa")
     assert len(ids(browser)) == 10
@@ -206,7 +206,7 @@ def test_back_and_forward_show_the_searches_again(browser: webdriver.Chrome, pag
     assert not one_of(browser, "#answers").is_displayed()
 
 
-def test_hostile_listings_are_text_and_no_request_leaves(browser: webdriver.Chrome, page: DemoPage) -> None:
+def test_hostile_titles_are_text_and_cause_no_request(browser: webdriver.Chrome, page: DemoPage) -> None:
     browser.get(page.address)
     open_search(browser, page, "query=%3Cscript%3Edocument.title%3D%27run%27%3C/script%3E&country=%3Cb%3E")
     load_all(browser)
@@ -223,7 +223,7 @@ def test_hostile_listings_are_text_and_no_request_leaves(browser: webdriver.Chro
     assert [url for url in asked if not url.startswith(page.address)] == []
 
 
-def test_listings_say_their_language_and_direction(browser: webdriver.Chrome, page: DemoPage) -> None:
+def test_titles_have_their_language_and_direction(browser: webdriver.Chrome, page: DemoPage) -> None:
     open_search(browser, page, "query=sofa")
     load_all(browser)
     arabic, hostile = (one_of(browser, f"#semantic [data-id={name}] .title") for name in ("d1", "d2"))
@@ -250,7 +250,7 @@ def test_a_phone_shows_one_side_at_a_time(browser: webdriver.Chrome, page: DemoP
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_from_what_is_behind_it(browser: webdriver.Chrome, page: DemoPage, scheme: str) -> None:
+def test_text_has_enough_contrast(browser: webdriver.Chrome, page: DemoPage, scheme: str) -> None:
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
     browser.get(page.address)
@@ -264,13 +264,13 @@ def test_text_stands_out_from_what_is_behind_it(browser: webdriver.Chrome, page:
     assert (int(paper.removeprefix("rgb(").split(",")[0]) > 128) == (scheme == "light")
 
 
-def test_what_is_there_has_a_name(browser: webdriver.Chrome, page: DemoPage) -> None:
+def test_controls_and_sections_have_names(browser: webdriver.Chrome, page: DemoPage) -> None:
     open_search(browser, page, f"query={WORD}")
     for control in all_of(browser, "input, select, button"):
         assert not control.is_displayed() or control.accessible_name, control.get_attribute("outerHTML")
     assert [heading.text.split()[0] for heading in all_of(browser, "h1")] == ["q2s_tf"]
     names = [element.accessible_name for element in all_of(browser, "section") if element.is_displayed()]
-    assert [name.split(" ")[0] for name in names] == ["What", "Que2Search", "BM25"]
+    assert [name.split(" ")[0] for name in names] == ["Channel", "Que2Search", "BM25"]
     duplicates = (
         "const all = [...document.querySelectorAll('[id]')].map((e) => e.id); return all.length - new Set(all).size"
     )

@@ -1,4 +1,4 @@
-"""Evaluation of a run: every figure against one computed from the raw rows in plain Python."""
+"""Every figure of an evaluation is compared with one that plain Python computes from the raw rows."""
 
 import io
 import json
@@ -16,9 +16,9 @@ from tiny_market import TinyMarket
 
 from q2s_tf.errors import InputError
 from q2s_tf.evaluation.evaluate import evaluate
-from q2s_tf.evaluation.evaluation import Evaluation, metrics_table
 from q2s_tf.evaluation.judgements import read_judgements
-from q2s_tf.evaluation.rankers import Bm25, first
+from q2s_tf.evaluation.rankers import Bm25, top_k
+from q2s_tf.evaluation.results import RunEvaluation, metrics_table
 from q2s_tf.evaluation.slices import frequencies, script
 from q2s_tf.models import Towers
 from q2s_tf.tables import open_documents, open_judgements
@@ -35,7 +35,7 @@ Cosines = dict[tuple[str, str], dict[str, float]]
 
 @pytest.fixture(scope="module")
 def judged(market: TinyMarket) -> Rows:
-    """One to six documents a query, of any grade: no system does well, and queries differ in how well."""
+    """One to six documents of any grade for each query, so that metrics are low and differ between queries."""
     generator = np.random.default_rng(6)
     rows = []
     for document in market.document_rows[::2]:
@@ -48,7 +48,7 @@ def judged(market: TinyMarket) -> Rows:
 
 @pytest.fixture(scope="module")
 def later(market: TinyMarket) -> Rows:
-    """Documents at random for other queries and for some of the judged ones; one of them is no longer there."""
+    """Random documents for other queries and some of the judged ones; one is not in the catalogue."""
     generator = np.random.default_rng(7)
     rows = []
     for row in market.positive_rows[::4]:
@@ -59,8 +59,8 @@ def later(market: TinyMarket) -> Rows:
 @pytest.fixture(scope="module")
 def evaluation(
     run: Path, market: TinyMarket, models: Path, judged: Rows, later: Rows, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Evaluation, Path]:
-    """With everything that can be given: later positives, training positives, the exported index."""
+) -> tuple[RunEvaluation, Path]:
+    """With all optional inputs: later positives, training positives, the exported index."""
     folder = tmp_path_factory.mktemp("evaluation")
     told = evaluate(
         run,
@@ -75,7 +75,7 @@ def evaluation(
 
 
 @pytest.fixture(scope="module")
-def results(evaluation: tuple[Evaluation, Path]) -> dict[str, Any]:
+def results(evaluation: tuple[RunEvaluation, Path]) -> dict[str, Any]:
     return evaluation[0].results
 
 
@@ -119,7 +119,7 @@ def auc(rows: Rows, scores: Cosines) -> float:
 
 
 def ndcg(rows: Rows, by_document: dict[str, float]) -> float | None:
-    """Of the judged rows of one query; None where they order nothing."""
+    """nDCG@10 of the judged rows of one query; None if it is undefined."""
     gains = [max(0.0, 2 ** (row["relevance"] - 1) - 1) for row in rows]
     order = sorted(range(len(rows)), key=lambda at: -by_document[rows[at]["document_id"]])
     dcg = sum(gains[at] / math.log2(rank + 2) for rank, at in enumerate(order[:10]))
@@ -127,7 +127,7 @@ def ndcg(rows: Rows, by_document: dict[str, float]) -> float | None:
     return dcg / best if len(rows) > 1 and best else None
 
 
-def test_figures_are_what_the_raw_rows_give(results: dict[str, Any], cosines: Cosines, judged: Rows) -> None:
+def test_figures_equal_those_of_the_raw_rows(results: dict[str, Any], cosines: Cosines, judged: Rows) -> None:
     figures = {metric: figure["value"] for metric, figure in results["systems"]["q2s_tf"].items()}
     assert figures["roc_auc"] == pytest.approx(auc(judged, cosines), abs=1e-3)
     assert figures["recall@10"] == pytest.approx(mean_recall(judged, cosines, 10))
@@ -150,7 +150,7 @@ def test_recall_of_later_days_is_over_their_own_queries(results: dict[str, Any],
     assert results["sizes"]["later_pairs"] == sum(map(len, relevant_ids(rows).values()))
 
 
-def test_fusion_is_of_the_two_orders(
+def test_the_fusion_combines_both_rankings(
     results: dict[str, Any], cosines: Cosines, market: TinyMarket, judged: Rows
 ) -> None:
     bm25 = Bm25(open_documents(market.documents))
@@ -186,12 +186,12 @@ def test_batch_recall_is_over_the_relevant_pairs(results: dict[str, Any], cosine
         hits = 0
         for row in relevant:
             mine = cosines[row["query"], row["country"]]
-            # A document that answers two queries of the batch stands in its own way.
+            # A document that is relevant to two queries of the batch counts as its own competitor.
             hits += sum(mine[other["document_id"]] >= mine[row["document_id"]] for other in relevant) <= k
         assert results["systems"]["q2s_tf"][f"batch_recall@{k}"]["value"] == pytest.approx(hits / len(relevant))
 
 
-def test_sizes_and_thresholds_are_told(results: dict[str, Any], judged: Rows) -> None:
+def test_sizes_and_thresholds_are_in_the_results(results: dict[str, Any], judged: Rows) -> None:
     relevant = sum(row["relevance"] >= 2 for row in judged)
     sizes = {"queries": 30, "pairs": len(judged), "relevant_pairs": relevant, "left_out_pairs": 0, "documents": 60}
     assert sizes.items() <= results["sizes"].items()
@@ -207,7 +207,7 @@ def test_every_figure_lies_in_its_interval(results: dict[str, Any]) -> None:
                 assert 0 < figure["high"] - figure["low"] < 0.7, metric
 
 
-def test_systems_are_compared_query_by_query(evaluation: tuple[Evaluation, Path]) -> None:
+def test_systems_are_compared_query_by_query(evaluation: tuple[RunEvaluation, Path]) -> None:
     told = evaluation[0]
     row = next(row for row in told.results["significance"] if (row["metric"], row["b"]) == ("ndcg@10", "BM25"))
     mine, theirs = (told.per_query[system]["ndcg@10"] for system in ("q2s_tf", "BM25"))
@@ -221,7 +221,7 @@ def test_systems_are_compared_query_by_query(evaluation: tuple[Evaluation, Path]
     assert same and all(row["difference"] == 0 and row["p_holm"] == 1 for row in same)
 
 
-def test_what_is_returned_is_written_and_printed(evaluation: tuple[Evaluation, Path]) -> None:
+def test_what_is_returned_is_written_and_printed(evaluation: tuple[RunEvaluation, Path]) -> None:
     told, out = evaluation
     assert json.loads((out / "metrics.json").read_text(encoding="utf-8")) == told.results
     assert {path.name for path in out.iterdir()} == {"metrics.json", "per_query.parquet"}
@@ -235,7 +235,7 @@ def test_what_is_returned_is_written_and_printed(evaluation: tuple[Evaluation, P
             assert f"{figure['value']:.4f}" in text
 
 
-def test_every_query_is_written_with_its_values(evaluation: tuple[Evaluation, Path], judged: Rows) -> None:
+def test_every_query_is_written_with_its_values(evaluation: tuple[RunEvaluation, Path], judged: Rows) -> None:
     told, out = evaluation
     table = pq.read_table(out / "per_query.parquet")
     assert table.num_rows == len(told.judged.queries["query"]) == len(told.query_embeddings)
@@ -306,7 +306,7 @@ def test_a_slice_of_queries_measures_all_their_pairs(results: dict[str, Any], co
         assert part["systems"]["q2s_tf"]["recall@10"]["value"] == pytest.approx(mean_recall(rows, cosines, 10))
 
 
-def test_queries_are_sliced_by_what_they_are(evaluation: tuple[Evaluation, Path], market: TinyMarket) -> None:
+def test_queries_are_sliced_by_their_properties(evaluation: tuple[RunEvaluation, Path], market: TinyMarket) -> None:
     told = evaluation[0]
     language = {row["title"]: row["language"] for row in market.document_rows}
     scripts = {"en": {"Latin"}, "ru": {"Cyrillic"}, "ja": {"Kana", "Han"}, "ar": {"Arabic"}}
@@ -329,7 +329,7 @@ def test_the_script_is_that_of_most_letters(text: str, expected: str) -> None:
     assert script(text) == expected
 
 
-def test_frequent_queries_bring_a_third_of_the_searches_each() -> None:
+def test_head_torso_and_tail_are_a_third_of_the_searches_each() -> None:
     queries = ["sofa", "SOFA", "bed", "lamp", "desk", "chair", None]
     weights = [3.0, 1.0, 3.0, 2.0, None, 1.0, 1.0]
     positives = pa.table({"query": queries, "weight": weights})
@@ -338,13 +338,13 @@ def test_frequent_queries_bring_a_third_of_the_searches_each() -> None:
     assert found.tolist() == ["head", "torso", "torso", "tail", "tail", "unseen"]
 
 
-def test_other_thresholds_can_be_asked_for(run: Path, market: TinyMarket, tmp_path: Path) -> None:
+def test_thresholds_can_be_given(run: Path, market: TinyMarket, tmp_path: Path) -> None:
     told = evaluate(run, market.documents, market.judgements, tmp_path / "a", relevant_at=1).results
     assert told["thresholds"] == {"relevant_at": 1, "recall_relevant_at": 1}
     assert told["sizes"]["relevant_pairs"] == 60
 
 
-def test_later_positives_stand_against_sampled_negatives(run: Path, market: TinyMarket, tmp_path: Path) -> None:
+def test_later_positives_have_sampled_negatives(run: Path, market: TinyMarket, tmp_path: Path) -> None:
     told = evaluate(run, market.documents, market.positives, tmp_path, stage=1).results
     assert told["negatives"] == "sampled"
     assert "ndcg@10" not in told["systems"]["q2s_tf"]
@@ -356,7 +356,7 @@ def test_later_positives_stand_against_sampled_negatives(run: Path, market: Tiny
 # --- BM25
 
 
-def test_bm25_is_its_formula(tmp_path: Path) -> None:
+def test_bm25_equals_its_formula(tmp_path: Path) -> None:
     # Numbers are words that no stemmer touches.
     texts = ["11 22 33", "11 11 44", "55", "22 66 77 88 99", "11"]
     documents = [{"document_id": str(at), "title": text, "description": None} for at, text in enumerate(texts)]
@@ -376,7 +376,7 @@ def test_bm25_is_its_formula(tmp_path: Path) -> None:
     queries = ["11 22", "99", "１１", "nothing of this", "", None]
     expected = [[score((query or "").replace("１１", "11"), document) for document in words] for query in queries]
     np.testing.assert_allclose(list(bm25.rows(queries)), expected, atol=1e-5)
-    assert first(np.array([2.0, -np.inf, 3.0, 2.0]), 6).tolist() == [2, 0, 3, -1, -1, -1]
+    assert top_k(np.array([2.0, -np.inf, 3.0, 2.0]), 6).tolist() == [2, 0, 3, -1, -1, -1]
 
 
 # --- judgements
@@ -422,7 +422,7 @@ def test_sampled_negatives_are_no_positives_and_follow_the_seed(market: TinyMark
     assert judged.document.tolist() != other.document.tolist()
 
 
-# --- what is refused
+# --- errors
 
 
 def test_wrong_input_is_refused_and_nothing_is_written(run: Path, market: TinyMarket, tmp_path: Path) -> None:
@@ -439,7 +439,9 @@ def test_wrong_input_is_refused_and_nothing_is_written(run: Path, market: TinyMa
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_what_cannot_be_measured_is_refused(run: Path, market: TinyMarket, models: Path, tmp_path: Path) -> None:
+def test_unusable_judgements_and_exports_are_refused(
+    run: Path, market: TinyMarket, models: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     clicks = write_rows(tmp_path / "clicks.parquet", [{**row, "relevance": 2_000.0} for row in market.judgement_rows])
     with pytest.raises(InputError, match=r"clicks.parquet: a grade must be at most 30, .*; got 2000: map the grades"):

@@ -1,4 +1,4 @@
-"""Metrics against definitions written out in plain Python, ties and degenerate input included."""
+"""Metrics compared with their definitions in plain Python, including ties and degenerate inputs."""
 
 import math
 from itertools import pairwise, permutations
@@ -27,13 +27,13 @@ def brute_force_auc(scores: list[float], relevant: list[bool]) -> float:
 
 
 @given(st.lists(st.tuples(SCORES, st.booleans()), min_size=1, max_size=25))
-def test_roc_auc_is_the_chance_of_the_right_order(pairs: list[tuple[float, bool]]) -> None:
+def test_roc_auc_is_the_probability_of_the_right_order(pairs: list[tuple[float, bool]]) -> None:
     scores, relevant = [score for score, _ in pairs], [each for _, each in pairs]
     expected = brute_force_auc(scores, relevant)
     assert roc_auc(np.array(scores), np.array(relevant)) == pytest.approx(expected, nan_ok=True)
 
 
-def test_roc_auc_of_one_class_is_not_defined() -> None:
+def test_roc_auc_of_one_class_is_undefined() -> None:
     assert math.isnan(roc_auc(np.array([0.1, 0.2]), np.array([True, True])))
     assert math.isnan(roc_auc(np.array([0.1, 0.2]), np.array([False, False])))
 
@@ -56,7 +56,7 @@ GRADED = st.lists(st.tuples(SCORES, st.sampled_from([0.0, 1.0, 1.5, 2.0, 3.0])),
 
 
 @given(st.lists(GRADED, min_size=1, max_size=4), st.integers(1, 6))
-def test_ndcg_is_that_of_every_order_of_ties(queries: list[list[tuple[float, float]]], k: int) -> None:
+def test_ndcg_is_the_mean_over_all_orders_of_ties(queries: list[list[tuple[float, float]]], k: int) -> None:
     expected = [
         brute_force_ndcg([score for score, _ in query], [grade for _, grade in query], k)
         if len(query) > 1 and any(grade > 1 for _, grade in query)
@@ -70,7 +70,7 @@ def test_ndcg_is_that_of_every_order_of_ties(queries: list[list[tuple[float, flo
     np.testing.assert_allclose(actual, [*expected, math.nan])
 
 
-def test_ndcg_is_that_of_scikit_learn() -> None:
+def test_ndcg_equals_that_of_scikit_learn() -> None:
     generator = np.random.default_rng(1)
     scores, gains = generator.integers(0, 6, (20, 30)) / 2, generator.integers(0, 4, (20, 30))
     # Their relevance is our gain: g = 1 + log2(1 + gain).
@@ -84,8 +84,8 @@ def test_ndcg_by_hand() -> None:
     one, two = np.array([0]), np.array([0, 0])
     assert ndcg(two, np.array([0.1, 0.9]), np.array([3.0, 2.0]), 1) == pytest.approx(wrong)
     assert ndcg(two, np.array([0.9, 0.1]), np.array([3.0, 2.0]), 1) == pytest.approx(1)
-    assert np.isnan(ndcg(one, np.array([0.9]), np.array([3.0]), 1)), "one document orders nothing"
-    assert np.isnan(ndcg(two, np.array([0.9, 0.1]), np.array([1.0, 0.0]), 1)), "no gain, nothing to order"
+    assert np.isnan(ndcg(one, np.array([0.9]), np.array([3.0]), 1)), "one document has no order"
+    assert np.isnan(ndcg(two, np.array([0.9, 0.1]), np.array([1.0, 0.0]), 1)), "no gain"
     assert ndcg(np.zeros(0, int), np.zeros(0), np.zeros(0), 0).size == 0
 
 
@@ -116,7 +116,7 @@ def test_recall_and_reciprocal_rank_count_what_was_found(queries: list[tuple[lis
         np.testing.assert_allclose(actual[metric], values, err_msg=metric)
 
 
-def test_overlap_is_what_both_found_of_what_exact_search_found() -> None:
+def test_overlap_is_the_share_of_exact_search() -> None:
     exact = np.array([[4, 2, 7], [1, -1, -1], [-1, -1, -1]])
     found = np.array([[2, 9, 4], [3, 1, -1], [5, -1, -1]])
     np.testing.assert_allclose(overlap_at_k(found, exact, 2), [0.5, 1, math.nan])

@@ -95,7 +95,7 @@ def test_runs_are_tested_against_every_peer_and_told_in_markdown(market: TinyMar
 def test_what_cannot_be_compared_is_refused(market: TinyMarket, run: Path, tmp_path: Path) -> None:
     peers, out = benchmark("peers"), tmp_path / "out"
     vectors = write_vectors(tmp_path / "vectors", market, 1)
-    with pytest.raises(InputError, match=r"needs a name of its own; tiny comes twice"):
+    with pytest.raises(InputError, match=r"must have a different name; tiny occurs twice"):
         measure(market, out, [run, run])
     with pytest.raises(InputError, match=r"no-such/queries\.parquet: there is no such file: make it with"):
         measure(market, out, [run], vectors=[tmp_path / "no-such"])

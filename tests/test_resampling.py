@@ -1,4 +1,4 @@
-"""Intervals and significance against scipy, scikit-learn and what is known of planted samples."""
+"""Intervals and significance compared with SciPy, scikit-learn and samples with known properties."""
 
 import math
 
@@ -26,7 +26,7 @@ def test_a_pair_counts_as_often_as_its_query_was_drawn(seed: int) -> None:
             assert math.isnan(auc)
 
 
-def test_a_mean_leaves_out_what_is_not_defined() -> None:
+def test_a_mean_leaves_out_undefined_values() -> None:
     values, weights = np.array([1.0, math.nan, 0.0, 0.5]), np.array([1.0, 7.0, 3.0, 2.0])
     counts = np.array([[1.0, 0, 2], [1, 5, 0], [1, 0, 0], [1, 0, 1]])
     np.testing.assert_allclose(mean(values)(counts), [0.5, math.nan, 2.5 / 3])
@@ -42,7 +42,7 @@ def test_the_interval_of_a_mean_is_that_of_scipy() -> None:
     assert high == pytest.approx(theirs.high, abs=0.1 * width)
 
 
-def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
+def test_intervals_have_their_nominal_coverage() -> None:
     generator = np.random.default_rng(4)
     held = 0
     for trial in range(200):
@@ -51,7 +51,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
     assert 178 <= held <= 199, "95 % of 200, within five standard deviations"
 
 
-def test_an_interval_of_auc_widens_with_how_alike_the_pairs_of_a_query_are() -> None:
+def test_intervals_of_auc_are_wider_if_pairs_of_a_query_are_correlated() -> None:
     generator = np.random.default_rng(5)
     relevant, query = np.tile([True, False], 400), np.repeat(np.arange(40), 20)
     own = generator.normal(size=800) + relevant
@@ -70,21 +70,21 @@ def test_the_same_draws_serve_all_and_follow_the_seed() -> None:
     assert first["a"].tolist() != bootstrap({"a": mean(values)}, 50, 2)["a"].tolist()
 
 
-def test_significance_of_nothing_something_and_the_undefined() -> None:
+def test_p_values_of_zero_constant_and_undefined_differences() -> None:
     assert p_value(np.zeros(1000)) == 1
     assert p_value(np.full(1000, 0.1)) == pytest.approx(2 / 1001)
     assert p_value(np.array([*[-1.0] * 20, *[1.0] * 979, math.nan])) == pytest.approx(2 * 21 / 1000)
     assert interval(np.full(5, math.nan)) == pytest.approx((math.nan, math.nan), nan_ok=True)
 
 
-def test_p_values_of_no_difference_are_even() -> None:
+def test_p_values_without_a_difference_are_uniform() -> None:
     generator = np.random.default_rng(8)
     values = [p_value(bootstrap({"x": mean(generator.normal(size=80))}, 80, trial)["x"]) for trial in range(200)]
     assert scipy.stats.kstest(values, "uniform").pvalue > 0.001
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
-def test_holm_rejects_what_its_definition_rejects(p_values: list[float]) -> None:
+def test_holm_rejects_the_same_as_its_definition(p_values: list[float]) -> None:
     corrected = holm(p_values)
     for level in (0.01, 0.05, 0.3):
         rejected = set()

@@ -121,12 +121,13 @@ def serve(
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # errors are reported once, by q2s_tf
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    from q2s_tf.server.server import Limits, serve
+    from q2s_tf.server.server import serve
+    from q2s_tf.server.server_config import RequestLimits
 
     serve(
         models, host=host, port=port, rest_port=rest_port, model_config_file=model_config_file,
         poll_seconds=poll_seconds, ssl_config_file=ssl_config_file, monitoring_config_file=monitoring_config_file,
-        limits=Limits(max_request_bytes, max_rows, max_seconds), cache_seconds=cache_seconds, cache_bytes=cache_bytes,
+        limits=RequestLimits(max_request_bytes, max_rows, max_seconds), cache_seconds=cache_seconds, cache_bytes=cache_bytes,
         grace_seconds=grace_seconds,
     )  # fmt: skip
 

@@ -88,7 +88,7 @@ def evaluate(
     Example: q2s evaluate --run runs/first --documents data/documents.parquet
     --judgements data/judgements_test.parquet --out runs/first/evaluation
     """
-    from q2s_tf.evaluation.evaluation import metrics_table
+    from q2s_tf.evaluation.results import metrics_table
 
     evaluation = q2s_tf.evaluate(
         run, documents=documents, judgements=judgements, out=out, later=later, positives=positives, models=models,
@@ -152,11 +152,10 @@ def explain(
     Example: q2s explain "red sofa" --country US --document d0000042 --run demo/run
     --documents demo/data/documents.parquet
     """
-    from q2s_tf.report.explain import explain
-    from q2s_tf.report.show import show
+    from q2s_tf.report.explain import explain, print_explanation
 
     explanation = explain(run, documents, query, country or None, document, k)
     if as_json:
         print(json.dumps(asdict(explanation), ensure_ascii=False, indent=2))
     else:
-        show(explanation, Console(width=None if sys.stdout.isatty() else 140))
+        print_explanation(explanation, Console(width=None if sys.stdout.isatty() else 140))

@@ -1,1 +1,1 @@
-"""The demo page: a search page over a running server, beside BM25, with what each tower looked at."""
+"""The demo page: search over a running server, next to BM25, with the channel weights of both towers."""

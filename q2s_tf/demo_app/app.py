@@ -1,11 +1,11 @@
-"""The search page over HTTP, and the JSON behind it.
+"""The demo page over HTTP, and its JSON.
 
-``GET /api/search?query=red+sofa&country=US&page=1`` answers one page of both rankings. ``country`` and ``page`` may be
-left out. Times are those that this process waited: for the retriever's answer over gRPC, and for BM25 in memory.
+``GET /api/search?query=red+sofa&country=US&page=1`` returns one page of both rankings. ``country`` and ``page`` are
+optional. The times are those of the retriever over gRPC and of BM25 in memory, measured in this process.
 
 ```
 {"query": "red sofa", "country": "US", "page": 1,
- "channels": [{"name": "query_trigrams", "weight": 0.41}, …],     what the query tower weighed
+ "channels": [{"name": "query_trigrams", "weight": 0.41}, …],     channel weights of the query tower
  "semantic": {"milliseconds": 2.1, "effort": 4, "more": true, "results": [RESULT, …]},
  "bm25": {"milliseconds": 0.8, "more": false, "results": [RESULT, …]}}
 
@@ -13,10 +13,10 @@ RESULT: {"rank": 1, "score": 0.83, "document_id": "d7", "title": "Sofa", "descri
          "country": "US", "picture": null, "channels": [{"name": "images", "weight": 0.55}, …]}
 ```
 
-``score`` is the cosine on the semantic side and BM25's on the other; ``picture`` is an address for ``<img src>``; the
-``channels`` of a result are what the document tower weighed, none for a document that the documents table lacks. What
-cannot be answered has one line, ``{"error": "…"}``, with status 400 (the request is wrong), 503 (no server), 504 (no
-answer in time) or 502 (the server refused).
+``score`` is the cosine on the semantic side and the score of BM25 on the other. ``picture`` is an address for
+``<img src>``. The ``channels`` of a result are the channel weights of the document tower; the list is empty for a
+document that is not in the documents table. An error is one line, ``{"error": "…"}``, with status 400 (wrong request),
+503 (no server), 504 (no answer in time) or 502 (the server refused).
 """
 
 import signal
@@ -41,9 +41,9 @@ from q2s_tf.serving.client import Client
 from q2s_tf.serving.serving_error import ServingError
 from q2s_tf.text import MAX_CHARACTERS
 
-HERE = Path(__file__).parent
+FOLDER = Path(__file__).parent
 HEADERS = {
-    # Listings are written by strangers: even what would slip through our escaping must not run or send anything.
+    # Titles are written by strangers. Text that is not escaped must still not run, and must not send anything.
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' http: https:; "
         "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -55,46 +55,47 @@ _STATUS = {grpc.StatusCode.UNAVAILABLE: 503, grpc.StatusCode.DEADLINE_EXCEEDED: 
 
 
 def make_app(search: Search, target: str) -> Starlette:
-    """The page, its files and its JSON over one `Search`; ``target`` is how errors name the server."""
-    templates = Jinja2Templates(HERE / "templates")
-    facts = {
-        "documents": len(search.catalogue),
-        "countries": search.catalogue.countries(),
-        "examples": search.catalogue.examples(),
+    """The page, its static files and its JSON; ``target`` is the name of the server in error messages."""
+    templates = Jinja2Templates(FOLDER / "templates")
+    variables = {
+        "documents": len(search.documents.ids),
+        "countries": search.documents.values("country"),
+        "examples": search.documents.examples(),
         "max_characters": MAX_CHARACTERS,
     }
 
     def page(request: Request) -> Response:
-        return templates.TemplateResponse(request, "page.html", facts, headers=HEADERS)
+        return templates.TemplateResponse(request, "page.html", variables, headers=HEADERS)
 
-    def answer(request: Request) -> Response:
-        asked = request.query_params
-        page = asked.get("page", "1")
-        if not (page.isascii() and page.isdigit()):
-            raise InputError(f"page must be a whole number, got {page!r}")
-        return JSONResponse(search.page(asked.get("query", ""), asked.get("country", ""), int(page)), headers=HEADERS)
+    def search_page(request: Request) -> Response:
+        parameters = request.query_params
+        number = parameters.get("page", "1")
+        if not (number.isascii() and number.isdigit()):
+            raise InputError(f"page must be a whole number, got {number!r}")
+        results = search.page(parameters.get("query", ""), parameters.get("country", ""), int(number))
+        return JSONResponse(results, headers=HEADERS)
 
     def picture(request: Request) -> Response:
-        (row,) = search.catalogue.look_up([request.query_params.get("document_id", "")])
-        path = search.catalogue.picture(row)
+        (row,) = search.documents.look_up([request.query_params.get("document_id", "")])
+        path = search.documents.picture(row)
         if not isinstance(path, Path):
             raise HTTPException(404)
         return FileResponse(path, headers=HEADERS)
 
-    def refuse(request: Request, error: Exception) -> Response:
+    def input_error(request: Request, error: Exception) -> Response:
         return JSONResponse({"error": " ".join(str(error).split())}, 400, HEADERS)
 
-    def report(request: Request, error: Exception) -> Response:
+    def serving_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, ServingError)
         return JSONResponse({"error": _explain(error, target)}, _STATUS.get(error.code, 502), HEADERS)
 
     routes: list[Any] = [
         Route("/", page),
-        Route("/api/search", answer),
+        Route("/api/search", search_page),
         Route("/picture", picture),
-        Mount("/static", StaticFiles(directory=HERE / "static")),
+        Mount("/static", StaticFiles(directory=FOLDER / "static")),
     ]
-    return Starlette(routes=routes, exception_handlers={InputError: refuse, ServingError: report})
+    return Starlette(routes=routes, exception_handlers={InputError: input_error, ServingError: serving_error})
 
 
 def _explain(error: ServingError, target: str) -> str:
@@ -120,37 +121,33 @@ def serve(
     Args:
         documents: the catalogue, Parquet or TSV.
         target: ``host:port`` of the server.
-        models: the exports, for the channels' names.
+        models: the exports, for the names of channels.
         host: address to listen on.
         port: port to listen on; 0 takes a free one.
         page_size: results of a page, on each side.
-        pictures: the column with each document's picture.
-        timeout_seconds: for each answer of the server.
+        pictures: the column with the picture of each document.
+        timeout_seconds: for each request to the server.
 
     Raises:
-        InputError: the port cannot be bound, the documents cannot be read, the server does not answer.
+        InputError: the port is taken, the documents cannot be read, the server does not answer.
     """
-    with _listen(host, port) as listening, Client(target, timeout_seconds) as client:
-        try:
-            search = Search(client, documents, models, page_size, pictures)
-        except ServingError as error:
-            raise InputError(_explain(error, target)) from error
-        # Five seconds for what is under way: a browser that keeps its connection open must not hold the process.
-        config = uvicorn.Config(
-            make_app(search, target), lifespan="off", log_level="warning", timeout_graceful_shutdown=5
-        )
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))  # uvicorn raises it again when it has drained
-        print(f"demo page on http://{host}:{listening.getsockname()[1]}", flush=True)
-        uvicorn.Server(config).run([listening])
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """The page's socket, bound before the catalogue is read: a taken port shows at once."""
+    # The port is bound before the catalogue is read, so that a taken port is reported at once.
     try:
         listening = socket.create_server((host, port))
     except (OSError, OverflowError) as error:
         raise InputError(f"cannot listen on {host}:{port}: {error}; give another --port, or 0") from error
-    # Connections inherit it. Without it each answer waits 40 ms for the browser to acknowledge its header: asyncio sets
-    # it only for sockets that were made with the protocol's number.
+    # Connections inherit this option, without which each answer waits 40 ms for the acknowledgement of its header:
+    # asyncio sets it only for sockets that were created with the number of the protocol.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listening
+    with listening, Client(target, timeout_seconds) as client:
+        try:
+            search = Search(client, documents, models, page_size, pictures)
+        except ServingError as error:
+            raise InputError(_explain(error, target)) from error
+        # Open requests have five seconds: a browser that keeps its connection open must not keep the process alive.
+        config = uvicorn.Config(
+            make_app(search, target), lifespan="off", log_level="warning", timeout_graceful_shutdown=5
+        )
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))  # uvicorn raises it again after shutdown
+        print(f"demo page on http://{host}:{listening.getsockname()[1]}", flush=True)
+        uvicorn.Server(config).run([listening])

@@ -1,1 +1,1 @@
-"""Evaluation: metrics of the towers on judgements and over the catalogue, and the lexical baseline."""
+"""Evaluation: metrics of the towers on judged pairs and over the whole catalogue, compared with BM25."""

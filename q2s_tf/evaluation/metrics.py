@@ -1,7 +1,7 @@
-"""Retrieval metrics over plain arrays: by query, so that they can be averaged, resampled and compared.
+"""Retrieval metrics on plain arrays, with one value per query, so that they can be averaged, resampled and compared.
 
-A system is known by its score of every judged pair, and by the documents it found first: places in the catalogue,
-`[Q, K]`, best first, −1 where there is none.
+The input of a metric is the score of every judged pair, or the retrieved documents of each query: indices of catalogue
+rows `[Q, K]`, best first, −1 where there is none.
 """
 
 import ir_measures
@@ -10,19 +10,24 @@ from ir_measures import RR, R
 from sklearn.metrics import roc_auc_score
 
 Run = dict[str, dict[str, float]]
+"""By query and document the retrieval score, as `ir_measures` takes it."""
 RETRIEVAL = {"mrr@100": RR, "recall@10": R @ 10, "recall@100": R @ 100}
-"""Measures over the first 100 found, as `ir_measures` knows them."""
+
+
+def divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Element-wise quotient; NaN where the denominator is not positive."""
+    return np.divide(numerator, denominator, where=denominator > 0, out=np.full(len(numerator), np.nan))
 
 
 def roc_auc(scores: np.ndarray, relevant: np.ndarray) -> float:
-    """Area under the ROC curve: the chance that a relevant pair scores above an irrelevant one, ties counting half.
+    """Area under the ROC curve: the probability that a relevant pair outscores an irrelevant one; ties count half.
 
     Args:
-        scores: float `[J]`, a score for each judged pair.
+        scores: float `[J]`, the score of each judged pair.
         relevant: bool `[J]`.
 
     Returns:
-        0 to 1; NaN if the pairs are all relevant or all irrelevant.
+        0 to 1; NaN if all pairs are relevant or all are irrelevant.
     """
     if relevant.all() or not relevant.any():
         return float("nan")
@@ -30,12 +35,12 @@ def roc_auc(scores: np.ndarray, relevant: np.ndarray) -> float:
 
 
 def ndcg(query: np.ndarray, scores: np.ndarray, grades: np.ndarray, num_queries: int, k: int = 10) -> np.ndarray:
-    """nDCG@k of each query, on its judged documents.
+    """nDCG@k of each query on its judged documents.
 
         DCG@k = Σ_{r ≤ k} gain(g_r) / log₂(r + 1),  gain(g) = max(0, 2^(g−1) − 1);  nDCG = DCG / the best DCG
 
-    Tied scores share the mean of the gains they compete for. `sklearn.metrics.ndcg_score` computes the same, but only
-    the mean of queries with equally many documents.
+    Documents with tied scores share the mean discount of their ranks. `sklearn.metrics.ndcg_score` computes the same,
+    but only the mean over queries with equally many documents.
 
     Args:
         query: int `[J]`, the query of each judged pair.
@@ -45,12 +50,12 @@ def ndcg(query: np.ndarray, scores: np.ndarray, grades: np.ndarray, num_queries:
         k: rank of the cut.
 
     Returns:
-        float `[Q]`, 0 to 1; NaN where nothing is ordered: one judged document, or no grade above 1.
+        Float `[Q]`, 0 to 1; NaN for a query with fewer than two judged documents or no grade above 1.
     """
     gain = np.maximum(0.0, np.exp2(grades - 1) - 1)
     best = _dcg(query, gain, gain, num_queries, k)
-    ordered = (best > 0) & (np.bincount(query, minlength=num_queries) > 1)
-    return np.divide(_dcg(query, scores, gain, num_queries, k), best, where=ordered, out=np.full(num_queries, np.nan))
+    best[np.bincount(query, minlength=num_queries) < 2] = 0
+    return divide(_dcg(query, scores, gain, num_queries, k), best)
 
 
 def _dcg(query: np.ndarray, scores: np.ndarray, gain: np.ndarray, num_queries: int, k: int) -> np.ndarray:
@@ -63,22 +68,20 @@ def _dcg(query: np.ndarray, scores: np.ndarray, gain: np.ndarray, num_queries: i
     return np.bincount(query, gain * shared[tie], minlength=num_queries)
 
 
-def as_run(found: np.ndarray) -> Run:
-    """What a system found, int `[Q, K]`, as `ir_measures` takes it: by query and document a score, falling.
-
-    A place without a document keeps its rank, as one that nobody asked for.
-    """
-    names = [str(place) for place in range(found.max(initial=-1) + 1)]
+def as_run(retrieved: np.ndarray) -> Run:
+    """Retrieved documents, int `[Q, K]`, in the format of `ir_measures`. A −1 keeps its rank and is never relevant."""
+    names = [str(row) for row in range(retrieved.max(initial=-1) + 1)]
     return {
-        str(number): {names[place] if place >= 0 else f"−{rank}": -float(rank) for rank, place in enumerate(row)}
-        for number, row in enumerate(found.tolist())
+        str(number): {names[row] if row >= 0 else f"−{rank}": -float(rank) for rank, row in enumerate(rows)}
+        for number, rows in enumerate(retrieved.tolist())
     }
 
 
 def retrieval(run: Run, query: np.ndarray, document: np.ndarray) -> dict[str, np.ndarray]:
     """Reciprocal rank of the first relevant document, and recall, of each query over the whole catalogue.
 
-        MRR@100 = 1 / rank of the first relevant one among 100, else 0;  recall@k = |first k ∩ relevant| / |relevant|
+        MRR@100 = 1 / rank of the first relevant document in the first 100, else 0
+        recall@k = |first k ∩ relevant| / |relevant|
 
     Args:
         run: the first 100 documents of each of Q queries (`as_run`).
@@ -89,8 +92,8 @@ def retrieval(run: Run, query: np.ndarray, document: np.ndarray) -> dict[str, np
         By metric float `[Q]`, NaN where a query has no relevant document.
     """
     relevant: dict[str, dict[str, int]] = {}
-    for number, place in zip(query.tolist(), document.tolist(), strict=True):
-        relevant.setdefault(str(number), {})[str(place)] = 1
+    for number, row in zip(query.tolist(), document.tolist(), strict=True):
+        relevant.setdefault(str(number), {})[str(row)] = 1
     values = {name: np.full(len(run), np.nan) for name in RETRIEVAL}
     names = {measure: name for name, measure in RETRIEVAL.items()}
     for metric in ir_measures.iter_calc(list(names), relevant, {number: run[number] for number in relevant}):
@@ -98,38 +101,36 @@ def retrieval(run: Run, query: np.ndarray, document: np.ndarray) -> dict[str, np
     return values
 
 
-def overlap_at_k(found: np.ndarray, exact: np.ndarray, k: int) -> np.ndarray:
-    """What share of exact search's first k another search finds among its own first k, by query.
+def overlap_at_k(retrieved: np.ndarray, exact: np.ndarray, k: int) -> np.ndarray:
+    """The share of the first k documents of exact search that another search has among its first k.
 
     Args:
-        found: int `[Q, K]`, K ≥ k.
+        retrieved: int `[Q, K]`, K ≥ k.
         exact: int `[Q, K]`.
         k: rank of the cut.
 
     Returns:
-        float `[Q]`, NaN where exact search finds nothing.
+        Float `[Q]`, NaN where exact search retrieves nothing.
     """
-    values = np.full(len(exact), np.nan)
-    for number, (mine, theirs) in enumerate(zip(found[:, :k], exact[:, :k], strict=True)):
-        wanted = theirs[theirs >= 0]
-        if len(wanted):
-            values[number] = np.isin(wanted, mine).mean()
-    return values
+    wanted = exact[:, :k] >= 0
+    rows = zip(exact[:, :k], retrieved[:, :k], strict=True)
+    hits = wanted & np.array([np.isin(*row) for row in rows]).reshape(wanted.shape)
+    return divide(hits.sum(axis=1), wanted.sum(axis=1))
 
 
 def batch_hits(queries: np.ndarray, documents: np.ndarray, k: int, batch_size: int = 768) -> np.ndarray:
-    """Which positives find their own document among the k best of their batch, by cosine (ties count against them).
+    """Whether each query has its own document among the k best of its batch by cosine; a tie counts as a miss.
 
-    Their share is batch recall@k.
+    The mean is batch recall@k.
 
     Args:
         queries: unit vectors `[P, D]`.
-        documents: unit vectors `[P, D]`, row i answering query i.
+        documents: unit vectors `[P, D]`; row i is relevant to query i.
         k: rank of the cut.
-        batch_size: rows that compete; the last batch may be smaller.
+        batch_size: rows of a batch; the last batch may be smaller.
 
     Returns:
-        bool `[P]`.
+        Bool `[P]`.
     """
     hits = np.zeros(len(queries), bool)
     for start in range(0, len(queries), batch_size):
@@ -140,8 +141,5 @@ def batch_hits(queries: np.ndarray, documents: np.ndarray, k: int, batch_size: i
 
 
 def mean_by_query(values: np.ndarray, query: np.ndarray, num_queries: int) -> np.ndarray:
-    """The mean of values `[P]` over each query's pairs, float `[Q]`; NaN where a query has none."""
-    pairs = np.bincount(query, minlength=num_queries)
-    return np.divide(
-        np.bincount(query, values, minlength=num_queries), pairs, where=pairs > 0, out=np.full(num_queries, np.nan)
-    )
+    """The mean of values `[P]` over the pairs of each query, float `[Q]`; NaN where a query has none."""
+    return divide(np.bincount(query, values, minlength=num_queries), np.bincount(query, minlength=num_queries))

@@ -1,4 +1,4 @@
-"""What is evaluated: ways to score, and so to order, every document of a catalogue for a query."""
+"""Scores of every document of a catalogue for a query: by cosine, by BM25, by reciprocal-rank fusion."""
 
 from collections.abc import Iterator, Sequence
 
@@ -12,31 +12,30 @@ from q2s_tf.tables import Table
 from q2s_tf.text import normalise
 
 CHUNK = 1 << 24
-"""Scores that are computed at a time: 64 MB, however large the catalogue is."""
+"""Scores that are computed at a time: 64 MB, whatever the size of the catalogue."""
 RRF_K = 60
 
 
 def cosine_rows(queries: np.ndarray, documents: np.ndarray) -> Iterator[np.ndarray]:
-    """For each query its cosine to every document, `[N]`, from unit vectors `[Q, D]` and `[N, D]`."""
+    """For each query its cosine with every document, `[N]`, from unit vectors `[Q, D]` and `[N, D]`."""
     step = max(1, CHUNK // len(documents))
     for start in range(0, len(queries), step):
         yield from queries[start : start + step] @ documents.T
 
 
 def reciprocal_rank_fusion(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """Fuses the orders of several systems into one score for each document.
+    """Fuses the rankings of several systems into one score for each document.
 
         RRF(d) = Σ_s 1 / (60 + rank_s(d))
 
-    Equal scores share the better rank. A document that a system does not retrieve, with score −∞, gets nothing from it.
+    Equal scores share the better rank. A score of −∞ means that the system does not retrieve the document; it then
+    adds nothing. Cormack, Clarke and Büttcher, SIGIR 2009, with their k = 60.
 
     Args:
         rows: by system its score of every document, `[N]`.
 
     Returns:
-        float64 `[N]`.
-
-    Source: Cormack, Clarke and Büttcher, SIGIR 2009, whose k = 60 it keeps.
+        Float64 `[N]`.
     """
     fused = np.zeros(len(rows[0]))
     for row in rows:
@@ -48,8 +47,8 @@ def reciprocal_rank_fusion(rows: Sequence[np.ndarray]) -> np.ndarray:
     return fused
 
 
-def first(scores: np.ndarray, k: int) -> np.ndarray:
-    """Places of the k highest scores, falling; equal scores by place. −1 stands for those that are −∞ or lacking."""
+def top_k(scores: np.ndarray, k: int) -> np.ndarray:
+    """Indices of the k highest scores, best first, ties by index; −1 where a score is −∞ or there are fewer than k."""
     candidates = np.arange(len(scores))
     if k < len(scores):
         candidates = np.flatnonzero(scores >= np.partition(scores, -k)[-k])
@@ -59,10 +58,11 @@ def first(scores: np.ndarray, k: int) -> np.ndarray:
 
 
 class Bm25:
-    """Lexical retrieval over titles and descriptions, as `bm25s` computes it (Lucene's BM25, k₁ = 1.5, b = 0.75).
+    """Lexical retrieval over titles and descriptions with `bm25s` (Lucene's BM25, k₁ = 1.5, b = 0.75).
 
-    Texts are normalised as the towers' are, cut into runs of word characters, and stemmed as English (Snowball), which
-    does little to other languages. A script without spaces stays one long word: BM25 is a floor there.
+    Texts are normalised like those of the towers, split into runs of word characters, and stemmed as English
+    (Snowball), which changes little in other languages. A text in a script without spaces is one long word, so BM25 is
+    a weak baseline there.
 
     Args:
         documents: the catalogue.
@@ -78,23 +78,17 @@ class Bm25:
         self._index.index(_words(texts), show_progress=False)
 
     def rows(self, queries: list[str | None]) -> Iterator[np.ndarray]:
-        """For each query the score of every document, `[N]`: 0 where they share no word."""
+        """For each query the score of every document, `[N]`; 0 for a document that shares no word with it."""
         for words in _words(normalised([query or "" for query in queries])):
             yield self._index.get_scores(words) if words else np.zeros(self._count, np.float32)
 
 
 def normalised(texts: list[str]) -> list[str]:
-    """Texts as the towers read them."""
+    """Texts as the towers normalise them."""
     return [text.decode() for text in normalise(tf.constant(texts, tf.string)).numpy()]
 
 
 def _words(texts: list[str]) -> list[list[str]]:
-    return bm25s.tokenize(
-        texts,
-        lower=False,
-        token_pattern=r"(?u)\w+",
-        stopwords=None,
-        stemmer=Stemmer.Stemmer("english"),
-        return_ids=False,
-        show_progress=False,
-    )
+    stemmer = Stemmer.Stemmer("english")
+    options = {"lower": False, "token_pattern": r"(?u)\w+", "stopwords": None, "stemmer": stemmer}
+    return bm25s.tokenize(texts, **options, return_ids=False, show_progress=False)

@@ -1,7 +1,7 @@
-"""How sure a figure is: the bootstrap over queries, paired between systems.
+"""Confidence intervals and significance by the bootstrap over queries, paired between systems.
 
-Queries are drawn with replacement; a query brings all its pairs. All systems are measured on the same draws, so the
-difference of two systems varies less than either. Efron and Tibshirani, An Introduction to the Bootstrap, 1993,
+Queries are drawn with replacement, each with all its judged pairs. All systems are measured on the same draws, so the
+difference of two systems varies less than either of them. Efron and Tibshirani, An Introduction to the Bootstrap, 1993,
 chapters 13 and 16.
 """
 
@@ -10,46 +10,44 @@ from typing import TypeVar
 
 import numpy as np
 
+from q2s_tf.evaluation.metrics import divide
+
 Statistic = Callable[[np.ndarray], np.ndarray]
-"""From how often each query was drawn, float `[Q, B]` for B draws, to the statistic of each, `[B]`."""
+"""From how often each query was drawn, float `[Q, B]` for B draws, to the statistic of each draw, `[B]`."""
 Key = TypeVar("Key", bound=Hashable)
 
 RESAMPLES = 1_000
 TEST_RESAMPLES = 5_000
-"""Of a test of significance, whose smallest p-value is 2 / (this + 1)."""
+"""Draws of a significance test; its smallest p-value is 2 / (this + 1)."""
 LEVEL = 0.95
 BLOCK = 25
-"""Draws that are measured at a time: memory is this times the number of pairs."""
+"""Draws that are measured at a time; memory is this times the number of judged pairs."""
 
 
 def mean(values: np.ndarray, weights: np.ndarray | None = None) -> Statistic:
-    """Σ mᵢ wᵢ xᵢ / Σ mᵢ wᵢ over the queries whose value xᵢ is not NaN, mᵢ being how often query i was drawn."""
+    """Σ mᵢ wᵢ xᵢ / Σ mᵢ wᵢ over the queries whose value xᵢ is not NaN; mᵢ is how often query i was drawn."""
     weight = np.where(np.isnan(values), 0.0, 1.0 if weights is None else weights)
     weighted = weight * np.nan_to_num(values)
-
-    def measure(counts: np.ndarray) -> np.ndarray:
-        return _divide(weighted @ counts, weight @ counts)
-
-    return measure
+    return lambda counts: divide(weighted @ counts, weight @ counts)
 
 
 def pair_auc(scores: np.ndarray, relevant: np.ndarray, query: np.ndarray) -> Statistic:
-    """ROC AUC over judged pairs, a pair counting as often as its query was drawn.
+    """ROC AUC over judged pairs; a pair counts as often as its query was drawn.
 
         AUC = Σ_{s} P(s) · (N(<s) + N(s) / 2) / (P · N)
 
-    P(s) and N(s) are how many relevant and irrelevant pairs have score s. It is NaN for a draw without both.
+    P(s) and N(s) are the numbers of relevant and irrelevant pairs with score s. NaN for a draw without both.
     """
     order = np.argsort(scores, kind="stable")
-    scores, positive, owner = scores[order], relevant[order].astype(float)[:, None], query[order]
+    scores, positive, query = scores[order], relevant[order].astype(float)[:, None], query[order]
     starts = np.flatnonzero(np.diff(scores, prepend=np.nan))
 
     def measure(counts: np.ndarray) -> np.ndarray:
-        weight = counts[owner]
+        weight = counts[query]
         relevant_at = np.add.reduceat(weight * positive, starts, axis=0)
         irrelevant_at = np.add.reduceat(weight, starts, axis=0) - relevant_at
         below = np.cumsum(irrelevant_at, axis=0) - irrelevant_at / 2
-        return _divide(np.sum(relevant_at * below, axis=0), relevant_at.sum(axis=0) * irrelevant_at.sum(axis=0))
+        return divide(np.sum(relevant_at * below, axis=0), relevant_at.sum(axis=0) * irrelevant_at.sum(axis=0))
 
     return measure
 
@@ -57,13 +55,13 @@ def pair_auc(scores: np.ndarray, relevant: np.ndarray, query: np.ndarray) -> Sta
 def bootstrap(
     statistics: Mapping[Key, Statistic], num_queries: int, seed: int, resamples: int = RESAMPLES
 ) -> dict[Key, np.ndarray]:
-    """Every statistic on the same draws of queries.
+    """Computes every statistic on the same draws of queries.
 
     Args:
         statistics: what is measured.
-        num_queries: Q, of which Q are drawn with replacement each time.
+        num_queries: Q; each draw takes Q queries with replacement.
         seed: of the draws.
-        resamples: how many draws.
+        resamples: number of draws.
 
     Returns:
         By statistic float `[resamples]`.
@@ -79,7 +77,7 @@ def bootstrap(
 
 
 def interval(samples: np.ndarray) -> tuple[float, float]:
-    """The percentile interval of level `LEVEL`; draws on which the statistic is NaN are left out."""
+    """The percentile interval of level `LEVEL`. Draws on which the statistic is NaN are left out."""
     known = samples[~np.isnan(samples)]
     if not len(known):
         return float("nan"), float("nan")
@@ -92,7 +90,7 @@ def p_value(differences: np.ndarray) -> float:
 
         p = min(1, 2 · min(1 + #{Δ ≤ 0}, 1 + #{Δ ≥ 0}) / (B + 1))
 
-    It agrees with `interval`: p < 0.05 where the interval leaves zero out. Identical systems have p = 1.
+    It agrees with `interval`: p < .05 where the interval excludes zero. Identical systems have p = 1.
     """
     known = differences[~np.isnan(differences)]
     rarer = min(np.sum(known <= 0), np.sum(known >= 0))
@@ -100,13 +98,9 @@ def p_value(differences: np.ndarray) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values corrected for how many there are (Holm, 1979): the i-th smallest times (n − i + 1), never falling."""
+    """P-values corrected for multiple tests (Holm, 1979): the i-th smallest times (n − i + 1), made non-decreasing."""
     order = np.argsort(p_values)
     factors = len(p_values) - np.arange(len(p_values))
     corrected = np.empty(len(p_values))
     corrected[order] = np.minimum(1, np.maximum.accumulate(np.asarray(p_values)[order] * factors))
     return corrected.tolist()
-
-
-def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    return np.divide(numerator, denominator, where=denominator > 0, out=np.full(len(numerator), np.nan))

@@ -1,1 +1,1 @@
-"""Insight: why a run scores as it does (weights, importance, one score taken apart), and the report a team acts on."""
+"""Report of an evaluation, and explanation of a score: channel weights, channel importance, the embedding space."""

@@ -1,4 +1,4 @@
-"""A tower seen from inside: the channel vectors that go into its fusion, and the fusion run again on altered ones."""
+"""The channel vectors of a tower, which go into its fusion. This is the only module that looks inside a tower."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from q2s_tf.models import Tower, split_encoder
 from q2s_tf.models.embedding import order_by_length
 from q2s_tf.models.towers import Column
 from q2s_tf.tables import Table
+from q2s_tf.text import normalise
 
 CHUNK = 1_024
 """Rows that are fused at a time."""
@@ -19,7 +20,7 @@ CHUNK = 1_024
 
 @dataclass(frozen=True)
 class ChannelVectors:
-    """What the fusion of one tower (eq. 1) takes and gives, for B rows and N channels.
+    """Inputs and outputs of the fusion (eq. 1) of one tower, for B rows and N channels.
 
     Attributes:
         names: the channels, in the order of the fusion.
@@ -27,7 +28,7 @@ class ChannelVectors:
         present: bool `[B, N]`, False where a channel is missing.
         weights: a, float32 `[B, N]`.
         embedding: f / |f|, float32 `[B, D]`; 0 for a row without any channel.
-        fusion: the layer, to run it again.
+        fusion: the fusion layer, to be applied to other vectors.
     """
 
     names: list[str]
@@ -37,18 +38,19 @@ class ChannelVectors:
     embedding: np.ndarray
     fusion: Any
 
-    def fused_length(self) -> np.ndarray:
-        """|f| of each row, float32 `[B]`."""
-        return np.linalg.norm(np.einsum("bn,bnd->bd", self.weights, self.vectors), axis=1)
+    def weighted(self, row: int) -> np.ndarray:
+        """aᵢ φᵢ / |f| of one row, float64 `[N, D]`; the sum over channels is the embedding (attention fusion only)."""
+        weighted = self.weights[row][:, None] * self.vectors[row].astype(np.float64)
+        return weighted / max(np.linalg.norm(weighted.sum(axis=0)), 1e-6)
 
 
 def read_channels(tower: Tower, columns: Mapping[str, Column], batch_size: int = 256) -> ChannelVectors:
-    """Runs a tower up to and through its fusion.
+    """Computes the channel vectors of rows, and their fusion.
 
     Args:
         tower: either tower.
-        columns: a column of B values by input name, as `Tower.predict` takes them; B is at least 1.
-        batch_size: rows at a time; those of like length go together, so that little padding is paid for.
+        columns: by input name a column of B values, as `Tower.predict` takes them; B is at least 1.
+        batch_size: rows of a batch; rows of similar length share a batch, which reduces padding.
     """
     fusion, parts = tower.encoder.get_layer("fusion"), split_encoder(tower.encoder)
     forward = tf.function(
@@ -59,36 +61,49 @@ def read_channels(tower: Tower, columns: Mapping[str, Column], batch_size: int =
     order = order_by_length(tower, columns)
     batches = []
     for start in range(0, len(order), batch_size):
-        places = order[start : start + batch_size]
+        rows = order[start : start + batch_size]
         batches.append(
-            forward(tower.tensors({name: [column[at] for at in places] for name, column in columns.items()}))
+            forward(tower.tensors({name: [column[row] for row in rows] for name, column in columns.items()}))
         )
-    back = np.argsort(order)
-    there = np.concatenate([present.numpy() for _, present in batches])[back]
-    stacked = np.concatenate([vectors.numpy() for vectors, _ in batches])[back] * there[..., None]
-    embedding, weights = fuse(fusion, stacked, there)
-    return ChannelVectors(tower.channels, stacked, there, weights, embedding, fusion)
+    vectors, present = (np.concatenate(part)[np.argsort(order)] for part in zip(*batches, strict=True))
+    vectors = vectors * present[..., None]
+    embedding, weights = fuse(fusion, vectors, present)
+    return ChannelVectors(tower.channels, vectors, present, weights, embedding, fusion)
 
 
 def fuse(fusion: Any, vectors: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Fuses channel vectors `[B, N, D]`, of which those count that are `present` `[B, N]`.
+    """Fuses the `present` `[B, N]` ones of channel vectors `[B, N, D]`.
 
     Returns:
         f / |f| `[B, D]` and the weights a `[B, N]`.
     """
-    parts = []
-    for start in range(0, len(vectors), CHUNK):
-        rows = slice(start, start + CHUNK)
-        parts.append(fusion(tf.constant(vectors[rows]), tf.constant(present[rows])))
-    fused, weights = (np.concatenate([np.asarray(part[place]) for part in parts]) for place in (0, 1))
+    starts = range(0, len(vectors), CHUNK)
+    parts = [fusion(tf.constant(vectors[at : at + CHUNK]), tf.constant(present[at : at + CHUNK])) for at in starts]
+    fused, weights = (np.concatenate(part) for part in zip(*parts, strict=True))
     return fused / np.maximum(np.linalg.norm(fused, axis=1, keepdims=True), 1e-6), weights
 
 
-def take_rows(table: Table, places: Sequence[int] | np.ndarray) -> pa.Table:
-    """Rows of a table by their places, in the order of `places`; the table is streamed."""
-    wanted, found, start = np.unique(places), [], 0
+def trigram_texts(tower: Tower, inputs: Mapping[str, Any]) -> dict[str, str]:
+    """By 3-gram channel of a tower the text that it reads, from one row of inputs; empty texts are left out."""
+    channels = tower.preprocessor.channels.items()
+    texts = {name: inputs[channel.input] for name, channel in channels if channel.kind == "trigrams"}
+    return {name: text for name, text in texts.items() if text}
+
+
+def trigram_vectors(tower: Tower, channel: str, text: str) -> tuple[list[str], np.ndarray]:
+    """The 3-grams of a text, L, and their embeddings `[L, D]`, whose sum is the channel vector."""
+    ids = tower.preprocessor(tower.tensors({tower.preprocessor.channels[channel].input: [text]}))[channel].numpy()[0]
+    ids = ids[ids != 0]
+    padded = f" {normalise(tf.constant(text)).numpy().decode()} "
+    trigrams = [padded[start : start + 3] for start in range(len(padded) - 2)][: len(ids)]
+    return trigrams, tower.encoder.get_layer(f"{channel}_vector")(tf.constant(ids[:, None])).numpy()
+
+
+def take_rows(table: Table, rows: Sequence[int] | np.ndarray) -> pa.Table:
+    """Rows of a table by their numbers, in the given order; the table is read in batches."""
+    wanted, taken, start = np.unique(rows), [], 0
     for batch in table.batches():
-        here = wanted[(wanted >= start) & (wanted < start + len(batch))]
-        found.append(batch.take(pa.array(here - start)))
+        inside = wanted[(wanted >= start) & (wanted < start + len(batch))]
+        taken.append(batch.take(pa.array(inside - start)))
         start += len(batch)
-    return pa.Table.from_batches(found).take(pa.array(np.searchsorted(wanted, places)))
+    return pa.Table.from_batches(taken).take(pa.array(np.searchsorted(wanted, rows)))

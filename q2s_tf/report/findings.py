@@ -1,29 +1,28 @@
-"""What the figures say, in words: a summary that begins a report, each with what to do about it."""
+"""The findings of a report: one sentence for each result that stands out, and what to do about it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from q2s_tf.config import Config
-from q2s_tf.evaluation.evaluation import FUSED, INDEX, LEXICAL, MODEL
-from q2s_tf.report.importance import Importance
-from q2s_tf.report.study import Study
-from q2s_tf.report.weights import GroupWeights
+from q2s_tf.evaluation.collection import FUSED, INDEX, LEXICAL, MODEL
+from q2s_tf.report.analysis import Analysis
+from q2s_tf.report.fusion_weights import SHORT, GroupWeights
 
-SHORT = "1–4"
-"""The length group in which the paper sees the 3-grams lead."""
+LEVEL = 0.05
+"""A difference is significant if its p-value, after Holm's correction, is below this."""
 MANY_MISSING = 0.2
 ALIKE = 0.5
 HUBBY, MANY_QUERIES = 2.0, 10
-"""Skewness against that of even draws, and queries of the worst hub, from which hubs are a problem."""
+"""Hubs are a problem if the skewness exceeds this multiple of the uniform one, and a hub is in so many first tens."""
 INDEX_LOSS = 0.02
-LONE = 0.9
+DOMINANT = 0.9
 WEAKEST = 4
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing found: good news, a problem or neither, in a line; what to do about it; the section that shows it."""
+    """A finding: its kind, the sentence, what to do about it ("" for nothing), and the section that shows it."""
 
     kind: Literal["good", "problem", "note"]
     text: str
@@ -31,218 +30,215 @@ class Finding:
     section: str
 
 
-def summarise(results: dict[str, Any], study: Study) -> list[Finding]:
+def summarise(results: dict[str, Any], analysis: Analysis) -> list[Finding]:
     """The findings of a report, problems first.
 
     Args:
-        results: what `metrics.json` holds.
-        study: the rest.
+        results: the content of `metrics.json`.
+        analysis: the analysis of the same run.
     """
-    found = [
+    findings = [
         *_against_bm25(results),
+        *_fusion(results),
         *_index_loss(results),
         *_weak_slices(results),
-        *_second_stage(study),
-        *_data_problems(study),
-        *_lone_channels(study),
-        *_idle_channels(study),
+        *_second_stage(analysis),
+        *_data_problems(analysis),
+        *_dominant_channels(analysis),
+        *_idle_channels(analysis),
     ]
-    order = ("problem", "good", "note")
-    return sorted(found, key=lambda finding: order.index(finding.kind))
+    return sorted(findings, key=lambda finding: ("problem", "good", "note").index(finding.kind))
 
 
-def check_paper(study: Study, config: Config) -> list[Finding]:
-    """The paper's two findings about channels, checked here: yes or no, with the figures."""
-    return [*_trigrams_on_short_queries(study, config), *_images_lead(study, config)]
+def check_paper(analysis: Analysis, config: Config) -> list[Finding]:
+    """The two findings of the paper about channels, compared with the figures of this run."""
+    return [*_trigrams_on_short_queries(analysis, config), *_importance_of_images(analysis, config)]
+
+
+def significant_difference(results: dict[str, Any], a: str, b: str, metric: str) -> float | None:
+    """The difference a − b; 0 if it is not significant, None if it was not tested."""
+    for test in results["significance"]:
+        if (test["metric"], {test["a"], test["b"]}) == (metric, {a, b}):
+            difference = test["difference"] if test["a"] == a else -test["difference"]
+            return difference if test["p_holm"] < LEVEL else 0.0
+    return None
 
 
 def _against_bm25(results: dict[str, Any]) -> Iterator[Finding]:
-    """Where the model wins or loses against BM25, by the paired test."""
-    tests = [test for test in results["significance"] if {test["a"], test["b"]} == {MODEL, LEXICAL}]
-    for kind, verb in (("problem", "loses to"), ("good", "beats"), ("note", "cannot be told from")):
-        parts = []
-        for test in tests:
-            difference = test["difference"] if test["a"] == MODEL else -test["difference"]
-            sure = test["p_holm"] < 0.05
-            if kind == ("note" if not sure else "good" if difference > 0 else "problem"):
-                parts.append(f"{test['metric']} ({difference:+.3f})")
-        if parts:
-            action = {
-                "problem": f"Retrieve with both and fuse them ({FUSED} in the table), and read the worst queries.",
-                "good": "This is what the model is for.",
-                "note": "More judged queries would tell.",
-            }[kind]
-            yield Finding(kind, f"The model {verb} BM25 in {', '.join(parts)}.", action, "systems")  # type: ignore[arg-type]
-    fused = results["systems"].get(FUSED, {}).get("recall@10")
-    if fused:
-        best = max(results["systems"][name]["recall@10"]["value"] for name in (MODEL, LEXICAL))
-        if fused["value"] > best:
-            text = f"Fusing model and BM25 finds more than either: recall@10 {fused['value']:.3f} against {best:.3f}."
-            yield Finding("note", text, "Serve both and fuse by reciprocal rank.", "systems")
+    tests = {metric: significant_difference(results, MODEL, LEXICAL, metric) for metric in results["systems"][MODEL]}
+    if worse := ", ".join(f"{metric} ({value:+.3f})" for metric, value in tests.items() if value and value < 0):
+        text = f"The model is significantly worse than BM25 in {worse}."
+        yield Finding("problem", text, "Read the worst queries and the weakest slices.", "systems")
+    if better := ", ".join(f"{metric} ({value:+.3f})" for metric, value in tests.items() if value and value > 0):
+        yield Finding("good", f"The model is significantly better than BM25 in {better}.", "", "systems")
+    if undecided := ", ".join(metric for metric, value in tests.items() if value == 0):
+        text = f"The data do not decide whether the model or BM25 is better in {undecided}."
+        yield Finding("note", text, "More judged queries narrow the intervals.", "systems")
+
+
+def _fusion(results: dict[str, Any]) -> Iterator[Finding]:
+    metric = "recall@10"
+    over_model, over_bm25 = (significant_difference(results, FUSED, name, metric) for name in (MODEL, LEXICAL))
+    if over_model is None or over_bm25 is None:
+        return
+    values = [results["systems"][name][metric]["value"] for name in (FUSED, MODEL, LEXICAL)]
+    shown = "{:.3f}, against {:.3f} of the model and {:.3f} of BM25".format(*values)
+    if min(over_model, over_bm25) > 0:
+        text = f"The fusion of model and BM25 is significantly better than both: its {metric} is {shown}."
+        yield Finding("good", text, "Serve hybrid results.", "systems")
+    else:
+        text = f"The fusion of model and BM25 is not significantly better than both: its {metric} is {shown}."
+        yield Finding("note", text, "", "systems")
 
 
 def _index_loss(results: dict[str, Any]) -> Iterator[Finding]:
-    figures = results["systems"].get(INDEX)
-    for metric in ("recall@10", "recall@100") if figures else ():
-        exact, index = (results["systems"][name].get(metric) for name in (MODEL, INDEX))
-        if exact and index and exact["value"] - index["value"] > INDEX_LOSS:
-            text = f"The exported index costs {metric}: {index['value']:.3f} through it, {exact['value']:.3f} exact."
-            yield Finding("problem", text, "Ask with more effort, or export with another index.", "systems")
+    for metric in ("recall@10", "recall@100"):
+        loss = significant_difference(results, MODEL, INDEX, metric)
+        if loss and loss > INDEX_LOSS:
+            exact, index = (results["systems"][name][metric]["value"] for name in (MODEL, INDEX))
+            text = f"The exported index reduces {metric} significantly, from {exact:.3f} to {index:.3f}."
+            yield Finding("problem", text, "Search with a higher effort, or export another kind of index.", "systems")
 
 
 def _weak_slices(results: dict[str, Any]) -> Iterator[Finding]:
-    """Slices whose interval is below the mean of the model, and those where BM25 is above their interval."""
+    """Slices whose interval is below the mean of the run, and slices whose interval is below that of BM25."""
     whole = results["systems"][MODEL].get("recall@10")
     weak, behind = [], []
     for slicing in results["slices"]:
         for entry in slicing["values"]:
-            own, lexical = (entry["systems"].get(name, {}).get("recall@10") for name in (MODEL, LEXICAL))
-            if entry["small"] or not own or not whole:
+            model, lexical = (entry["systems"].get(name, {}).get("recall@10") for name in (MODEL, LEXICAL))
+            if entry["small"] or not model or not whole:
                 continue
-            name = _name_slice(slicing["name"], entry["value"])
-            if own["high"] < whole["value"]:
-                weak.append((own["value"], f"{name} ({own['value']:.2f})"))
-            if lexical and lexical["value"] > own["high"]:
-                behind.append(
-                    (own["value"] - lexical["value"], f"{name} ({own['value']:.2f} against {lexical['value']:.2f})")
-                )
-    if weak:
-        names = ", ".join(name for _, name in sorted(weak)[:WEAKEST])
-        text = f"Weakest slices, their whole interval below the mean recall@10 of {whole['value']:.2f}: {names}."
-        yield Finding(
-            "problem", text, "Look at their queries in per_query.parquet; more positives of them help.", "slices"
-        )
-    if behind:
-        names = ", ".join(name for _, name in sorted(behind)[:WEAKEST])
-        text = f"BM25 is above the whole interval of the model's recall@10 in: {names}."
-        yield Finding("problem", text, "Fuse with BM25 there.", "slices")
+            name = f"{slicing['name'].replace('_', ' ')} {entry['value']}"
+            if slicing["name"].startswith("missing_"):
+                word = "without" if entry["value"] == "missing" else "with"
+                name = f"documents {word} {slicing['name'].removeprefix('missing_')}"
+            if model["high"] < whole["value"]:
+                weak.append((model["value"], f"{name} ({model['value']:.2f})"))
+            if lexical and lexical["low"] > model["high"]:
+                difference = model["value"] - lexical["value"]
+                behind.append((difference, f"{name} ({model['value']:.2f} against {lexical['value']:.2f})"))
+    for slices, start in (
+        (weak, f"The recall@10 of the model is below its mean of {whole['value'] if whole else 0:.2f} in these slices"),
+        (behind, "The recall@10 of the model is below that of BM25, without overlap of the intervals, in these slices"),
+    ):
+        if slices:
+            names = ", ".join(name for _, name in sorted(slices)[:WEAKEST])
+            action = "Read their queries in per_query.parquet; more training positives of this kind may help."
+            yield Finding("problem", f"{start}: {names}.", action, "slices")
 
 
-def _name_slice(slicing: str, value: str) -> str:
-    if slicing.startswith("missing_"):
-        return f"documents {'without' if value == 'missing' else 'with'} {slicing.removeprefix('missing_')}"
-    return f"{slicing.replace('_', ' ')} {value}"
-
-
-def _second_stage(study: Study) -> Iterator[Finding]:
-    best = {
-        stage: max(line["validation_roc_auc"] for line in study.curves if line["stage"] == stage)
-        for stage in {line["stage"] for line in study.curves}
-    }
-    if {1, 2} <= set(best):
-        difference = best[2] - best[1]
-        text = f"Stage 2 moved the best validation ROC AUC by {difference:+.4f}, from {best[1]:.4f} to {best[2]:.4f}."
-        if difference > 0:
-            yield Finding("good", text, "Keep it.", "training")
-        else:
-            yield Finding("note", text, "It brought nothing: stage 1 may not have converged before it.", "training")
-
-
-def _data_problems(study: Study) -> Iterator[Finding]:
-    for name, share in study.missing.items():
-        if share > MANY_MISSING:
-            text = f"{share:.0%} of the documents have no {name}."
-            action = "Fill the column." if share < 1 else "Fill the column, or take its channels out of the config."
-            yield Finding("problem" if share < 1 else "note", text, action, "weights")
-    duplicates = study.duplicates
-    if duplicates.groups:
+def _second_stage(analysis: Analysis) -> Iterator[Finding]:
+    best: dict[int, float] = {}
+    for line in analysis.curves:
+        best[line["stage"]] = max(line["validation_roc_auc"], best.get(line["stage"], 0.0))
+    if {1, 2} <= best.keys():
         text = (
-            f"{duplicates.documents:,} documents ({duplicates.documents / duplicates.compared:.1%}) are in "
-            f"{duplicates.groups:,} groups of near-duplicates."
+            f"The best validation ROC AUC is {best[1]:.4f} in stage 1 and {best[2]:.4f} in stage 2 "
+            f"({best[2] - best[1]:+.4f})."
         )
-        yield Finding("problem", text, "They crowd a page of results: show one of each group.", "duplicates")
-    if study.spread > ALIKE:
-        text = f"The embeddings are much alike: two random documents have a mean cosine of {study.spread:.2f}."
-        yield Finding("problem", text, "Train longer, or at a lower rate: towers that collapse begin like this.", "map")
-    hubness = study.hubness
+        action = "To test the difference, compare the run with itself: --stage-a 1 --stage-b 2 of tools/compare.py."
+        yield Finding("note", text, action, "training")
+
+
+def _data_problems(analysis: Analysis) -> Iterator[Finding]:
+    for name, share in analysis.missing.items():
+        if share == 1:
+            action = "Fill the column, or remove its channels from the config."
+            yield Finding("note", f"No document has a value of {name}.", action, "weights")
+        elif share > MANY_MISSING:
+            yield Finding("problem", f"{share:.0%} of the documents have no {name}.", "Fill the column.", "weights")
+    duplicates = analysis.duplicates
+    if duplicates["groups"]:
+        count, groups = duplicates["documents"], duplicates["groups"]
+        text = (
+            f"{count:,} documents ({count / duplicates['compared']:.1%}) are in {groups:,} groups of near-duplicates."
+        )
+        yield Finding("problem", text, "Show one document of each group in a page of results.", "duplicates")
+    if analysis.spread > ALIKE:
+        text = f"All embeddings are similar: the mean cosine of two random documents is {analysis.spread:.2f}."
+        yield Finding("problem", text, "Train longer, or with a lower learning rate.", "map")
+    hubness = analysis.hubness
     if hubness.skewness > HUBBY * hubness.even and hubness.hubs[0][1] >= MANY_QUERIES:
         text = (
-            f"A few documents turn up for many queries: skewness {hubness.skewness:.1f} where even draws would have "
-            f"{hubness.even:.1f}; the worst is in the first ten of {hubness.hubs[0][1]} queries."
+            f"A few documents are in the results of many queries: the skewness is {hubness.skewness:.1f}, against "
+            f"{hubness.even:.1f} for uniform results, and one document is among the first ten of "
+            f"{hubness.hubs[0][1]} queries."
         )
-        yield Finding("problem", text, "Read their titles; stage1.popularity_correction may help.", "hubs")
+        yield Finding("problem", text, "Read the titles of these documents.", "hubs")
 
 
-def _lone_channels(study: Study) -> Iterator[Finding]:
+def _dominant_channels(analysis: Analysis) -> Iterator[Finding]:
     for tower in ("query", "document"):
-        rows = [each for each in study.importance if each.tower == tower and each.present]
         shares: dict[str, float] = {}
-        for each in rows:
-            shares[each.channel] = min(each.share, shares.get(each.channel, 1.0))
+        for row in analysis.importance:
+            if row.tower == tower and row.present:
+                shares[row.channel] = min(row.share, shares.get(row.channel, 1.0))
         for channel, share in shares.items():
-            if share >= LONE and len(shares) > 1:
-                text = f"The {tower} tower hangs on {channel}: it has {share:.0%} of the importance."
-                yield Finding(
-                    "note", text, "The other channels have learned little: train longer, or more data.", "importance"
-                )
+            if share >= DOMINANT and len(shares) > 1:
+                text = f"The {tower} tower depends on one channel: {channel} has {share:.0%} of the importance."
+                yield Finding("note", text, "Longer training or more data may strengthen the others.", "importance")
 
 
-def _idle_channels(study: Study) -> Iterator[Finding]:
-    drops: dict[str, list[Importance]] = {}
-    for each in study.importance:
-        drops.setdefault(each.channel, []).append(each)
-    present = {name: rows for name, rows in drops.items() if rows[0].present}
-    idle = [
-        name
-        for name, rows in present.items()
-        if all((row.roc_auc_drop or 0) <= 0 and (row.recall_drop or 0) <= 0 for row in rows)
-    ]
+def _idle_channels(analysis: Analysis) -> Iterator[Finding]:
+    present = [row for row in analysis.importance if row.present]
+    useful = {row.channel for row in present if (row.roc_auc_drop or 0) > 0 or (row.recall_drop or 0) > 0}
+    idle = [name for name in dict.fromkeys(row.channel for row in present) if name not in useful]
     if idle:
-        text = f"Nothing is lost without the channel {', '.join(idle)}: neither ROC AUC nor recall@10."
-        yield Finding("note", text, "Train once without it: a smaller model may do.", "importance")
+        text = f"ROC AUC and recall@10 do not fall without the channel {', '.join(idle)}."
+        action = "Train once without it, and compare the two runs with tools/compare.py."
+        yield Finding("note", text, action, "importance")
 
 
-def _trigrams_on_short_queries(study: Study, config: Config) -> Iterator[Finding]:
+def _trigrams_on_short_queries(analysis: Analysis, config: Config) -> Iterator[Finding]:
+    claim = "In the paper, the weight of 3-grams is higher on short queries than on longer ones. Here"
     channels = config.tower_channels("query")
-    kinds = {
-        kind: [name for name, channel in channels.items() if channel.kind == kind] for kind in ("trigrams", "text")
-    }
-    claim = "3-grams weigh more on short queries"
-    if not study.query_weights:
-        yield Finding("note", f"{claim}: cannot be told, the fusion has no weights of channels.", "", "weights")
+    trigrams, texts = ([n for n, channel in channels.items() if channel.kind == kind] for kind in ("trigrams", "text"))
+    groups = analysis.query_weights.get("length", [])
+    short, longer = ([group for group in groups if (group.group == SHORT) == is_short] for is_short in (True, False))
+    reason = None
+    if not analysis.query_weights:
+        reason = "the fusion has no channel weights"
+    elif not trigrams or not texts:
+        reason = "the query tower has no 3-gram channel or no text channel"
+    elif not short or not longer or short[0].rows < 2:
+        reason = "too few queries are shorter than five characters, or all are"
+    if reason:
+        yield Finding("note", f"{claim} it cannot be measured: {reason}.", "", "weights")
         return
-    short = [group for group in study.query_weights["length"] if group.group == SHORT]
-    longer = [group for group in study.query_weights["length"] if group.group != SHORT]
-    if not all(kinds.values()) or not short or not longer:
-        lack = (
-            "no query is shorter than five characters"
-            if all(kinds.values())
-            else "the query tower lacks one of the two"
-        )
-        yield Finding("note", f"{claim}: cannot be told, {lack}.", "", "weights")
-        return
-    weights = {kind: (_mean(short, names), _mean(longer, names)) for kind, names in kinds.items()}
-    yes = weights["trigrams"][0] > weights["trigrams"][1]
-    lead = [weights["trigrams"][at] > weights["text"][at] for at in (0, 1)]
-    where = ("nowhere", "beyond them only", "on short queries only", "on short queries and beyond")[
-        2 * lead[0] + lead[1]
-    ]
+    (low, low_error), (high, high_error) = _mean(short, trigrams), _mean(longer, trigrams)
+    margin = 1.96 * (low_error**2 + high_error**2) ** 0.5
+    answer = "the data do not decide it"
+    if abs(low - high) > margin:
+        answer = "it is too" if low > high else "it is lower"
     text = (
-        f"{claim}: {'yes' if yes else 'no'}. Their mean weight is {weights['trigrams'][0]:.2f} under five characters "
-        f"({short[0].rows} queries) and {weights['trigrams'][1]:.2f} beyond; the text's {weights['text'][0]:.2f} and "
-        f"{weights['text'][1]:.2f}. They outweigh the text {where} (in the paper: on short queries only)."
+        f"{claim} {answer}: the mean weight is {low:.2f} on queries of up to four characters ({short[0].rows} queries) "
+        f"and {high:.2f} on longer ones (95 % interval of the difference {low - high - margin:+.2f} to "
+        f"{low - high + margin:+.2f}). The mean weight of text is {_mean(short, texts)[0]:.2f} and "
+        f"{_mean(longer, texts)[0]:.2f}."
     )
-    yield Finding("good" if yes else "note", text, "", "weights")
+    yield Finding("note", text, "", "weights")
 
 
-def _images_lead(study: Study, config: Config) -> Iterator[Finding]:
-    claim = "Images carry the largest importance on the document side"
-    images = [name for name, channel in config.tower_channels("document").items() if channel.kind == "vectors"]
-    rows = [each for each in study.importance if each.tower == "document"]
-    if not any(each.present for each in rows if each.channel in images):
-        yield Finding("note", f"{claim}: cannot be told, no document has images.", "", "importance")
-        return
-    for method in ("missing", "permuted"):
-        shares = {each.channel: each.share for each in rows if each.method == method}
-        best = max(shares, key=lambda name: shares[name])
-        yes = best in images
-        own = max(shares[name] for name in images)
-        how = "by masking" if method == "missing" else "by permuting"
-        others = "" if yes else f", behind {best} with {shares[best]:.0%}"
-        text = f"{claim}, {how}: {'yes' if yes else 'no'}, {own:.0%}{others} (55 % in the paper)."
-        yield Finding("good" if yes else "note", text, "", "importance")
-
-
-def _mean(groups: list[GroupWeights], names: list[str]) -> float:
+def _mean(groups: list[GroupWeights], names: list[str]) -> tuple[float, float]:
+    """Mean total weight of some channels in some groups, and an upper bound of its standard error."""
     rows = sum(group.rows for group in groups)
-    return sum(group.rows * sum(group.mean[name] for name in names) for group in groups) / rows
+    mean = sum(group.rows * sum(group.mean[name] for name in names) for group in groups) / rows
+    error = sum((group.rows * sum(group.error[name] for name in names)) ** 2 for group in groups) ** 0.5 / rows
+    return mean, error
+
+
+def _importance_of_images(analysis: Analysis, config: Config) -> Iterator[Finding]:
+    claim = "In the paper, images have the largest importance on the document side, 55 %. Here"
+    images = [name for name, channel in config.tower_channels("document").items() if channel.kind == "vectors"]
+    rows = [row for row in analysis.importance if row.tower == "document"]
+    if not any(row.present for row in rows if row.channel in images):
+        yield Finding("note", f"{claim} it cannot be measured: no document has images.", "", "importance")
+        return
+    parts = []
+    for method, how in (("missing", "masking"), ("permuted", "permuting")):
+        shares = {row.channel: row.share for row in rows if row.method == method}
+        best = max(shares, key=lambda name: shares[name])
+        other = "the largest" if best in images else f"{best} has the largest, {shares[best]:.0%}"
+        parts.append(f"{max(shares[name] for name in images):.0%} by {how} the channel ({other})")
+    yield Finding("note", f"{claim} they have {' and '.join(parts)}.", "", "importance")

@@ -12,80 +12,79 @@ from plotly.offline import get_plotlyjs
 
 import q2s_tf
 from q2s_tf.cli import console
-from q2s_tf.evaluation.evaluate import write_json
-from q2s_tf.evaluation.evaluation import LEXICAL, MODEL, Evaluation
+from q2s_tf.evaluation.collection import INDEX, LEXICAL, MODEL
+from q2s_tf.evaluation.results import RunEvaluation, write_json
 from q2s_tf.files import atomic_write
 from q2s_tf.report import charts
-from q2s_tf.report.findings import check_paper, summarise
+from q2s_tf.report.analysis import DUPLICATE_COSINE, SHOWN_TITLES, Analysis, analyse
+from q2s_tf.report.findings import check_paper, significant_difference, summarise
 from q2s_tf.report.importance import ROUNDS
-from q2s_tf.report.study import DUPLICATE_COSINE, NAMED, Study, study
 
 SECTIONS = {
-    "summary": "What was found",
-    "systems": "How good it is",
+    "summary": "Findings",
+    "systems": "Metrics",
     "training": "Training",
-    "slices": "Strong and weak",
-    "weights": "What the towers look at",
-    "importance": "Importance",
-    "map": "Map",
+    "slices": "Slices",
+    "weights": "Channel weights",
+    "importance": "Channel importance",
+    "map": "Map of the catalogue",
     "worst": "Worst queries",
     "duplicates": "Near-duplicates",
     "hubs": "Hubs",
 }
 MEANINGS = {
-    "roc_auc": "does a relevant pair score above an irrelevant one?",
-    "ndcg": "are the judged documents in the right order?",
-    "mrr": "how far down is the first relevant one?",
-    "recall": "how many of the relevant ones are found in the whole catalogue?",
-    "later_recall": "the same for what users chose later",
-    "batch_recall": "is the own document found among those of a batch?",
-    "index_recall": "how much of exact search does the index find?",
+    "roc_auc": "probability that a relevant pair has a higher score than an irrelevant one",
+    "ndcg": "quality of the order of the judged documents",
+    "mrr": "reciprocal rank of the first relevant document",
+    "recall": "share of the relevant documents that are found in the whole catalogue",
+    "later_recall": "the same for documents that users chose later",
+    "batch_recall": "share of pairs whose document is found among those of a batch",
+    "index_recall": "share of the results of exact search that the index finds",
 }
 SLICE_METRICS = ("roc_auc", "recall@10")
 SLICE_SYSTEMS = (MODEL, LEXICAL)
 MAX_SLICES = 12
-"""Values of a slicing that are drawn; the table has all."""
+"""Slices of a slicing in the chart; the table has all."""
+MISSING_READING = "If documents without it have lower values, fill the column."
 SLICE_READING = {
-    "language": "A weak language wants positives of its own, and a vocabulary (tokenizer) that covers it.",
-    "script": "A script that BM25 cannot cut into words is where the model gains most.",
-    "country": "A country that differs from others of its language differs in what it sells.",
-    "length": "Short queries are vague: weak here means that the common meaning is not learned.",
-    "words": "If many words do worse than few, the model drops attributes such as colour or size.",
-    "frequency": "Unseen queries far below the head: the model remembers queries rather than reads them.",
-    "language_pair": "Across languages only a model that reads meaning, or images, finds anything.",
+    "language": "A language with low values needs more positives, and a tokenizer vocabulary that covers it.",
+    "script": "BM25 is weak in a script without spaces between words.",
+    "country": "Countries with the same language can differ in what is sold.",
+    "length": "Short queries are often ambiguous.",
+    "words": "If long queries have lower values, the model may ignore attributes such as colour or size.",
+    "frequency": "If unseen queries have much lower values than frequent ones, the model generalises poorly.",
+    "language_pair": "Across languages, BM25 can only match words that both languages share.",
 }
-"""What to make of a slicing, below its chart."""
+"""How to read a slicing, below its chart."""
 MAP_READING = {
-    "language": "A dot is a document, placed so that neighbours stay neighbours (t-SNE); colour and shape are its "
-    "language. Where languages mix, things of one kind lie together whatever they are called; an island of one "
-    "language is found from that language alone. Distances between islands mean nothing.",
-    "cluster": "A dot is a document, placed so that neighbours stay neighbours (t-SNE); colour and shape are its "
-    "k-means cluster, named by words frequent in its titles. A cluster in several places, or one without a theme, is "
-    "where the tower is unsure. Distances between islands mean nothing.",
+    "language": "Colour and shape show the language. If languages mix, similar documents have similar embeddings "
+    "whatever their language; documents in a separate group are mostly found by queries in their own language.",
+    "cluster": "Colour and shape show the k-means cluster, named by distinctive words of its titles. A cluster that is "
+    "spread over the map, or has no common topic, is one that the tower separates poorly.",
 }
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart in the page, and what it is called where it cannot be seen."""
+    """The HTML of a chart, and its label for screen readers."""
 
     html: Markup
     label: str
 
 
-def write_report(evaluation: Evaluation, out: Path) -> Path:
+def write_report(evaluation: RunEvaluation, out: Path) -> Path:
     """Writes `OUT/report.html`, `OUT/report.md` and `OUT/insight.json`.
 
     Args:
-        evaluation: of a run; see `q2s_tf.evaluation.evaluate`.
-        out: a folder that is there.
+        evaluation: result of `q2s_tf.evaluation.evaluate.evaluate`.
+        out: an existing folder.
 
     Returns:
-        The HTML page. It loads nothing from anywhere.
+        Path of the HTML page, which loads no other file.
     """
-    known = study(evaluation)
+    analysis = analyse(evaluation)
     with console.status("writing the report"):
-        context = _context(evaluation, known)
+        context = _make_context(evaluation, analysis)
         environment = Environment(
             loader=PackageLoader("q2s_tf.report"),
             autoescape=select_autoescape(["html.j2"], default=False),
@@ -95,97 +94,89 @@ def write_report(evaluation: Evaluation, out: Path) -> Path:
         )
         environment.filters["markdown"] = _escape_markdown
         findings = {name: [asdict(finding) for finding in context[name]] for name in ("findings", "paper")}
-        write_json({**findings, **asdict(known)}, out / "insight.json")
+        write_json({**findings, **asdict(analysis)}, out / "insight.json")
         for name in ("report.md", "report.html"):
             with atomic_write(out / name) as aside:
                 aside.write_text(environment.get_template(f"{name}.j2").render(context), encoding="utf-8")
     return out / "report.html"
 
 
-def _context(evaluation: Evaluation, known: Study) -> dict[str, Any]:
-    """Everything the templates read."""
+def _make_context(evaluation: RunEvaluation, analysis: Analysis) -> dict[str, Any]:
+    """The variables of the templates."""
     results = evaluation.results
-    systems = results["systems"]
-    metrics = list(dict.fromkeys(metric for figures in systems.values() for metric in figures))
-    best = {metric: max(each[metric]["value"] for each in systems.values() if metric in each) for metric in metrics}
+    metrics = list(dict.fromkeys(metric for figures in results["systems"].values() for metric in figures))
     return {
         "results": results,
-        "study": known,
+        "analysis": analysis,
         "rated": results["negatives"] == "rated",
-        "findings": summarise(results, known),
-        "paper": check_paper(known, evaluation.towers.config),
+        "findings": summarise(results, analysis),
+        "paper": check_paper(analysis, evaluation.towers.config),
         "sections": SECTIONS,
         "metrics": metrics,
-        "best": best,
+        "best": {metric: _find_best(results, metric) for metric in metrics},
         "meanings": MEANINGS,
-        "slices": [_slice(slicing) for slicing in results["slices"]],
+        "slices": [_make_slice(slicing) for slicing in results["slices"]],
         "slice_systems": SLICE_SYSTEMS,
-        "charts": _charts(results, known, metrics),
-        "map_how": MAP_READING[known.map.coloured_by],
+        "charts": _make_charts(results, analysis, metrics),
+        "map_reading": MAP_READING[analysis.map["coloured_by"]],
         "rounds": ROUNDS,
         "duplicate_cosine": DUPLICATE_COSINE,
-        "named_titles": NAMED,
+        "shown_titles": SHOWN_TITLES,
         "version": q2s_tf.__version__,
         "plotly_js": Markup(get_plotlyjs()),
     }
 
 
-def _charts(results: dict[str, Any], known: Study, metrics: list[str]) -> dict[str, Chart | None]:
-    length, missing = known.query_weights.get("length"), known.document_weights.get("missing")
-    chart = {
-        "systems": _embed(
-            "systems", charts.systems_chart(results["systems"], metrics), "Metrics by system with intervals"
-        ),
-        "curves": _embed("curves", charts.curves_chart(known.curves), "Learning curves of both stages")
-        if known.curves
-        else None,
-        "length": _embed("length", charts.length_chart(length), "Fusion weights by query length") if length else None,
-        "documents": _embed(
-            "documents", charts.weights_chart(missing), "Fusion weights of documents by missing channel"
-        )
-        if missing
-        else None,
-        "map": _embed(
-            "drawn", charts.map_chart(known.map), f"Map of the catalogue, coloured by {known.map.coloured_by}"
-        ),
-        "hubs": _embed(
-            "counts", charts.hubs_chart(known.hubness), "Documents by how many queries' first ten they are in"
-        ),
+def _find_best(results: dict[str, Any], metric: str) -> str | None:
+    """The system that is significantly better than every other one; the index counts as the same system as the run."""
+    systems = [name for name, figures in results["systems"].items() if metric in figures and name != INDEX]
+    for name in systems:
+        others = [significant_difference(results, name, other, metric) for other in systems if other != name]
+        if others and all(difference and difference > 0 for difference in others):
+            return name
+    return None
+
+
+def _make_charts(results: dict[str, Any], analysis: Analysis, metrics: list[str]) -> dict[str, Chart]:
+    """By name the charts that the data allow, without those of slices."""
+    figures = {
+        "systems": (charts.systems_chart(results["systems"], metrics), "Metrics by system with intervals"),
+        "map": (charts.map_chart(analysis.map), f"Map of the catalogue, coloured by {analysis.map['coloured_by']}"),
+        "hubs": (charts.hubs_chart(analysis.hubness), "Documents by number of queries with them in the first ten"),
     }
+    if analysis.curves:
+        figures["curves"] = (charts.curves_chart(analysis.curves), "Learning curves of both stages")
+    if length := analysis.query_weights.get("length"):
+        figures["length"] = (charts.length_chart(length), "Fusion weights by query length")
+    if missing := analysis.document_weights.get("missing"):
+        figures["documents"] = (charts.weights_chart(missing), "Fusion weights of documents by missing channel")
     for tower in ("query", "document"):
-        rows = [each for each in known.importance if each.tower == tower]
-        chart[f"importance_{tower}"] = _embed(
-            f"importance-{tower}-chart", charts.importance_chart(rows), f"Importance of the {tower} tower's channels"
-        )
-    return chart
+        rows = [row for row in analysis.importance if row.tower == tower]
+        label = f"Importance of the channels of the {tower} tower"
+        figures[f"importance_{tower}"] = (charts.importance_chart(rows), label)
+    return {name: _embed(name, *figure) for name, figure in figures.items()}
 
 
-def _slice(slicing: dict[str, Any]) -> dict[str, Any]:
-    """A slicing with its chart; metrics that no value of it has are left out."""
-    metrics = [
-        metric
-        for metric in SLICE_METRICS
-        if any(metric in entry["systems"].get(MODEL, {}) for entry in slicing["values"])
-    ]
-    drawn = slicing["values"][:MAX_SLICES]
-    title = slicing["name"].replace("_", " ")
-    about = slicing["about"][0].upper() + slicing["about"][1:]
-    reading = SLICE_READING.get(slicing["name"], "")
-    if slicing["name"].startswith("missing_"):
-        reading = "If those without it do worse, filling the column is the cheapest gain there is."
-    more = f"Drawn: {MAX_SLICES} of {len(slicing['values'])}." if slicing["values"][MAX_SLICES:] else ""
-    chart = charts.slice_chart(drawn, metrics, SLICE_SYSTEMS)
+def _make_slice(slicing: dict[str, Any]) -> dict[str, Any]:
+    """A slicing with its chart; metrics that none of its slices has are left out."""
+    values, name = slicing["values"], slicing["name"]
+    metrics = [name for name in SLICE_METRICS if any(name in entry["systems"].get(MODEL, {}) for entry in values)]
+    title = name.replace("_", " ")
+    reading = MISSING_READING if name.startswith("missing_") else SLICE_READING.get(name, "")
+    shown = f"The chart shows {MAX_SLICES} of {len(values)} slices." if len(values) > MAX_SLICES else ""
+    about = f"{slicing['about'][0].upper()}{slicing['about'][1:]}."
+    chart = charts.slice_chart(values[:MAX_SLICES], metrics, SLICE_SYSTEMS)
     return {
         **slicing,
         "title": title,
-        "how": " ".join(filter(None, (f"{about}.", reading, more))),
+        "reading": " ".join(filter(None, (about, reading, shown))),
         "metrics": metrics,
-        "chart": _embed(f"chart-{slicing['name']}", chart, f"Metrics by {title} with intervals"),
+        "chart": _embed(f"slice-{name}", chart, f"Metrics by {title} with intervals"),
     }
 
 
 def _embed(name: str, chart: go.Figure, label: str) -> Chart:
-    """A figure as a part of the page. Plotly writes the data so that no text in it can end the script."""
+    """A chart as a part of the page. Plotly escapes the data, so that no text in it can end the script."""
     html = chart.to_html(
         full_html=False,
         include_plotlyjs=False,

@@ -1,4 +1,4 @@
-// The page asks /api/search and shows the answer. Listings are written by strangers: all text goes in by textContent.
+// Requests /api/search and shows the results. Titles are written by strangers: all text is set by textContent.
 
 const find = (selector, within = document) => within.querySelector(selector);
 const form = find("#search");
@@ -10,18 +10,18 @@ const milliseconds = new Intl.NumberFormat("en", { maximumSignificantDigits: 2, 
 const languages = new Intl.DisplayNames("en", { type: "language" });
 const regions = new Intl.DisplayNames("en", { type: "region" });
 
-/** The search that is shown: {query, country, page, busy, focus, controller}, or null on the first page. */
+/** The current search: {query, country, page, busy, focus, controller}, or null on the start page. */
 let shown = null;
 
 function nameOf(names, code) {
   try {
     return names.of(code);
   } catch {
-    return code; // not a code of the standard: shown as it is
+    return code; // not a standard code: shown unchanged
   }
 }
 
-/** The lang attribute: the listing's language where it is a valid tag, else "", which means unknown. */
+/** The lang attribute: the language of the document if it is a valid tag, else "", which means unknown. */
 function languageTag(language) {
   try {
     return language ? Intl.getCanonicalLocales(language)[0] : "";
@@ -30,23 +30,23 @@ function languageTag(language) {
   }
 }
 
-/** 0 leaves the effort to the index, and the greatest int32 is more partitions than any has. */
+/** 0 is the default of the index; the largest int32 searches all partitions. */
 function effortName(effort) {
-  return { 0: "the index’s own effort", 2147483647: "full effort" }[effort] ?? `effort ${effort}`;
+  return { 0: "default effort", 2147483647: "full effort" }[effort] ?? `effort ${effort}`;
 }
 
 function instance(template) {
   return find(`#${template}-template`).content.cloneNode(true);
 }
 
-async function ask({ query, country, controller }, page) {
-  const asked = new URLSearchParams({ query, country, page });
+async function request({ query, country, controller }, page) {
+  const parameters = new URLSearchParams({ query, country, page });
   let response;
   try {
-    response = await fetch(`/api/search?${asked}`, { signal: controller.signal });
+    response = await fetch(`/api/search?${parameters}`, { signal: controller.signal });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Error("the demo page itself does not answer; is tools/demo_app.py still running?");
+    throw new Error("the demo page does not answer; is tools/demo_app.py still running?");
   }
   const answer = await response.json().catch(() => ({ error: `the demo page failed with status ${response.status}` }));
   if (!response.ok) throw new Error(answer.error);
@@ -88,21 +88,21 @@ function card(result) {
   return item;
 }
 
-/** Adds a page to one side and returns how many results are new: a version that changed in between may repeat some. */
+/** Adds a page to one side and returns the number of new results: after a change of version, some may be repeated. */
 function addPage(side, number, { results, milliseconds: took, effort }) {
   const before = new Set([...document.querySelectorAll(`#${side} .card`)].map((item) => item.dataset.id));
   const fresh = results.filter((result) => !before.has(result.document_id));
   const page = instance("page");
   const facts = [`Page ${number}`, milliseconds.format(took)];
   if (typeof effort === "number") facts.splice(1, 0, effortName(effort));
-  if (fresh.length === 0) facts.push(number === 1 ? "nothing found" : "nothing more");
+  if (fresh.length === 0) facts.push(number === 1 ? "no results" : "no more results");
   find(".note", page).textContent = facts.join(" · ");
   find("ol", page).append(...fresh.map(card));
   if (fresh.length > 0 || number === 1) find(`#${side} .pages`).append(page);
   return fresh.length;
 }
 
-/** Says of each result where the other side has it. */
+/** Shows for each result its rank on the other side. */
 function markShared() {
   for (const [side, other] of [["semantic", "bm25"], ["bm25", "semantic"]]) {
     const ranks = new Map(
@@ -110,7 +110,7 @@ function markShared() {
     );
     for (const item of document.querySelectorAll(`#${side} .card`)) {
       const rank = ranks.get(item.dataset.id);
-      find(".shared", item).textContent = rank ? `number ${rank} of ${sides[other]}` : "";
+      find(".shared", item).textContent = rank ? `rank ${rank} in ${sides[other]}` : "";
     }
   }
 }
@@ -124,16 +124,16 @@ function showAnswer(answer) {
   });
   markShared();
   more.hidden = !(answer.semantic.more || answer.bm25.more);
-  find("#status").textContent = `Page ${answer.page}. ${counts.join(". ")}.${more.hidden ? " These are all." : ""}`;
+  find("#status").textContent = `Page ${answer.page}. ${counts.join(". ")}.${more.hidden ? " No more results." : ""}`;
 }
 
 function focusOn(page) {
   const cards = document.querySelectorAll(`.pages > ol:nth-of-type(${page}) h3`);
-  const headings = cards.length ? cards : [...document.querySelectorAll("h3")].reverse(); // else the last result
+  const headings = cards.length ? cards : [...document.querySelectorAll("h3")].reverse(); // without new results, the last one
   [...headings].find((heading) => heading.checkVisibility())?.focus();
 }
 
-/** Loads the next page of the search that is shown; `focus` moves the focus to its first result. */
+/** Loads the next page of the current search; `focus` moves the focus to its first result. */
 async function loadMore(focus = false) {
   const search = shown;
   search.focus ||= focus;
@@ -143,7 +143,7 @@ async function loadMore(focus = false) {
   find("#error").textContent = "";
   find("#status").textContent = "Searching…";
   try {
-    const answer = await ask(search, search.page + 1);
+    const answer = await request(search, search.page + 1);
     if (search !== shown) return; // another search has begun
     search.page += 1;
     showAnswer(answer);
@@ -164,18 +164,18 @@ const observer = new IntersectionObserver((entries) => {
   if (entries.some((entry) => entry.isIntersecting) && shown?.page > 0) loadMore();
 }, { rootMargin: "200px" });
 
-/** Asks the observer anew, because it is silent while the button stays in view. After an error it is left alone. */
+/** Restarts the observer, which reports nothing while the button stays in view. It is not restarted after an error. */
 function watchEnd() {
   observer.unobserve(more);
   observer.observe(more);
 }
 
-/** Shows what the address asks for. */
+/** Shows the search in the address. */
 function start() {
   shown?.controller.abort();
-  const asked = new URLSearchParams(location.search);
-  const query = asked.get("query") ?? "";
-  const country = asked.get("country") ?? "";
+  const parameters = new URLSearchParams(location.search);
+  const query = parameters.get("query") ?? "";
+  const country = parameters.get("country") ?? "";
   form.elements.query.value = query;
   if (form.elements.country) chooseCountry(country);
   find("#intro").hidden = query !== "";

@@ -1,4 +1,4 @@
-"""Search through an exported retriever, as a server would: the signature `by_embedding` of its newest version."""
+"""Search through an exported retriever, by the signature `by_embedding` of its newest version."""
 
 import importlib
 import json
@@ -20,16 +20,16 @@ BATCH = 32
 
 
 def find_retriever(models: Path, towers: Towers) -> tuple[Path, dict[str, Any]]:
-    """The newest version of the retriever that holds these very towers, and its manifest.
+    """Folder and manifest of the newest retriever that was exported from these towers.
 
     Raises:
         InputError: there is none.
     """
-    wanted = hash_towers(towers)
+    hashes = hash_towers(towers)
     for _, folder in sorted(versions_in(models / "retriever").items(), reverse=True):
         if (folder / MANIFEST_FILE).is_file():
             manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-            if wanted.items() <= manifest.items():
+            if hashes.items() <= manifest.items():
                 return folder, manifest
     raise InputError(
         f"--models {models}: must hold a retriever with the weights of the run; there is none: export the run with "
@@ -37,32 +37,28 @@ def find_retriever(models: Path, towers: Towers) -> tuple[Path, dict[str, Any]]:
     )
 
 
-def search(version: Path, manifest: dict[str, Any], queries: np.ndarray, ids: pa.Array, k: int) -> np.ndarray:
-    """The first k documents of each query by the index, at its default effort.
+def search_index(version: Path, manifest: dict[str, Any], queries: np.ndarray, ids: pa.Array, k: int) -> np.ndarray:
+    """The first k documents of each query by the exported index, at its default effort.
 
     Args:
         version: folder of the exported retriever.
         manifest: its manifest.
         queries: unit vectors `[Q, D]`.
         ids: document ids `[N]` of the catalogue.
-        k: how many.
+        k: number of documents.
 
     Returns:
-        int `[Q, k]`: places in the catalogue, −1 where there is no document or one that is not in the catalogue.
+        Int `[Q, k]`: rows of the catalogue, −1 where there is no document or it is not in the catalogue.
     """
     if manifest["index"]["kind"] == "scann":
         importlib.import_module("scann")  # registers its ops
     loaded = tf.saved_model.load(str(version))
-    by_embedding = loaded.signatures["by_embedding"]
-    found = np.full((len(queries), k), -1)
+    parameters = {"k": tf.constant(k), "effort": tf.constant(0), "min_score": tf.constant(-1.0)}
+    retrieved = np.full((len(queries), k), -1)
     for start in track(range(0, len(queries), BATCH), "searching the index", -(-len(queries) // BATCH)):
-        answer = by_embedding(
-            embedding=tf.constant(queries[start : start + BATCH]),
-            k=tf.constant(k),
-            effort=tf.constant(0),
-            min_score=tf.constant(-1.0),
-        )["document_id"].numpy()
-        named = pa.array(answer.ravel().tolist(), pa.binary()).cast(pa.string())
-        places = pc.fill_null(pc.index_in(named, ids), -1).to_numpy().reshape(answer.shape)
-        found[start : start + BATCH, : answer.shape[1]] = places
-    return found
+        embedding = tf.constant(queries[start : start + BATCH])
+        found = loaded.signatures["by_embedding"](embedding=embedding, **parameters)["document_id"].numpy()
+        names = pa.array(found.ravel().tolist(), pa.binary()).cast(pa.string())
+        rows = pc.fill_null(pc.index_in(names, ids), -1).to_numpy().reshape(found.shape)
+        retrieved[start : start + BATCH, : found.shape[1]] = rows
+    return retrieved

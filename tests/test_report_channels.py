@@ -1,4 +1,4 @@
-"""Insight: what makes a score, what a channel is worth, what a catalogue looks like, against plain computations."""
+"""Channel vectors, explanations of scores, channel importance and weights, against plain computations."""
 
 import io
 import json
@@ -18,14 +18,16 @@ from q2s_tf.cli import run as run_command
 from q2s_tf.errors import InputError
 from q2s_tf.layers import AttentionFusion
 from q2s_tf.models import Towers
-from q2s_tf.report.catalogue import draw_map, measure_hubness, name_clusters, near_duplicates
 from q2s_tf.report.channels import ChannelVectors, fuse, read_channels, take_rows
-from q2s_tf.report.contributions import contributions, trigram_contributions
-from q2s_tf.report.explain import Explanation, explain
+from q2s_tf.report.explain import (
+    Explanation,
+    contributions,
+    explain,
+    print_explanation,
+    trigram_contributions,
+)
+from q2s_tf.report.fusion_weights import mean_weights, weights_by_length, weights_by_missing
 from q2s_tf.report.importance import Pairs, measure_importance
-from q2s_tf.report.show import show
-from q2s_tf.report.study import read_curves
-from q2s_tf.report.weights import length_group, mean_weights, weights_by_length, weights_by_missing
 from q2s_tf.tables import open_documents
 
 COLUMNS = ("title", "description", "language", "country", "image_embeddings")
@@ -48,26 +50,26 @@ def queries(towers: Towers) -> ChannelVectors:
     return read_channels(towers.query, {"query": QUERIES, "country": COUNTRIES})
 
 
-# --- inside a tower
+# --- channel vectors
 
 
-def test_the_inside_of_a_tower_gives_what_the_tower_gives(
+def test_channel_vectors_fuse_to_the_output_of_the_tower(
     towers: Towers, documents: ChannelVectors, document_columns: dict[str, list[Any]]
 ) -> None:
-    outside = towers.document.predict(document_columns)
-    np.testing.assert_allclose(documents.embedding, outside["embedding"], atol=1e-5)
-    np.testing.assert_allclose(documents.weights, outside["channel_weights"], atol=1e-5)
+    expected = towers.document.predict(document_columns)
+    np.testing.assert_allclose(documents.embedding, expected["embedding"], atol=1e-5)
+    np.testing.assert_allclose(documents.weights, expected["channel_weights"], atol=1e-5)
     in_small_batches = read_channels(towers.document, document_columns, batch_size=7)
     np.testing.assert_allclose(in_small_batches.vectors, documents.vectors, atol=1e-5)
 
 
 def test_missing_channels_are_marked_and_zero(documents: ChannelVectors, market: TinyMarket) -> None:
-    there = documents.present[:, documents.names.index("images")]
-    assert there.tolist() == [row["image_embeddings"] is not None for row in market.document_rows]
+    present = documents.present[:, documents.names.index("images")]
+    assert present.tolist() == [row["image_embeddings"] is not None for row in market.document_rows]
     assert not documents.vectors[~documents.present].any()
 
 
-def test_rows_of_a_table_come_in_the_order_asked_for(market: TinyMarket) -> None:
+def test_rows_of_a_table_are_taken_in_the_given_order(market: TinyMarket) -> None:
     rows = take_rows(open_documents(market.documents), [41, 3, 3, 59])
     assert rows["document_id"].to_pylist() == ["d41", "d03", "d03", "d59"]
 
@@ -162,12 +164,12 @@ def test_shared_trigrams_are_marked(run: Path, market: TinyMarket) -> None:
     assert adds == sorted(adds, reverse=True)
 
 
-def test_what_cannot_be_explained_is_one_clear_error(run: Path, market: TinyMarket) -> None:
+def test_wrong_input_of_an_explanation_raises(run: Path, market: TinyMarket) -> None:
     with pytest.raises(
         InputError, match=r"--document nothere: no such document_id among the 60 of .*documents.parquet"
     ):
         explain(run, market.documents, "red sofa", "US", "nothere")
-    with pytest.raises(InputError, match="query ' ': no channel of this run can read anything of it"):
+    with pytest.raises(InputError, match="query ' ': every channel of this run is missing for it"):
         explain(run, market.documents, " ", "nowhere", "d00")
 
 
@@ -187,7 +189,7 @@ def test_the_command_line_prints_json(
 
 def test_an_explanation_is_printed_as_tables(explanation: Explanation) -> None:
     console = Console(file=io.StringIO(), width=140)
-    show(explanation, console)
+    print_explanation(explanation, console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert f"score {explanation.score:.4f}, rank {explanation.rank} of 60 documents" in text
     assert "query_country (missing)" in text
@@ -203,7 +205,7 @@ def test_an_explanation_is_printed_as_tables(explanation: Explanation) -> None:
 
 
 def _hand_made(vectors: np.ndarray, present: np.ndarray) -> ChannelVectors:
-    """Rows of a made-up tower whose fusion weighs the channels that are there alike."""
+    """Rows of an artificial tower whose fusion gives equal weights to all channels that are present."""
     fusion = AttentionFusion()
     fusion.build((None, *vectors.shape[1:]), (None, vectors.shape[1]))
     vectors = vectors.astype(np.float32)
@@ -212,8 +214,8 @@ def _hand_made(vectors: np.ndarray, present: np.ndarray) -> ChannelVectors:
     return ChannelVectors(names, vectors, present, weights, embedding, fusion)
 
 
-def test_importance_of_a_made_up_tower() -> None:
-    # Channel 0 says which of 12 things a row is; channel 1 says nothing.
+def test_importance_in_an_artificial_tower() -> None:
+    # Channel 0 is a one-hot vector of the row; channel 1 is always zero.
     vectors = np.stack([np.eye(12), np.zeros((12, 12))], axis=1)
     channels = _hand_made(vectors, np.ones((12, 2), bool))
     query, document = (places.ravel() for places in np.mgrid[:12, :12])
@@ -224,23 +226,23 @@ def test_importance_of_a_made_up_tower() -> None:
     assert len(by_key) == 8
     for tower in ("query", "document"):
         masked = by_key[tower, "channel0", "missing"]
-        assert (masked.roc_auc_drop, masked.recall_drop, masked.share) == (0.5, 1, 1), "all scores are 0 then"
+        assert (masked.roc_auc_drop, masked.recall_drop, masked.share) == (0.5, 1, 1), "all scores are 0 without it"
         permuted = by_key[tower, "channel0", "permuted"]
-        # No row keeps its own thing: 12 of 132 wrong pairs score 1, the right ones 0 with the other 120.
+        # No row keeps its own vector: 12 of the 132 irrelevant pairs score 1, all other pairs 0.
         assert permuted.roc_auc_drop == pytest.approx(1 - 0.5 * 120 / 132)
         assert permuted.recall_drop == 1
         for method in ("missing", "permuted"):
-            ignored = by_key[tower, "channel1", method]
-            assert (ignored.roc_auc_drop, ignored.recall_drop, ignored.share) == (0, 0, 0)
+            constant = by_key[tower, "channel1", method]
+            assert (constant.roc_auc_drop, constant.recall_drop, constant.share) == (0, 0, 0)
 
 
-def test_masking_a_channel_is_leaving_its_input_out(
+def test_masking_a_channel_equals_a_missing_input(
     towers: Towers, market: TinyMarket, documents: ChannelVectors, document_columns: dict[str, list[Any]]
 ) -> None:
     rows = market.judgement_rows
-    asked = list(dict.fromkeys((row["query"], row["country"]) for row in rows))
-    columns = {"query": [query for query, _ in asked], "country": [country for _, country in asked]}
-    query = np.array([asked.index((row["query"], row["country"])) for row in rows])
+    searches = list(dict.fromkeys((row["query"], row["country"]) for row in rows))
+    columns = {"query": [query for query, _ in searches], "country": [country for _, country in searches]}
+    query = np.array([searches.index((row["query"], row["country"])) for row in rows])
     document = np.array([int(row["document_id"][1:]) for row in rows])
     relevant = np.array([row["relevance"] >= 2 for row in rows])
     pairs = Pairs(query, document, relevant, relevant)
@@ -251,7 +253,7 @@ def test_masking_a_channel_is_leaving_its_input_out(
     def figures(answers: np.ndarray) -> tuple[float, float]:
         scores = questions @ answers.T
         best = np.argsort(-scores, axis=1)[:, :10]
-        recall = np.mean([at in best[asked_] for asked_, at in zip(query[relevant], document[relevant], strict=True)])
+        recall = np.mean([at in best[number] for number, at in zip(query[relevant], document[relevant], strict=True)])
         return roc_auc_score(relevant, scores[query, document]), float(recall)
 
     whole = figures(towers.document.predict(document_columns)["embedding"])
@@ -287,13 +289,10 @@ def test_mean_weights_are_plain_means(documents: ChannelVectors, market: TinyMar
     assert found["JP"].rows == 16
 
 
-def test_weights_by_length_are_in_order_and_leave_empty_queries_out(queries: ChannelVectors) -> None:
-    assert [length_group(text) for text in (None, " ", "a", " abcd ", "abcde", "x" * 39, "x" * 40)] == [
-        *(None, None, "1–4", "1–4", "5–9", "30–39", "40+")
-    ]
-    found = weights_by_length(queries, QUERIES)
-    assert [(group.group, group.rows) for group in found] == [("1–4", 1), ("5–9", 3), ("10–14", 1)]
-    assert sum(found[0].mean.values()) == pytest.approx(1)
+def test_weights_by_length_are_in_order_and_without_empty_queries(documents: ChannelVectors) -> None:
+    queries = [None, " ", "a", " abcd ", "abcde", "x" * 39, "x" * 40]
+    groups = [(group.group, group.rows) for group in weights_by_length(documents, queries)]
+    assert groups == [("1–4", 2), ("5–9", 1), ("30–39", 1), ("40+", 1)]
 
 
 def test_weights_by_missing_channel(documents: ChannelVectors) -> None:
@@ -304,99 +303,3 @@ def test_weights_by_missing_channel(documents: ChannelVectors) -> None:
         "no images": 15,
     }
     assert found["no images"].mean["images"] == 0
-
-
-# --- the catalogue
-
-
-@pytest.mark.parametrize(("dimension", "seed"), [(4, 1), (64, 2), (64, 3)])
-def test_near_duplicates_are_what_links_connect(dimension: int, seed: int) -> None:
-    generator = np.random.default_rng(seed)
-    seeds = generator.normal(size=(150, dimension))
-    # Copies at all distances around the threshold, and chains: a copy of a copy.
-    copies = seeds[generator.integers(150, size=200)] + generator.normal(size=(200, dimension)) * 0.1
-    chained = copies[:100] + generator.normal(size=(100, dimension)) * 0.1
-    rows = generator.permutation(np.concatenate([seeds, copies, chained])).astype(np.float32)
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    near = rows.astype(float) @ rows.T.astype(float) >= 0.99
-    seen: set[int] = set()
-    expected = []
-    for start in range(len(rows)):
-        group, waiting = set[int](), [start]
-        while waiting and start not in seen:
-            at = waiting.pop()
-            if at not in group:
-                group.add(at)
-                waiting += np.flatnonzero(near[at]).tolist()
-        seen |= group
-        if len(group) > 1:
-            expected.append(sorted(group))
-    expected.sort(key=lambda group: (-len(group), group[0]))
-    assert expected
-    assert [group.tolist() for group in near_duplicates(rows)] == expected
-
-
-def test_a_collapsed_catalogue_is_one_group() -> None:
-    rows = np.full((700, 64), 0.125, np.float32)
-    rows[3] *= -1
-    assert [len(group) for group in near_duplicates(rows)] == [699]
-
-
-def test_hubness_is_its_formula() -> None:
-    generator = np.random.default_rng(5)
-    found = [generator.choice(40, size=12, replace=False, p=np.arange(1, 41) / 820).tolist() for _ in range(25)]
-    found[3] = [7, -1, -1]
-    counts = [sum(document in each[:10] for each in found) for document in range(40)]
-    mean = sum(counts) / 40
-    spread = math.sqrt(sum((count - mean) ** 2 for count in counts) / 40)
-    hubness = measure_hubness(found, 40, hubs=3)
-    assert hubness.skewness == pytest.approx(sum((count - mean) ** 3 for count in counts) / 40 / spread**3)
-    assert hubness.even == pytest.approx(mean**-0.5)
-    assert hubness.never == counts.count(0) / 40
-    assert hubness.hubs == sorted(enumerate(counts), key=lambda pair: (-pair[1], pair[0]))[:3]
-    assert hubness.histogram == [counts.count(value) for value in range(max(counts) + 1)]
-
-
-def test_hubness_of_nothing() -> None:
-    assert measure_hubness([], 3).hubs == []
-    assert measure_hubness([[0, 1, 2]], 3).skewness == 0
-
-
-@pytest.mark.parametrize("rows", [1, 2, 9, 40])
-def test_a_map_places_every_document(rows: int) -> None:
-    embeddings = np.random.default_rng(1).normal(size=(rows, 6)).astype(np.float32)
-    places = draw_map(embeddings, seed=1)
-    assert places.shape == (rows, 2)
-    assert np.isfinite(places).all()
-
-
-def test_a_map_keeps_neighbours_together() -> None:
-    generator = np.random.default_rng(2)
-    groups = np.repeat(np.arange(3), 20)
-    places = draw_map(np.eye(3)[groups] * 10 + generator.normal(size=(60, 3)), seed=1)
-    centres = np.array([places[groups == group].mean(axis=0) for group in range(3)])
-    nearest = np.linalg.norm(places[:, None] - centres, axis=2).argmin(axis=1)
-    assert (nearest == groups).mean() > 0.95
-
-
-def test_clusters_are_named_by_words_of_their_own() -> None:
-    embeddings = np.eye(2)[[0, 0, 0, 1, 1]]
-    titles = ["red sofa 12", "blue Sofa new", "sofa bed new", "new lamp", "desk lamp"]
-    names = name_clusters(embeddings, titles, clusters=2, seed=1)
-    assert len(set(names[:3])) == len(set(names[3:])) == 1
-    assert names[0].startswith("sofa, ")
-    assert names[3].startswith("lamp, ")
-
-
-# --- learning curves
-
-
-def test_an_epoch_that_was_resumed_counts_once(tmp_path: Path) -> None:
-    lines = [
-        {"stage": 1, "epoch": 1, "loss": 3.0},
-        {"stage": 2, "epoch": 1, "loss": 9.0},
-        {"stage": 1, "epoch": 1, "loss": 2.0},
-    ]
-    assert read_curves(tmp_path) == []
-    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    assert [line["loss"] for line in read_curves(tmp_path)] == [2.0, 9.0]

@@ -1,0 +1,80 @@
+"""The documents that the demo page shows, looked up by id."""
+
+import os
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from q2s_tf.config import IMAGES
+from q2s_tf.errors import InputError
+from q2s_tf.tables import open_documents
+
+PICTURE_TYPES = frozenset((".avif", ".gif", ".jpeg", ".jpg", ".png", ".webp"))
+"""The only types of files that are sent: the picture of a listing may name any path."""
+EXAMPLES = 5
+EXAMPLE_CHARACTERS = 8
+"""Shortest title of an example."""
+
+
+class ShownDocuments:
+    """A documents table in memory.
+
+    Args:
+        path: the documents, Parquet or TSV.
+        inputs: columns that the document tower reads.
+        vectors: those of them that hold vectors.
+        pictures: the column with the path (relative to the folder of the documents) or http(s) address of a picture.
+
+    Raises:
+        InputError: the documents cannot be read, or have no such picture column.
+    """
+
+    def __init__(
+        self, path: Path, inputs: Sequence[str] = (), vectors: Collection[str] = (IMAGES,), pictures: str | None = None
+    ):
+        self.table = open_documents(path, [*inputs, *([pictures] if pictures else [])], vectors)
+        if pictures and pictures not in self.table.columns:
+            raise InputError(f"documents {path}: has no column {pictures} to take pictures from")
+        self._pictures = pictures
+        self._folder = (path if path.is_dir() else path.parent).resolve()
+        self._rows = self.table.read().combine_chunks()
+        self.ids: list[str] = self._rows["document_id"].to_pylist()
+        self._row_of = {document_id: row for row, document_id in enumerate(self.ids)}
+
+    def look_up(self, document_ids: Sequence[str]) -> list[dict[str, Any]]:
+        """The rows of documents, in the given order; only the id for a document that is not in the table."""
+        known = {name: self._row_of[name] for name in document_ids if name in self._row_of}
+        rows = dict(zip(known, self._take(known.values()), strict=True))
+        return [rows.get(name, {"document_id": name}) for name in document_ids]
+
+    def picture(self, row: dict[str, Any]) -> Path | str | None:
+        """The picture of a row: an http(s) address, a file below the folder of the documents, or None."""
+        name = row.get(self._pictures) if self._pictures else None
+        if not name or "\0" in name:
+            return None
+        if name.startswith(("https://", "http://")):
+            return name
+        path = (self._folder / name).resolve()
+        if path.suffix.lower() not in PICTURE_TYPES or not path.is_relative_to(self._folder):
+            return None
+        return path if os.path.isfile(path) else None  # unlike Path.is_file, False for a name that is too long
+
+    def values(self, column: str) -> list[str]:
+        """The values of a text column, most frequent first."""
+        counts = [entry for entry in self._rows[column].value_counts().to_pylist() if entry["values"]]
+        return [entry["values"] for entry in sorted(counts, key=lambda entry: (-entry["counts"], entry["values"]))]
+
+    def examples(self) -> list[dict[str, Any]]:
+        """Rows with a short title, one in each of the most frequent languages."""
+        shortest: dict[str, tuple[int, int]] = {}
+        columns = zip(self._rows["language"].to_pylist(), self._rows["title"].to_pylist(), strict=True)
+        for row, (language, title) in enumerate(columns):
+            length = len(title or "")
+            if length >= EXAMPLE_CHARACTERS and (length, row) < shortest.get(language, (length + 1, 0)):
+                shortest[language] = (length, row)
+        return self._take(shortest[name][1] for name in self.values("language")[:EXAMPLES] if name in shortest)
+
+    def _take(self, rows: Iterable[int]) -> list[dict[str, Any]]:
+        return self._rows.take(pa.array(list(rows), pa.int64())).to_pylist()

@@ -1,0 +1,170 @@
+"""A test collection, embedded by the towers of a run: catalogue, queries and judged pairs; and its rankings."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from q2s_tf.cli import track
+from q2s_tf.config import Config
+from q2s_tf.errors import InputError
+from q2s_tf.evaluation.judgements import Judgements, read_judgements
+from q2s_tf.evaluation.rankers import Bm25, cosine_rows, reciprocal_rank_fusion, top_k
+from q2s_tf.models import Towers, predict_documents, unique_ids
+from q2s_tf.tables import Table, check_judgements, open_documents, open_judgements
+
+MODEL, INDEX, LEXICAL, FUSED = "q2s_tf", "q2s_tf index", "BM25", "RRF"
+"""Names of the systems."""
+DEPTH = 100
+"""Documents that are kept of each ranking."""
+ROWS = 8_192
+TEXTS = ("document_id", "title", "description", "language", "country")
+
+Grades = tuple[float, float]
+"""The lowest relevant grade: in ROC AUC, and in recall and MRR."""
+
+
+@dataclass
+class Collection:
+    """N documents, Q queries and J judged pairs, with the embeddings and channel weights of a run.
+
+    Attributes:
+        towers: the towers of the run.
+        table: the catalogue, to be read again where more of it is needed.
+        documents: its columns `document_id`, `title`, `description`, `language`, `country`, `[N]`.
+        missing: by input of the document tower which documents lack it, bool `[N]`.
+        document_embeddings: `[N, D]`, unit length.
+        document_weights: channel weights of the documents, `[N, channels]`.
+        judged: the judged pairs, and all queries.
+        later: later positives of the same queries; None if there are none.
+        query_embeddings: `[Q, D]`, unit length.
+        query_weights: channel weights of the queries, `[Q, channels]`.
+    """
+
+    towers: Towers
+    table: Table
+    documents: pa.Table
+    missing: dict[str, np.ndarray]
+    document_embeddings: np.ndarray
+    document_weights: np.ndarray
+    judged: Judgements
+    later: Judgements | None
+    query_embeddings: np.ndarray
+    query_weights: np.ndarray
+
+    @property
+    def document_ids(self) -> pa.Array:
+        """`document_id` `[N]`."""
+        return self.documents["document_id"].combine_chunks()
+
+    def column(self, name: str) -> np.ndarray:
+        """A text column of the documents as an array of str and None, `[N]`."""
+        return self.documents[name].to_numpy(zero_copy_only=False)
+
+
+def choose_grades(config: Config, relevant_at: float | None, recall_relevant_at: float | None) -> Grades:
+    """The given grades, or those of the config. `recall_relevant_at` defaults to a given `relevant_at`."""
+    settings = config.evaluation
+    choices = (recall_relevant_at, relevant_at, settings.recall_relevant_at, settings.relevant_at)
+    pair_grade = settings.relevant_at if relevant_at is None else relevant_at
+    return pair_grade, next(grade for grade in choices if grade is not None)
+
+
+def embed_collection(towers: Towers, documents: Path, judgements: Path, later: Path | None, seed: int) -> Collection:
+    """Reads and embeds a catalogue and the queries of judgements.
+
+    Args:
+        towers: of a run.
+        documents: the catalogue.
+        judgements: rated pairs, or positives.
+        later: positives of later days.
+        seed: of the sampled negatives, if the judgements are positives.
+
+    Raises:
+        InputError: a table that breaks its contract, judgements of another catalogue.
+    """
+    inputs = towers.config.tower_inputs("document")
+    table = open_documents(documents, inputs, towers.config.vector_inputs())
+    rated_pairs, later_pairs = open_judgements(judgements), open_judgements(later) if later else None
+    if later_pairs and check_judgements(later_pairs):
+        raise InputError(f"--later {later}: must be positives, without a column relevance; --judgements takes ratings")
+    texts, outputs = [], []
+    missing: dict[str, list[np.ndarray]] = {name: [] for name in inputs}
+    for batch in track(table.batches(ROWS), "embedding documents", -(-table.num_rows() // ROWS)):
+        outputs.append(predict_documents(towers.document, batch))
+        texts.append(batch.select(TEXTS))
+        for name, parts in missing.items():
+            parts.append(_is_missing(batch.column(name)))
+    ids = unique_ids([batch.column("document_id") for batch in texts], table)
+    judged, later_judged = read_judgements(rated_pairs, ids, seed), None
+    if later_pairs:
+        both = read_judgements(later_pairs, ids, seed, known=judged.queries)
+        judged, later_judged = replace(judged, queries=both.queries), both.select(both.relevance > 0)
+    queries = towers.query.predict(judged.queries)
+    return Collection(
+        towers=towers,
+        table=table,
+        documents=pa.Table.from_batches(texts),
+        missing={name: np.concatenate(parts) for name, parts in missing.items()},
+        document_embeddings=np.concatenate([output["embedding"] for output in outputs]),
+        document_weights=np.concatenate([output["channel_weights"] for output in outputs]),
+        judged=judged,
+        later=later_judged,
+        query_embeddings=queries["embedding"],
+        query_weights=queries["channel_weights"],
+    )
+
+
+def _is_missing(column: pa.Array) -> np.ndarray:
+    """Which values are null, or lists without a vector, bool `[B]`."""
+    missing = pc.is_null(column)
+    if pa.types.is_list(column.type):
+        missing = pc.or_(missing, pc.equal(pc.fill_null(pc.list_value_length(column), 0), 0))
+    return missing.to_numpy(zero_copy_only=False)
+
+
+def score_documents(collection: Collection, lexical: Bm25 | None = None) -> Iterator[dict[str, np.ndarray]]:
+    """For each query, by system the score of every document, `[N]`; −∞ where the system does not retrieve it.
+
+    Args:
+        collection: the embedded catalogue and queries.
+        lexical: BM25 of the same catalogue, which then is a system too, and so is its fusion with the run. BM25
+            retrieves only documents that share a word with the query.
+    """
+    cosines = cosine_rows(collection.query_embeddings, collection.document_embeddings)
+    if lexical is None:
+        yield from ({MODEL: row} for row in cosines)
+        return
+    for cosine, words in zip(cosines, lexical.rows(collection.judged.queries["query"]), strict=True):
+        row = np.where(words > 0, words, -np.inf)
+        yield {MODEL: cosine, LEXICAL: row, FUSED: reciprocal_rank_fusion([cosine, row])}
+
+
+def rank_documents(
+    judged: Judgements, rows: Iterable[dict[str, np.ndarray]]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Ranks the whole catalogue for each query.
+
+    Args:
+        judged: J judged pairs of Q queries.
+        rows: for each query, by system the score of every document (`score_documents`).
+
+    Returns:
+        By system the score of each judged pair, float `[J]` (0 if not retrieved), and the first `DEPTH` documents of
+        each query, int `[Q, DEPTH]`, −1 where there are no more.
+    """
+    by_query = judged.by_query()
+    scores: dict[str, np.ndarray] = {}
+    retrieved: dict[str, np.ndarray] = {}
+    for number, systems in enumerate(track(rows, "scoring the catalogue", len(by_query))):
+        pairs = by_query[number]
+        for system, row in systems.items():
+            if system not in scores:
+                scores[system] = np.empty(len(judged.query))
+                retrieved[system] = np.empty((len(by_query), DEPTH), int)
+            scores[system][pairs] = np.nan_to_num(row[judged.document[pairs]], neginf=0.0)
+            retrieved[system][number] = top_k(row, DEPTH)
+    return scores, retrieved
