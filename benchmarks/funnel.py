@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""How fast the funnel is, how its cost grows, and what pandas needs for the same job.
+"""Measures the speed of the funnel by the size of the log, and of the same job in pandas.
 
-The log is generated: searches by a head-heavy distribution of queries, clicks with and without search_id, few
-messages, fewer replies, some replays; users and listings grow with it, so that a user's day looks the same at any
-size. Every run is a process of its own, so that its peak memory is its own.
+The log is generated: searches with a Zipf distribution of queries, clicks with and without search_id, few messages,
+fewer replies, some replays. The numbers of users and listings grow with the log, so that a user has
+as many events at any size. Each run is a separate process, so that its peak memory is measured alone.
 """
 
 import json
@@ -25,6 +25,7 @@ from rich.table import Table
 from typer import Option
 
 from q2s_tf import cli
+from q2s_tf.files import atomic_write
 
 DAYS = 10
 DAY = 86_400_000_000
@@ -33,7 +34,7 @@ START = 1_767_225_600_000_000  # 2026-01-01, in microseconds
 
 
 def write_log(folder: Path, num_events: int, seed: int = 0) -> None:
-    """Writes ``num_events`` events of ten days, one Parquet file a day, each in the order of time."""
+    """Write `num_events` events of ten days, one Parquet file per day, each in the order of time."""
     folder.mkdir(parents=True)
     users, documents = max(1, num_events // 40), max(1, num_events // 100)
     for day in range(DAYS):
@@ -84,9 +85,9 @@ def _text(prefix: str, numbers: np.ndarray) -> pa.Array:
 
 
 def measure(job: str, folder: Path, out: Path, memory: str, limit_gib: float) -> dict[str, Any]:
-    """Runs ``job``, one of `JOBS`, in its own process, held to ``limit_gib`` of data.
+    """Run `job`, one of `JOBS`, in a process limited to `limit_gib` of data.
 
-    Returns ``seconds`` (without the imports), ``cpu_seconds`` (with them), ``peak_mib`` and ``positives``.
+    Returns `seconds` (without imports), `cpu_seconds` (with imports), `peak_mib` and `positives`.
     """
     arguments = [sys.executable, __file__, "--job", job, "--log", folder, "--out", out, "--memory", memory]
     limit = int(limit_gib * 2**30)
@@ -104,7 +105,7 @@ def measure(job: str, folder: Path, out: Path, memory: str, limit_gib: float) ->
 
 
 def one_job(job: str, log: Path, out: Path, memory: str) -> None:
-    """Runs one job in this process and prints how long it took, imports apart, as JSON."""
+    """Run one job in this process and print its duration, without imports, as JSON."""
     import funnel_pandas
 
     from q2s_tf.search_log import build_positives
@@ -118,7 +119,7 @@ def one_job(job: str, log: Path, out: Path, memory: str) -> None:
 
 
 def compare(sizes: list[int], pandas_size: int, repeats: int, memory: str, limit_gib: float) -> dict[str, Any]:
-    """All runs, sizes and jobs in turns: ``runs`` and, of their medians, the ratios."""
+    """Run all sizes and jobs in turns: returns `runs`, and ratios of their medians."""
     turns = [("funnel", size) for size in dict.fromkeys([*sizes, pandas_size])]
     turns += [("pandas, merges", pandas_size), ("pandas, as-of", pandas_size)]
     runs = []
@@ -145,7 +146,7 @@ def compare(sizes: list[int], pandas_size: int, repeats: int, memory: str, limit
 
 
 def show(result: dict[str, Any]) -> None:
-    """Prints the runs and the two ratios."""
+    """Print the runs and the two ratios."""
     view = Table(title=f"Search log to positives, {result['cores']} cores, {result['limit_gib']:g} GiB at most")
     for name in ("job", "events", "seconds", "CPU seconds", "events/s", "peak MiB", "positives"):
         view.add_column(name, justify="left" if name == "job" else "right")
@@ -162,16 +163,16 @@ def show(result: dict[str, Any]) -> None:
 
 
 def main(
-    sizes: Annotated[str, Option(help="Events of the funnel's logs, small and large.")] = "2000000,20000000",
-    pandas_size: Annotated[int, Option(help="Events of the log that pandas gets too.")] = 2_000_000,
-    repeats: Annotated[int, Option(min=1, help="Runs of each; the medians are compared.")] = 3,
-    memory: Annotated[str, Option(help="What the funnel may hold in memory.")] = "2GB",
-    limit_gib: Annotated[float, Option(help="What a process may allocate.")] = 4.0,
+    sizes: Annotated[str, Option(help="Numbers of events of the logs for the funnel.")] = "2000000,20000000",
+    pandas_size: Annotated[int, Option(help="Number of events of the log for pandas.")] = 2_000_000,
+    repeats: Annotated[int, Option(min=1, help="Number of runs; the medians are compared.")] = 3,
+    memory: Annotated[str, Option(help="Memory of the funnel.")] = "2GB",
+    limit_gib: Annotated[float, Option(help="Memory limit of a process, in GiB.")] = 4.0,
     out: Annotated[Path | None, Option(help="JSON file for the result.")] = None,
     job: Annotated[str | None, Option(hidden=True)] = None,
     log: Annotated[Path | None, Option(hidden=True)] = None,
 ) -> None:
-    """Measures the funnel against its own size and against pandas.
+    """Compares the speed of the funnel on logs of several sizes, and with pandas.
 
     Example: benchmarks/funnel.py --sizes 2000000,20000000 --pandas-size 2000000 --out funnel.json
     """
@@ -181,9 +182,8 @@ def main(
     result = compare([int(size) for size in sizes.split(",")], pandas_size, repeats, memory, limit_gib)
     show(result)
     if out:
-        partial = out.with_name(f".{out.name}.part")
-        partial.write_text(json.dumps(result, indent=2) + "\n")
-        os.replace(partial, out)
+        with atomic_write(out) as partial:
+            partial.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 #!/usr/bin/env python
-"""What a looser rule costs: how many of the positives of the generated marketplace are what the shopper asked for.
+"""Measures how many positives of the generated marketplace are relevant, by the rule that defines a positive.
 
-The generator knows. A positive is graded for the searches that hold its query and country: 3 is exactly what was
-asked for, 2 lacks one stated property, 1 is another thing of the department, 0 is something else.
+The generator knows the relevance. A positive is graded for the searches with its query and country: 3 is an exact
+match, 2 lacks one stated property, 1 is another thing of the department, 0 is something else.
 """
 
 import json
-import os
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,11 +18,10 @@ from rich.table import Table
 from typer import Option
 
 from q2s_tf import cli
-from q2s_tf.search_log import build_positives, duration
-from q2s_tf.search_log.chains import Stage
+from q2s_tf.files import atomic_write
+from q2s_tf.search_log import Stage, build_positives, duration
 from q2s_tf.simulation import START, make_marketplace
-from q2s_tf.simulation.catalogue import COUNTRIES, make_catalogue
-from q2s_tf.simulation.lexicon import load_lexicon
+from q2s_tf.simulation.listings import COUNTRIES, make_listings
 from q2s_tf.simulation.relevance import grade
 from q2s_tf.simulation.searches import make_searches
 
@@ -32,27 +30,26 @@ RULES: tuple[tuple[Stage, str], ...] = (
 )  # fmt: skip
 
 SEARCHES = 8
-"""How many of the searches with a positive's query and country are graded, evenly spread over the log."""
+"""The number of searches to grade for each positive, spread evenly over those with its query and country."""
 
 
 class Truth:
-    """The generator's grades for pairs of a marketplace of ``listings`` made with ``seed``."""
+    """The generator's grades for pairs of the marketplace made with these arguments."""
 
     def __init__(self, listings: int, seed: int) -> None:
-        """Makes the catalogue and the searches once more."""
-        # The first two streams of chance, drawn from as `make_marketplace` draws from them.
+        """Make the listings and the searches again."""
+        # The first two random streams, used as in `make_marketplace`.
         first, second, *_ = np.random.default_rng(seed).spawn(5)
-        self.lexicon = load_lexicon()
-        self.catalogue = make_catalogue(self.lexicon, listings, 64, first)
-        self.searches = make_searches(self.lexicon, self.catalogue, listings * 8 // 5, 28, START, second)
-        self.document = {name: row for row, name in enumerate(self.catalogue.table["document_id"].to_pylist())}
+        self.listings = make_listings(listings, 64, first)
+        self.searches = make_searches(self.listings, listings * 8 // 5, 28, START, second)
+        self.document = {name: row for row, name in enumerate(self.listings.table["document_id"].to_pylist())}
         self.rows: dict[tuple[str, str], list[int]] = {}
         countries = list(COUNTRIES)
         for row, (text, country) in enumerate(zip(self.searches.text, self.searches.country.tolist(), strict=True)):
             self.rows.setdefault((str(text).strip(), countries[country]), []).append(row)
 
     def grades(self, positives: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-        """The grades of every positive for the searches it may come from, and the weight of each grade."""
+        """The grades of each positive for the searches that may have led to it, and the weight of each grade."""
         rows, documents, weights = [], [], []
         for pair in positives.to_pylist():
             every = self.rows[pair["query"], pair["country"]]
@@ -60,12 +57,12 @@ class Truth:
             rows += some
             documents += [self.document[pair["document_id"]]] * len(some)
             weights += [1 / len(some)] * len(some)
-        found = grade(self.lexicon, self.catalogue, self.searches, np.array(rows), np.array(documents)[:, None])
-        return found[:, 0], np.array(weights)
+        grades = grade(self.listings, self.searches, np.array(rows), np.array(documents)[:, None])
+        return grades[:, 0], np.array(weights)
 
 
 def measure(truth: Truth, folder: Path, require: Stage, window: str) -> dict[str, Any]:
-    """The positives by one rule and the shares of them that are exact, near and wrong."""
+    """Build positives by one rule, and compute the shares of them that are exact, near and wrong."""
     build_positives(
         folder / "events.parquet", folder / "positives.parquet", documents=folder / "documents.parquet",
         require=require, window=duration(window),
@@ -82,7 +79,7 @@ def main(
     seed: Annotated[int, Option(help="Its seed.")] = 1,
     out: Annotated[Path | None, Option(help="JSON file for the result.")] = None,
 ) -> None:
-    """Measures the noise in the positives of the generated marketplace under looser rules.
+    """Measures the noise in the positives of the generated marketplace by rule.
 
     Example: benchmarks/funnel_noise.py --listings 8000 --seed 1
     """
@@ -96,9 +93,8 @@ def main(
         view.add_row(row["require"], row["window"], f"{row['positives']:,}", *shares)
     Console().print(view)
     if out:
-        partial = out.with_name(f".{out.name}.part")
-        partial.write_text(json.dumps(rows, indent=2) + "\n")
-        os.replace(partial, out)
+        with atomic_write(out) as partial:
+            partial.write_text(json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":

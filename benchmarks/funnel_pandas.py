@@ -1,4 +1,4 @@
-"""The funnel in pandas, twice: with merges alone, and with an as-of merge where pandas has one."""
+"""The funnel in pandas, in two variants: with merges only, and with an as-of merge."""
 
 import json
 from pathlib import Path
@@ -9,12 +9,13 @@ WINDOW = pd.Timedelta(hours=24)
 
 
 def run(folder: Path, out: Path, as_of: bool) -> int:
-    """The same job on whole columns: clean, count, find the positives, write them; returns how many.
+    """Clean and count the log, find the positives and write them; returns their number.
 
     Args:
         folder: The log.
-        out: The Parquet file to write; the counts go beside it.
-        as_of: Whether a click without a search_id finds its search by ``merge_asof``, or by meeting all of its user's.
+        out: The Parquet file to write; the counts are written to the same name with the suffix `.json`.
+        as_of: Whether to find the search of a click without search_id by `merge_asof`, or by joining all searches of
+            the user.
     """
     events = pd.read_parquet(folder)
     texts = [name for name in events.columns if name != "timestamp"]

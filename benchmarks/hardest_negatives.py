@@ -78,23 +78,22 @@ def truth(run: Path, data: Path, listings: int, users: int, seed: int) -> tuple[
     import pyarrow.parquet as pq
 
     from q2s_tf.models import embed_documents, load
-    from q2s_tf.simulation.catalogue import document_ids, make_catalogue
-    from q2s_tf.simulation.generate import START
-    from q2s_tf.simulation.lexicon import load_lexicon
+    from q2s_tf.simulation import START
+    from q2s_tf.simulation.listings import ids, make_listings
     from q2s_tf.simulation.relevance import grade
     from q2s_tf.simulation.searches import make_searches
 
     documents = pq.read_table(data / "documents.parquet")
-    lexicon, streams = load_lexicon(), np.random.default_rng(seed).spawn(5)
+    streams = np.random.default_rng(seed).spawn(5)
     image_dimension = next(
         len(vector) for photos in documents["image_embeddings"].to_pylist() for vector in photos or ()
     )
-    catalogue = make_catalogue(lexicon, listings, image_dimension, streams[0])
+    catalogue = make_listings(listings, image_dimension, streams[0])
     if not catalogue.table.equals(documents):
         raise InputError(
             f"--data {data}: was not made by --listings {listings} --seed {seed}: give what it was made by"
         )
-    searches = make_searches(lexicon, catalogue, users, 28, START, streams[1])
+    searches = make_searches(catalogue, users, 28, START, streams[1])
     meanings: dict[str, set[tuple[int, ...]]] = {}
     for text, *meaning in zip(searches.text, searches.thing, searches.modifier, *searches.stated.T, strict=True):
         meanings.setdefault(text, set()).add(tuple(int(value) for value in meaning))
@@ -108,7 +107,7 @@ def truth(run: Path, data: Path, listings: int, users: int, seed: int) -> tuple[
     if not positives:
         raise InputError(f"--data {data}: no query of its positives was searched by --users {users}: give its number")
     rows = np.array([first[pair["query"]] for pair in positives])
-    number = {name: row for row, name in enumerate(document_ids(np.arange(listings)))}
+    number = {name: row for row, name in enumerate(ids("d", np.arange(listings)))}
     columns = np.array([number[pair["document_id"]] for pair in positives])
     towers = load(run, stage=1)
     inputs = {name: [pair[name] for pair in positives] for name in ("query", "country")}
@@ -117,7 +116,7 @@ def truth(run: Path, data: Path, listings: int, users: int, seed: int) -> tuple[
     for pair, column in zip(positives, columns.tolist(), strict=True):
         answers.setdefault(pair["query"], set()).add(column)
     known = np.array([np.isin(columns, list(answers[pair["query"]])) for pair in positives])
-    grades = grade(lexicon, catalogue, searches, rows, np.broadcast_to(columns, known.shape))
+    grades = grade(catalogue, searches, rows, np.broadcast_to(columns, known.shape))
     countries = np.array([pair["country"] for pair in positives]), np.array(documents["country"].to_pylist())[columns]
     return scores, grades, known, countries[0][:, None] == countries[1]
 

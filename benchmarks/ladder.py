@@ -62,11 +62,11 @@ def train_row(config: Config, data: Data, folder: Path) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
     resume = (run / "config.toml").is_file()
-    with (folder / "training.log").open("a", encoding="utf-8") as log, redirect_stderr(log):
-        with comparison(TRAININGS[folder.parent.name].techniques):
-            train(config, data.documents, data.positives, data.validation, run, resume=resume)
-            stages = (1, 2) if config.stage2.max_epochs else (1,)
-            metrics = {str(stage): measure_stage(run, stage, data) for stage in stages}
+    techniques = TRAININGS[folder.parent.name].techniques
+    with (folder / "training.log").open("a", encoding="utf-8") as log, redirect_stderr(log), comparison(techniques):
+        train(config, data.documents, data.positives, data.validation, run, resume=resume)
+        stages = (1, 2) if config.stage2.max_epochs else (1,)
+        metrics = {str(stage): measure_stage(run, stage, data) for stage in stages}
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     validation = {s: [each["val_roc_auc"] for each in lines if str(each["stage"]) == s] for s in metrics}
     found = {

@@ -3,9 +3,9 @@
 
 All have the same weights, run on one thread without oneDNN, and take turns of 50 queries, one at a time, so that the
 speed of the machine is the same for all of them. The exports run through the session loader, as in TensorFlow Serving.
-"KerasHub" is `keras.export.ExportArchive` of the tower with the backbone of KerasHub as its text encoder; "Keras" is the
-same of the tower itself; both have the text ops of q2s_tf. ONNX Runtime has normalisation, SentencePiece and hashing in
-Python (see query_tower_onnx.py).
+"KerasHub" is `keras.export.ExportArchive` of the tower with the backbone of KerasHub as its text encoder; "Keras" is
+the same of the tower itself; both have the text ops of q2s_tf. ONNX Runtime has normalisation, SentencePiece and
+hashing in Python (see query_tower_onnx.py).
 """
 
 import os
@@ -145,7 +145,8 @@ def make_ways(tower: "Tower", folder: Path) -> dict[str, Way]:
     tokenizers = {name: layer.tokenizer.model for name, layer in tower.token_layers.items() if layer.tokenizer}
     plain = Tower(tower.config, "query", tower.vocabulary_sizes, tokenizers)
     plain.set_weights(tower.get_weights())
-    plain.text_encoders = {name: Backbone(encoder) for name, encoder in tower.text_encoders.items()}
+    backbones: dict[str, Any] = {name: Backbone(encoder) for name, encoder in tower.text_encoders.items()}
+    plain.text_encoders = backbones
     save_archive(plain, folder / "kerashub")
     servable = TowerServable(tower)
     tf.saved_model.save(servable, str(folder / "ours"), servable.endpoints)

@@ -24,9 +24,8 @@ def query_tower(tower: Tower) -> Callable[[str, str], np.ndarray]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(build_graph(tower).SerializeToString(), options, ["CPUExecutionProvider"])
-    tokenizer = sentencepiece.SentencePieceProcessor(
-        model_proto=next(iter(tower.token_layers.values())).tokenizer.model
-    )
+    models = (layer.tokenizer.model for layer in tower.token_layers.values() if layer.tokenizer)
+    tokenizer = sentencepiece.SentencePieceProcessor(model_proto=next(models))
     channels = tower.channels
 
     def embed(query: str, country: str) -> np.ndarray:

@@ -1,23 +1,215 @@
 """q2s_tf: Que2Search for TensorFlow, from a marketplace's search log to semantic retrieval on TF Serving.
 
-`load(run)` gives the trained Keras towers of a run directory. TensorFlow is imported when it is first needed.
+`train`, `evaluate` and `export` are what the commands `q2s train`, `q2s evaluate` and `q2s export` call. `load` returns
+the trained towers of a run directory, `Client` queries a server. `import q2s_tf` does not import TensorFlow; each
+function imports what it needs. After `import q2s_tf`, `keras.saving.load_model` knows the layers of q2s_tf.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from importlib import import_module
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import wrapt
 
 from q2s_tf.errors import InputError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from q2s_tf.config import Config
+    from q2s_tf.evaluation.evaluation import Evaluation
     from q2s_tf.models import Towers
+    from q2s_tf.serving import Client
 
-__version__ = "0.2.0"
-__all__ = ["InputError", "load"]
+__version__ = "0.3.0"
+__all__ = ["Client", "InputError", "evaluate", "export", "load", "train"]
+
+CONFIGS = Path(__file__).parent / "configs"
+"""Folder of the configs that come with q2s_tf."""
+
+KERAS_CLASSES = (
+    "AttentionFusion",
+    "CategoryIds",
+    "DeepSets",
+    "LazyAdam",
+    "TextEncoder",
+    "TextNormalization",
+    "TokenIds",
+    "Tower",
+    "Towers",
+    "TrigramEmbedding",
+    "TrigramIds",
+    "VectorSet",
+)
+"""The classes that `q2s_tf.models` registers with Keras under the package "q2s_tf"."""
 
 
-def load(run: "Path | str", stage: int | None = None) -> "Towers":
-    """The trained towers of a run directory: see `q2s_tf.models.load`."""
-    from q2s_tf.models import load as load_towers
+def load(run: str | PathLike[str], stage: int | None = None) -> "Towers":
+    """Loads the trained towers of a run directory: see `q2s_tf.models.load`."""
+    from q2s_tf.models import load
 
-    return load_towers(run, stage)
+    return load(Path(run), stage)
+
+
+def train(
+    config: "Config | str | PathLike[str]",
+    *,
+    documents: str | PathLike[str],
+    positives: str | PathLike[str],
+    validation: str | PathLike[str],
+    out: str | PathLike[str],
+    overrides: Sequence[str] = (),
+    tokenizer: str | PathLike[str] | None = None,
+    resume: bool = False,
+) -> "Towers":
+    """Trains both towers and writes a run directory: see `q2s_tf.training.train`.
+
+    Args:
+        config: a TOML file, the name of a shipped config (`marketplace`), or a `Config`.
+        documents: the catalogue, Parquet or TSV.
+        positives: pairs of a query and the document that answered it.
+        validation: judgements, or later positives; they choose the best epoch.
+        out: the run directory to create.
+        overrides: `key=value` for keys of a config that is read from a file: `stage1.batch_size=512`.
+        tokenizer: a SentencePiece model of another run; one is trained when None.
+        resume: continue a run that was interrupted.
+
+    Returns:
+        The trained towers.
+
+    Raises:
+        InputError: the config or a table breaks its contract, or `out` exists; see `q2s_tf.training.train`.
+    """
+    from q2s_tf.config import Config, read_config
+    from q2s_tf.training import train
+
+    if not isinstance(config, Config):
+        config = read_config(find_config(config), list(overrides))
+    elif overrides:
+        raise InputError("overrides: only for a config that is read from a file: change the Config instead")
+    return train(config, Path(documents), Path(positives), Path(validation), Path(out), _path(tokenizer), resume)
+
+
+def evaluate(
+    run: str | PathLike[str],
+    *,
+    documents: str | PathLike[str],
+    judgements: str | PathLike[str],
+    out: str | PathLike[str],
+    later: str | PathLike[str] | None = None,
+    positives: str | PathLike[str] | None = None,
+    models: str | PathLike[str] | None = None,
+    relevant_at: float | None = None,
+    recall_relevant_at: float | None = None,
+    stage: int | None = None,
+) -> "Evaluation":
+    """Evaluates a run beside BM25 and writes the metrics: see `q2s_tf.evaluation.evaluate.evaluate`.
+
+    Args:
+        run: a trained run directory.
+        documents: the catalogue.
+        judgements: rated pairs, or later positives.
+        out: folder for `metrics.json` and `per_query.parquet`.
+        later: positives of later days, for recall of what users chose then.
+        positives: the training positives, for slices by query frequency.
+        models: folder of exported servables, to measure the search through the index too.
+        relevant_at: lowest grade of a relevant pair; that of the run's config when None.
+        recall_relevant_at: the same for recall and MRR over the catalogue.
+        stage: 1 or 2, whose weights are evaluated; the last stage when None.
+
+    Returns:
+        The evaluation; `q2s_tf.report.report.write_report` makes the HTML report from it.
+
+    Raises:
+        InputError: not a trained run, a table that breaks its contract, judgements of another catalogue, no export.
+    """
+    from q2s_tf.evaluation.evaluate import evaluate
+
+    return evaluate(
+        Path(run), Path(documents), Path(judgements), Path(out), relevant_at, recall_relevant_at, stage,
+        _path(later), _path(positives), _path(models),
+    )  # fmt: skip
+
+
+def export(
+    run: str | PathLike[str],
+    *,
+    documents: str | PathLike[str],
+    out: str | PathLike[str] = "saved_models",
+    index: str | None = None,
+    recall: float = 0.95,
+    storage: str = "float32",
+    filters: Sequence[str] = (),
+    queries: str | PathLike[str] | None = None,
+    keep: int | None = None,
+) -> int:
+    """Exports a run and a catalogue as one new version of the servables: see `q2s_tf.serving.export.export`.
+
+    Args:
+        run: a trained run directory.
+        documents: the catalogue to search.
+        out: folder of the servables.
+        index: `exact`, `partitioned` or `scann`; chosen by the size of the catalogue when None.
+        recall: share of the exact top 100 that the default effort must find.
+        storage: of a partitioned index: `float32`, `bfloat16` or `int8`.
+        filters: text columns of the documents that requests can filter by.
+        queries: a table with `query` and `country` to measure the recall on; documents with noise when None.
+        keep: remove all but this many of the newest versions.
+
+    Returns:
+        The version.
+
+    Raises:
+        InputError: not a trained run, a catalogue that breaks its contract, an index that cannot be built.
+    """
+    from q2s_tf.extras import require
+
+    if index == "scann":
+        require("scann")
+    from q2s_tf.serving.export import export
+    from q2s_tf.serving.versions import keep_newest
+
+    out = Path(out)
+    version = export(Path(run), Path(documents), out, index, recall, storage, filters, _path(queries))
+    if keep is not None:
+        keep_newest(out, keep)
+    return version
+
+
+def find_config(config: str | PathLike[str]) -> Path:
+    """The file of a config: the path itself if it is a file, else the shipped config of that name, if there is one."""
+    path = Path(config)
+    shipped = CONFIGS / f"{path.name}.toml"
+    return shipped if str(path) == path.name and shipped.is_file() and not path.is_file() else path
+
+
+def _path(path: str | PathLike[str] | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+def __getattr__(name: str) -> Any:
+    """Imports `Client` when it is first used; it needs TensorFlow's messages."""
+    if name != "Client":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from q2s_tf.serving import Client
+
+    return Client
+
+
+class _Unloaded:
+    """Stands for a registered class in Keras until `q2s_tf.models` is imported, which registers the class itself."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def from_config(self, config: dict[str, Any]) -> Any:
+        import_module("q2s_tf.models")
+        classes = import_module("keras").saving.get_custom_objects()
+        return classes[self.name].from_config(config)
+
+
+@wrapt.when_imported("keras")
+def _register(keras: Any) -> None:
+    """Makes the classes known to `keras.saving.load_model`, now or when Keras is imported, without importing them."""
+    for name in KERAS_CLASSES:
+        keras.saving.get_custom_objects().setdefault(f"q2s_tf>{name}", _Unloaded(f"q2s_tf>{name}"))

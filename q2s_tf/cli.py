@@ -1,4 +1,4 @@
-"""What every command line of q2s_tf shares: how it starts, how it reports bad input, how it shows progress."""
+"""Shared by all command lines: running a command, reporting bad input, showing progress."""
 
 import os
 import sys
@@ -18,30 +18,39 @@ from rich.progress import (
 )
 
 from q2s_tf.errors import InputError
+from q2s_tf.extras import explain_missing
 
 Item = TypeVar("Item")
 
 console = Console(stderr=True, soft_wrap=True, force_jupyter=False, force_terminal=sys.stderr.isatty())
-"""Where progress and remarks go; results go to standard output. Bars move in a terminal alone: a notebook, like a file,
-is given their last state."""
+"""Standard error, for progress and remarks; results go to standard output. Progress bars move only in a terminal; a
+notebook or a file gets their last state."""
+
+STYLE: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
+"""Options of every `typer.Typer`: plain help, plain tracebacks."""
 
 
-def run(command: Callable[..., Any]) -> NoReturn:
-    """Runs a typer command function as a program and exits.
+def run(command: Callable[..., Any] | typer.Typer) -> NoReturn:
+    """Runs a typer command, or an application of several, as a program and exits.
 
     Exit status 0 on success; 2 with one line on standard error for bad input (`InputError`, an unknown or missing
-    option, a file that is not there or may not be read); 130 on Ctrl-C. Any other exception is a defect of ours and
-    shows its traceback.
+    option, a file that does not exist or cannot be read, an extra that is not installed); 130 on Ctrl-C. Any other
+    exception is a defect of q2s_tf and shows its traceback.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    app.command()(command)
+    if not isinstance(command, typer.Typer):
+        function, command = command, typer.Typer(**STYLE)
+        command.command()(function)
     try:
-        status = app(standalone_mode=False)
+        status = command(standalone_mode=False)
     except typer.TyperException as error:
         _fail(error.format_message())
     except (InputError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
         _fail(str(error))
+    except ModuleNotFoundError as error:
+        if not (message := explain_missing(error)):
+            raise
+        _fail(message)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
     sys.exit(status if isinstance(status, int) else 0)
@@ -56,7 +65,7 @@ def progress_bar(transient: bool = False) -> Progress:
     """A progress bar on standard error: spinner, description, bar, count, elapsed and remaining time.
 
     Args:
-        transient: leave nothing behind, so that an error is the only line.
+        transient: remove the bar at the end, so that an error is the only line.
     """
     return Progress(
         SpinnerColumn(),

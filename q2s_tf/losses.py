@@ -1,9 +1,14 @@
 """The losses of Que2Search, one function for each equation.
 
-`scores` is `[batch, batch]`: row i holds the scores of query i and every document of the batch, the document of its own
-positive on the diagonal. `mask` is bool `[batch, batch]`; an entry that is False (a known positive of the query, a
-duplicate of its document) is not a negative. The diagonal is always read. `sample_weight` is `[batch]`. `reduction` is
-"mean" (Σ wᵢ lossᵢ / Σ wᵢ, 0 if the weights sum to 0), "sum" (Σ wᵢ lossᵢ) or "none" (`[batch]`, wᵢ lossᵢ).
+Arguments of every loss on scores:
+
+- `scores` `[batch, batch]`: row i holds the scores of query i and every document of the batch, its own on the diagonal.
+- `mask` bool `[batch, batch]`: a document that is False (a known positive of the query, a duplicate of its document) is
+  not a negative; None for all True. The diagonal is always read.
+- `sample_weight` `[batch]`; None for equal weights.
+- `reduction`: "mean" (Σ wᵢ lossᵢ / Σ wᵢ, 0 if the weights sum to 0), "sum" (Σ wᵢ lossᵢ) or "none" (wᵢ lossᵢ).
+
+They return a scalar, or `[batch]` without reduction, and raise `ValueError` for another reduction.
 
 Source: Liu et al., Que2Search, KDD 2021.
 """
@@ -22,14 +27,7 @@ def in_batch_softmax(scores: Any, mask: Any = None, sample_weight: Any = None, r
 
         lossᵢ = −log( exp(s·cos(qᵢ, dᵢ)) / Σⱼ exp(s·cos(qᵢ, dⱼ)) )
 
-    Args:
-        scores: s·cos `[batch, batch]`, with s from 15 to 20 in the paper.
-        mask: bool `[batch, batch]`, False where a document is not a negative; None for all True.
-        sample_weight: `[batch]`; None for equal weights.
-        reduction: "mean", "sum" or "none".
-
-    Returns:
-        A scalar, or `[batch]` without reduction.
+    The scores are s·cos, with s from 15 to 20 in the paper.
     """
     log_probabilities = ops.log_softmax(_masked(scores, mask), axis=-1)
     return _reduce(-ops.diagonal(log_probabilities), sample_weight, reduction)
@@ -38,9 +36,7 @@ def in_batch_softmax(scores: Any, mask: Any = None, sample_weight: Any = None, r
 def symmetric_softmax(scores: Any, mask: Any = None, sample_weight: Any = None, reduction: str = "mean") -> Any:
     """Mean of `in_batch_softmax` over both directions, query to documents and document to queries (eq. 3).
 
-        loss = (eq. 2 of the rows + eq. 2 of the columns) / 2
-
-    The arguments are those of `in_batch_softmax`.
+    loss = (eq. 2 of the rows + eq. 2 of the columns) / 2
     """
     transposed = None if mask is None else ops.transpose(mask)
     rows = in_batch_softmax(scores, mask, sample_weight, reduction)
@@ -54,17 +50,8 @@ def binary_cross_entropy(
 
         lossᵢ = −log σ(s·cos(qᵢ, dᵢ)) − log(1 − σ(s·cos(qᵢ, d_{n(i)}))), with n(i) of `margin_rank`
 
-    The paper prints the second term with the opposite sign, which would reward a high score of the negative.
-
-    Args:
-        scores: s·cos `[batch, batch]`.
-        mask: see `in_batch_softmax`. A row without a negative has only the first term.
-        sample_weight: `[batch]`; None for equal weights.
-        reduction: "mean", "sum" or "none"; the paper sums.
-        negative_rank: see `margin_rank`.
-
-    Returns:
-        A scalar, or `[batch]` without reduction.
+    The paper prints the second term with the opposite sign, which would reward a high score of the negative. A row
+    without a negative has only the first term.
     """
     positive, negative = ops.diagonal(scores), _hard_negative(scores, mask, negative_rank)
     return _reduce(ops.softplus(-positive) + ops.softplus(negative), sample_weight, reduction)
@@ -83,17 +70,9 @@ def margin_rank(
 
         n(i) = argmax_{j≠i} cos(qᵢ, dⱼ);   lossᵢ = max(0, −[cos(qᵢ, dᵢ) − cos(qᵢ, d_{n(i)})] + margin)
 
-    Args:
-        scores: cosines `[batch, batch]`.
-        mask: see `in_batch_softmax`. A row without a negative has the loss 0.
-        sample_weight: `[batch]`; None for equal weights.
-        reduction: "mean", "sum" or "none"; the paper sums.
-        margin: 0.1 to 0.2 in the paper.
-        negative_rank: n(i) is the document with this rank by score, from 1, the hardest. The hardest documents are not
-            always the best negatives: Huang et al., Embedding-based Retrieval in Facebook Search, KDD 2020.
-
-    Returns:
-        A scalar, or `[batch]` without reduction.
+    The scores are cosines; the paper has a margin of 0.1 to 0.2 and sums. With another `negative_rank`, n(i) is the
+    document with that rank by score: the hardest ones are not always the best negatives (Huang et al., Embedding-based
+    Retrieval in Facebook Search, KDD 2020). A row without a negative has the loss 0.
     """
     positive, negative = ops.diagonal(scores), _hard_negative(scores, mask, negative_rank)
     return _reduce(ops.maximum(0.0, margin - (positive - negative)), sample_weight, reduction)
@@ -107,16 +86,8 @@ def gradient_blending(
         L = Σ_k w_k L_k, k = 1 … m + n + 1
 
     L_k is one of the losses above, on the scores of a model that has one modality in one tower and everything in the
-    other; the last one has everything in both towers.
-
-    Args:
-        losses: m + n + 1 losses of the same shape: scalars, or `[batch]` without reduction.
-        weights: w_k; None for 1. The paper does not give them.
-        sample_weight: `[batch]`, for losses without reduction.
-        reduction: of losses `[batch]`: "mean", "sum" or "none".
-
-    Returns:
-        A scalar, or `[batch]` without reduction.
+    other; the last one has everything in both towers. `losses` are scalars, or `[batch]` without reduction, to which
+    `sample_weight` and `reduction` then apply. `weights` are 1 by default; the paper does not give them.
     """
     weights = [1.0] * len(losses) if weights is None else weights
     if len(weights) != len(losses):
@@ -133,11 +104,8 @@ def query_classification(logits: Any, labels: Any, sample_weight: Any = None, re
     Args:
         logits: `[batch, C]`, one column for each query of the head.
         labels: int32 `[batch, K]`, columns; −1 is padding. A document without label has the loss 0.
-        sample_weight: `[batch]`; None for equal weights.
-        reduction: "mean", "sum" or "none".
-
-    Returns:
-        A scalar, or `[batch]` without reduction.
+        sample_weight: see the module.
+        reduction: see the module.
 
     Source: Que2Search, section on multi-task learning.
     """
@@ -155,11 +123,8 @@ def cosine_distillation(student: Any, teacher: Any, sample_weight: Any = None, r
     Args:
         student: `[batch, D]`. A student of 0, as at initialisation, has the cosine 0 and a gradient to its teacher.
         teacher: `[batch, D]`. A row of zeros has no teacher, and the loss 0.
-        sample_weight: `[batch]`; None for equal weights.
-        reduction: "mean", "sum" or "none".
-
-    Returns:
-        A scalar, or `[batch]` without reduction.
+        sample_weight: see the module.
+        reduction: see the module.
     """
     cosines = ops.sum(_unit(student) * _unit(teacher), axis=1)
     present = ops.cast(ops.any(teacher != 0, axis=1), cosines.dtype)

@@ -1,4 +1,4 @@
-"""The command lines one after the other, as `make demo` runs them, on a small marketplace: real processes, a port."""
+"""The demo: all commands one after the other on a small marketplace, with real processes and a port; and in part."""
 
 import json
 import re
@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-TOOLS = Path(__file__).parent.parent / "tools"
+from q2s_tf.demo import demo
+from q2s_tf.errors import InputError
+
 SMALL = """
 dimension = 32
 [evaluation]
@@ -56,7 +58,18 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("demo")
     (folder / "small.toml").write_text(SMALL, encoding="utf-8")
     out = folder / "demo"
-    command = [sys.executable, TOOLS / "demo.py", "--out", out, "--config", folder / "small.toml", "--listings", "400"]
+    command = [
+        sys.executable,
+        "-m",
+        "q2s_tf",
+        "demo",
+        "--out",
+        out,
+        "--config",
+        folder / "small.toml",
+        "--listings",
+        "400",
+    ]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
     return out, done.stdout
@@ -84,7 +97,8 @@ def test_everything_is_where_it_says(shown: tuple[Path, str]) -> None:
         assert (out / name).is_file(), name
     assert str(out) in printed
     what_next = printed.rsplit("Start the server", 1)[1]
-    assert all(tool in what_next for tool in ("serve.py", "query.py", "demo_app.py"))
+    assert all(f"q2s {command} --" in what_next for command in ("serve", "demo-app"))
+    assert 'q2s query "blue jacket" --country US' in what_next.replace("'", '"')
 
 
 def test_it_learned(shown: tuple[Path, str]) -> None:
@@ -92,3 +106,25 @@ def test_it_learned(shown: tuple[Path, str]) -> None:
     systems = json.loads((out / "run/evaluation/metrics.json").read_text(encoding="utf-8"))["systems"]
     assert systems["q2s_tf"]["roc_auc"]["value"] > 0.7
     assert 0 < systems["BM25"]["recall@100"]["value"] <= 1
+
+
+def test_without_extras_it_does_the_rest_and_names_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands: list[str] = []
+    monkeypatch.setattr(subprocess, "run", lambda command, check: commands.append(command[3]))
+    for module in ("starlette", "plotly"):
+        monkeypatch.setitem(sys.modules, module, None)
+    demo(tmp_path / "demo", "marketplace", 400, 1)
+    assert commands == ["make-marketplace", "build-positives", "train", "export", "evaluate"]
+    printed = capsys.readouterr().out
+    assert "starlette is not installed: pip install 'q2s_tf[server]'" in printed
+    assert "evaluation/metrics.json" in printed
+    assert "report.html" not in printed
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(InputError, match="holds other files"):
+        demo(tmp_path, "marketplace", 400, 1)
+    assert (tmp_path / "mine.txt").read_text(encoding="utf-8") == "mine"

@@ -13,8 +13,10 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import typer
 from own_data import write_own_data
 
+from q2s_tf.commands import app
 from q2s_tf.config import read_config
 
 ROOT = Path(__file__).parents[1]
@@ -114,12 +116,15 @@ def test_commands_of_pages_name_files_and_options_that_are_there() -> None:
     named = set(re.findall(r"\b(?:tools|configs|benchmarks|serving_config)/[\w./]+\.(?:py|toml|sh|md)", text))
     assert len(named) > 10
     assert not [name for name in named if not (ROOT / name).exists()]
-    commands = re.findall(r"python (tools/\w+\.py)([^\n`#&]*)", text)
+    commands = re.findall(r"(?:python tools/(\w+)\.py|\bq2s ([a-z][a-z-]+))([^\n`#&]*)", text)
     assert len(commands) > 10
-    for tool, arguments in commands:
-        source = (ROOT / tool).read_text(encoding="utf-8")
-        for option in re.findall(r" --([a-z][\w-]*)", arguments):
-            assert f"--{option}" in source or f"    {option.replace('-', '_')}: " in source, f"{tool} --{option}"
+    options = {
+        name: {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        for name, command in typer.main.get_command(app).commands.items()
+    }
+    for tool, command, arguments in commands:
+        name = command or tool.replace("_", "-")
+        assert set(re.findall(r" (--[a-z][\w-]*)", arguments)) <= options[name], f"{name} {arguments}"
 
 
 def test_the_channels_to_switch_on_in_the_guides_config_are_valid(tmp_path: Path) -> None:

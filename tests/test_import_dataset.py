@@ -1,4 +1,4 @@
-"""Published layouts become the project's tables; what is not as published is refused with one line."""
+"""Published data sets are converted to the data contract; files of another layout are an error of one line."""
 
 import gzip
 import subprocess
@@ -159,18 +159,19 @@ def test_wands(tmp_path: Path, suffix: str) -> None:
         ("home_depot", HOME_DEPOT, {"judgements_train.tsv.gz": None, "judgements_check.tsv": None},
          "judgements_*.tsv is missing"),
         ("home_depot", HOME_DEPOT, {"judgements_check.tsv": [["query", "relevance"], ["a", "1"]]},
-         "column product_id missing; found query, relevance"),
+         "needs the column document_id; it has query, relevance"),
         ("home_depot", HOME_DEPOT, {"judgements_check.tsv": [["query", "product_id", "relevance"], ["a", "b", "good"]]},
-         "relevance must be a number"),
+         "column relevance: cannot be read"),
         ("home_depot", HOME_DEPOT, {"judgements_check.tsv": [["query", "product_id", "relevance"], ["a", "b", ""]]},
          "1 cells are empty"),
         ("home_depot", HOME_DEPOT, {"judgements_check.tsv": b"query\tproduct_id\trelevance\nsof\xe1\tb\t1\n"},
-         "not a table of tab-separated UTF-8 text"),
-        ("home_depot", HOME_DEPOT, {"products.tsv.gz": None, "products.tsv": b""}, "column product_id, title missing"),
+         "must be UTF-8 and is not"),
+        ("home_depot", HOME_DEPOT, {"products.tsv.gz": None, "products.tsv": b""},
+         "must begin with a line of distinct column names"),
         ("esci", ESCI,
          {"judgements_dev.tsv.gz": [["query", "country", "product_id", "esci_label"], ["a", "US", "b", "ok"]]},
          "a label must be one of exact, substitute, complement, irrelevant"),
-        ("esci", ESCI, {"products.tsv": [["product_id", "country", "title"], ["1", "US"]]}, "not a table"),
+        ("esci", ESCI, {"products.tsv": [["product_id", "country", "title"], ["1", "US"]]}, "cannot be read"),
         ("wands", WANDS, {"label.csv": None}, "label.csv is missing"),
         ("wands", WANDS, {"query.csv": [["query_id", "query"], ["0", "salon chair"]]}, "query_id '1' has no query"),
     ],

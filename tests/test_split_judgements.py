@@ -1,4 +1,4 @@
-"""Rated pairs of one's own become tables that training and evaluation take; a query is in one part alone."""
+"""Rated pairs are split into tables for training and evaluation; all rows of a query are in one part."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from own_data import write
 
-from q2s_tf.datasets.judged import split_judgements
+from q2s_tf.datasets import split_judgements
 from q2s_tf.errors import InputError
 from q2s_tf.tables import check_judgements, open_judgements, open_positives
 

@@ -1,5 +1,6 @@
-"""Tables of the data contract: Parquet, folders of it and tab-separated text give the same rows, or one clear line."""
+"""Tables of the data contract: every format and layout gives the same rows; what cannot be read is one clear line."""
 
+import csv
 import datetime
 import gzip
 import json
@@ -61,7 +62,24 @@ def as_tsv(rows: list[dict[str, Any]]) -> str:
     return "\n".join(["\t".join(rows[0]), *("\t".join(cell(value) for value in row.values()) for row in rows)]) + "\n"
 
 
-FORMATS = [parquet, parquet_folder, tsv, tsv_gz, tsv_with_bom]
+def tsv_folder(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    for number, row in enumerate(rows):
+        (folder / "parts" / "deep").mkdir(parents=True, exist_ok=True)
+        (folder / "parts" / "deep" / f"{number}.tsv.gz").write_bytes(gzip.compress(as_tsv([row]).encode()))
+    (folder / "parts" / "read me.txt").write_text("No table.")
+    return folder / "parts"
+
+
+def csv_glob(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    for number, row in enumerate(rows):
+        with (folder / f"part-{number}.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(row)
+            writer.writerow(json.dumps(cell) if isinstance(cell, list) else cell for cell in row.values())
+    return folder / "part-?.csv"
+
+
+FORMATS = [parquet, parquet_folder, tsv, tsv_gz, tsv_with_bom, tsv_folder, csv_glob]
 
 
 @pytest.mark.parametrize("written", FORMATS, ids=lambda written: written.__name__)
@@ -116,7 +134,54 @@ def test_dictionary_and_large_columns_are_read_as_text(tmp_path: Path) -> None:
     assert [(row["document_id"], row["title"], row["country"]) for row in read] == [("a", "x", "US"), ("b", "x", None)]
 
 
-@pytest.mark.parametrize("value", [1714557600, datetime.datetime(2024, 5, 1, 10), "2024-05-01 10:00:00Z"])
+def test_names_with_an_underscore_or_a_dot_in_front_are_no_part_of_a_table(tmp_path: Path) -> None:
+    rows = [{"query": "a", "country": "US", "document_id": "1", "timestamp": "2024-05-01T10:00:00Z"}]
+    kept = parquet(tmp_path, rows).read_bytes()
+    for name in ("table.parquet", "_temporary/0/part-0.parquet", ".hidden/part-0.parquet", "_a.parquet", ".b.parquet"):
+        path = tmp_path / "positives" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(kept)
+    for path in (tmp_path / "positives", tmp_path / "positives" / "**" / "*.parquet"):
+        table = open_positives(path)
+        assert (table.num_rows(), len(table.read())) == (1, 1)
+    assert open_positives(tmp_path / "positives" / "_a.parquet").num_rows() == 1, "a file given by name is read"
+
+
+def test_columns_may_differ_between_files_and_be_named_by_folders(tmp_path: Path) -> None:
+    (tmp_path / "tree/country=US/language=007").mkdir(parents=True)
+    (tmp_path / "tree/country=__HIVE_DEFAULT_PARTITION__/language=en").mkdir(parents=True)
+    first = pa.table({"document_id": [1], "title": ["a"], "description": ["x"]})
+    pq.write_table(first, tmp_path / "tree/country=US/language=007/0.parquet")
+    second = pa.table({"document_id": pa.array([2], pa.int32()), "title": ["b"]})
+    pq.write_table(second, tmp_path / "tree/country=__HIVE_DEFAULT_PARTITION__/language=en/0.parquet")
+    rows = sorted(open_documents(tmp_path / "tree").read().to_pylist(), key=lambda row: row["document_id"])
+    assert [(row["document_id"], row["description"], row["country"], row["language"]) for row in rows] == [
+        ("1", "x", "US", "007"),
+        ("2", None, None, "en"),
+    ]
+
+
+@pytest.mark.parametrize("written", [parquet, tsv], ids=lambda written: written.__name__)
+def test_country_and_timestamp_may_be_absent(tmp_path: Path, written: Callable[..., Path]) -> None:
+    positives = open_positives(written(tmp_path, [{"query": "a", "document_id": "1"}]))
+    absent = {"country": None, "timestamp": None, "weight": None}
+    assert positives.read().to_pylist() == [{"query": "a", "document_id": "1", **absent}]
+    judgements = open_judgements(written(tmp_path, [{"query": "a", "document_id": "1", "relevance": 2}]))
+    assert check_judgements(judgements) is True
+    assert judgements.read().to_pylist() == [{"query": "a", "document_id": "1", "relevance": 2.0, **absent}]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        1714557600,
+        1714557600_000,
+        1714557600_000_000,
+        1714557600_000_000_000,
+        datetime.datetime(2024, 5, 1, 10),
+        "2024-05-01 10:00:00Z",
+    ],
+)
 def test_every_spelling_of_a_time_is_read_as_utc(tmp_path: Path, value: Any) -> None:
     rows = [{"query": "a", "country": "US", "document_id": "1", "timestamp": value}]
     read = open_positives(parquet(tmp_path, rows)).read().to_pylist()
@@ -128,6 +193,7 @@ def test_a_judgements_table_is_rated_and_a_positives_table_is_not(tmp_path: Path
     assert check_judgements(open_judgements(parquet(tmp_path, [{**common, "relevance": 3}]))) is True
     moment = datetime.datetime(2024, 5, 1, tzinfo=datetime.UTC)
     assert check_judgements(open_judgements(parquet(tmp_path, [{**common, "timestamp": moment}]))) is False
+    assert check_judgements(open_judgements(parquet(tmp_path, [{**common, "weight": 2}]))) is False
     with pytest.raises(InputError, match="needs the column relevance"):
         check_judgements(open_judgements(parquet(tmp_path, [common])))
 
@@ -136,8 +202,11 @@ def test_what_cannot_be_opened_is_one_line_that_names_the_file(tmp_path: Path) -
     with pytest.raises(InputError, match=r"documents .*none\.parquet: there is no such file"):
         open_documents(tmp_path / "none.parquet")
     (tmp_path / "a.xlsx").write_bytes(b"x")
-    with pytest.raises(InputError, match=r"a\.xlsx: expected a \.parquet, \.tsv or \.tsv\.gz file"):
+    with pytest.raises(InputError, match=r"a\.xlsx: its name ends in no known format; give a file, folder or glob of"):
         open_documents(tmp_path / "a.xlsx")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"documents .*empty: nothing in it can be read"):
+        open_documents(tmp_path / "empty")
     (tmp_path / "a.parquet").write_bytes(b"not parquet at all")
     with pytest.raises(InputError, match=r"a\.parquet: cannot be read") as raised:
         open_documents(tmp_path / "a.parquet").read()

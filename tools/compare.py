@@ -1,44 +1,8 @@
 #!/usr/bin/env python
-"""Command line of `q2s_tf.evaluation.compare`."""
+"""The same as `q2s compare`."""
 
-from pathlib import Path
-
-import typer
-from rich.console import Console
-
-from q2s_tf.cli import run as run_command
-
-
-def main(
-    run_a: Path = typer.Argument(..., help="A run directory of tools/train.py: the one that is there."),
-    run_b: Path = typer.Argument(..., help="Another one: does it do better?"),
-    documents: Path = typer.Option(..., help="The catalogue, Parquet or TSV."),
-    judgements: Path = typer.Option(..., help="Rated pairs, or later positives."),
-    out: Path | None = typer.Option(None, help="Folder for comparison.json and per_query.parquet."),
-    later: Path | None = typer.Option(None, help="Positives of later days: recall of what people chose then."),
-    relevant_at: float | None = typer.Option(None, help="Grade from which a pair is relevant, else the runs'."),
-    recall_relevant_at: float | None = typer.Option(None, help="The same for recall and MRR over the catalogue."),
-    stage_a: int | None = typer.Option(None, min=1, max=2, help="Weights of RUN_A; the last stage when not given."),
-    stage_b: int | None = typer.Option(None, min=1, max=2, help="Weights of RUN_B."),
-) -> None:
-    """Compare two runs on the same judgements: differences with intervals and p-values, and what moved most.
-
-    Both runs are evaluated anew, so that old results on other data cannot slip in.
-
-    Example: tools/compare.py runs/first runs/second --documents data/documents.parquet
-    --judgements data/judgements_test.parquet
-    """
-    from q2s_tf.evaluation.compare import compare, comparison_tables
-
-    results = compare(
-        run_a, run_b, documents, judgements, out, later, relevant_at, recall_relevant_at, stage_a, stage_b
-    )
-    console = Console()
-    for table in comparison_tables(results):
-        console.print(table)
-    if out:
-        print(f"written to {out / 'comparison.json'}")
-
+from q2s_tf.cli import run
+from q2s_tf.commands.modelling import compare as main
 
 if __name__ == "__main__":
-    run_command(main)
+    run(main)

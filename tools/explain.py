@@ -1,41 +1,8 @@
 #!/usr/bin/env python
-"""Explains one score: see --help."""
+"""The same as `q2s explain`."""
 
-import json
-import sys
-from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated
-
-import typer
-from rich.console import Console
-
-from q2s_tf import cli
-
-
-def main(
-    query: Annotated[str, typer.Argument(help="The query, in any language.")],
-    document: Annotated[str, typer.Option(help="Id of the document whose score is in question.")],
-    run: Annotated[Path, typer.Option(help="A run directory of tools/train.py.")],
-    documents: Annotated[Path, typer.Option(help="The catalogue, Parquet or TSV.")],
-    country: Annotated[str, typer.Option(help="The searcher's country; empty where unknown.")] = "",
-    k: Annotated[int, typer.Option(min=0, help="How many of the first documents to show beside it.")] = 5,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
-) -> None:
-    """Say why a document has its score for a query: channel by channel, the 3-grams, the weights, its rank and rival.
-
-    Example: python tools/explain.py "red sofa" --country US --document d0000042 --run demo/run
-    --documents demo/data/documents.parquet
-    """
-    from q2s_tf.report.explain import explain
-    from q2s_tf.report.show import show
-
-    explanation = explain(run, documents, query, country or None, document, k)
-    if as_json:
-        print(json.dumps(asdict(explanation), ensure_ascii=False, indent=2))
-    else:
-        show(explanation, Console(width=None if sys.stdout.isatty() else 140))
-
+from q2s_tf.cli import run
+from q2s_tf.commands.modelling import explain as main
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

@@ -1,32 +1,8 @@
 #!/usr/bin/env python
-"""Turns rated pairs into positives to train on, and judgements to validate and to test with: see docs/guide.md."""
+"""The same as `q2s split-judgements`."""
 
-from pathlib import Path
-from typing import Annotated
-
-from rich.console import Console
-from rich.table import Table
-from typer import Option
-
-from q2s_tf import cli
-from q2s_tf.datasets.judged import split_judgements
-
-
-def main(
-    judgements: Annotated[Path, Option(help="query, document_id, relevance, optional country; Parquet or TSV.")],
-    out: Annotated[Path, Option(help="Folder for the three Parquet files.")],
-    relevant_at: Annotated[float, Option(help="Least relevance of a pair that is right.")] = 1.0,
-) -> None:
-    """Splits rated pairs by query: eight tenths become positives to train on, one validates, one tests.
-
-    Example: tools/split_judgements.py --judgements data/judgements.tsv --out data --relevant-at 2
-    """
-    written = split_judgements(judgements, out, relevant_at)
-    view = Table("file", "rows", title=f"judgements split into {out}", title_justify="left")
-    for file, rows in written.items():
-        view.add_row(file, f"{rows:,}")
-    Console().print(view)
-
+from q2s_tf.cli import run
+from q2s_tf.commands.data import split_judgements as main
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

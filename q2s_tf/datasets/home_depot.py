@@ -7,67 +7,54 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from q2s_tf.datasets import tables
+from q2s_tf.datasets.published_files import constant, locate, locate_judgements, unique, write_tables
+from q2s_tf.errors import InputError
+from q2s_tf.tables import Table
 
 COUNTRY, LANGUAGE = "US", "en"
 
 RELEVANT = 2.33
-"""Grades from here on make a training positive (the grades are thirds: 2.33, 2.67 and 3)."""
+"""The lowest grade of a positive (grades are thirds: 2.33, 2.67 and 3)."""
 
 TIME = datetime(2016, 1, 1, tzinfo=UTC)
-"""The timestamp of every positive. The set has no clicks and no times; this is about when it was published."""
-
+"""The timestamp of every positive: about when the set was published. It has no clicks and no times."""
 
 VALIDATION_EVERY = 20
-"""One training query in so many only validates."""
+"""One training query in this many is used for validation."""
 
 
 def convert(path: Path, out: Path, validation_every: int = VALIDATION_EVERY) -> dict[str, int]:
-    """Reads ``products.tsv`` and every ``judgements_PART.tsv`` (plain or ``.gz``) of the folder ``path``.
+    """Convert `products.tsv` and every `judgements_PART.tsv` (plain or `.gz`) of the folder `path`.
 
-    Writes ``documents``, ``judgements_PART`` and, from the part ``train``, ``judgements_validation``, all rows of one
-    query in ``validation_every`` (by a hash of it), and ``positives``: the other queries' pairs graded 2.33 or more,
-    of weight 1, in the country US, all at the time `TIME`.
+    Writes `documents` and `judgements_PART`. The part `train` also gives `judgements_validation`, all rows of one query
+    in `validation_every` (by a hash of the query), and `positives`: the pairs of the other queries graded 2.33 or more,
+    with weight 1, country US and the timestamp `TIME`.
 
     Raises:
         InputError: See `q2s_tf.datasets.import_dataset`.
     """
-    products = tables.read_tsv(tables.locate(path, "products.tsv"), ["product_id", "title"])
-    products = tables.unique(products, "product_id").rename_columns(["document_id", "title"])
-    documents = products.append_column("language", _constant(LANGUAGE, products))
-    written = {"documents": documents.append_column("country", _constant(COUNTRY, products))}
-    for part, file in tables.locate_all(path, "judgements").items():
-        judgements = judgements_of(file)
-        written[f"judgements_{part}"] = judgements
-        if part == "train":
-            held_out = pa.array([is_validation(query, validation_every) for query in judgements["query"].to_pylist()])
-            written["judgements_validation"] = judgements.filter(held_out)
-            written["positives"] = positives_of(judgements.filter(pc.invert(held_out)))
-    return tables.write(out, written)
+    products = Table(locate(path, "products.tsv")[0], "products", ["product_id", "title"]).read()
+    products = unique(products, "product_id").rename_columns(["document_id", "title"])
+    documents = products.append_column("language", constant(LANGUAGE, products))
+    written = {"documents": documents.append_column("country", constant(COUNTRY, products))}
+    for name, file in locate_judgements(path).items():
+        rows = Table(file, "judgements", ["query", "document_id", "relevance"]).read()
+        if missing := rows["relevance"].null_count:
+            raise InputError(f"judgements {file}: relevance must be a number; {missing} cells are empty")
+        rows = rows.add_column(1, "country", constant(COUNTRY, rows))
+        rows = rows.set_column(3, "relevance", rows["relevance"].cast(pa.float32()))
+        written[name] = rows
+        if name == "judgements_train":
+            hashes = (zlib.crc32(query.encode()) for query in rows["query"].to_pylist())
+            held_out = pa.array([value % validation_every == 0 for value in hashes])
+            written["judgements_validation"] = rows.filter(held_out)
+            written["positives"] = _positives(rows.filter(pc.invert(held_out)))
+    return write_tables(out, written)
 
 
-def is_validation(query: str, every: int = VALIDATION_EVERY) -> bool:
-    """Whether a training query is the one in ``every`` that only validates: the same on every machine."""
-    return zlib.crc32(query.encode()) % every == 0
-
-
-def judgements_of(file: Path) -> pa.Table:
-    """``query, country, document_id, relevance`` of one file ``query, product_id, relevance``."""
-    rows = tables.read_tsv(file, ["query", "product_id", "relevance"])
-    return pa.table({
-        "query": rows["query"], "country": _constant(COUNTRY, rows), "document_id": rows["product_id"],
-        "relevance": tables.numbers(rows["relevance"], file),
-    })  # fmt: skip
-
-
-def positives_of(judgements: pa.Table) -> pa.Table:
-    """``query, country, document_id, timestamp, weight`` of the judgements of 2.33 or more."""
-    # Grades are two decimals in float32: compare half a step below, not at the limit.
+def _positives(judgements: pa.Table) -> pa.Table:
+    # Grades are two decimals in float32: compare half a step below the limit, not with the limit.
     rows = judgements.filter(pc.greater(judgements["relevance"], RELEVANT - 0.005)).drop_columns("relevance")
     rows = rows.group_by(rows.column_names, use_threads=False).aggregate([])
     times = pa.array([TIME] * len(rows), pa.timestamp("us", "UTC"))
     return rows.append_column("timestamp", times).append_column("weight", pa.array([1] * len(rows), pa.int64()))
-
-
-def _constant(value: str, like: pa.Table) -> pa.Array:
-    return pa.array([value] * len(like), pa.string())

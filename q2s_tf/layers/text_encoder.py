@@ -124,7 +124,7 @@ class TextEncoder(keras.layers.Layer):
         heads, width = self.num_heads, self.hidden_dim // self.num_heads
         projected = self._product(hidden, *self._scaled_qkv(weights))
         groups = zip(tokens.pad(projected, [3, heads, width]), tokens.biases, strict=True)
-        mixed = [self._mix(*_unstack(group, 3), bias, training) for group, bias in groups]
+        mixed = [self._mix(_unstack(group, 3), bias, training) for group, bias in groups]
         packed = tokens.pack([tf.transpose(group, [0, 2, 1, 3]) for group in mixed], heads * width)
         return self._product(packed, weights["attention_kernel"], weights["attention_bias"])
 
@@ -137,7 +137,7 @@ class TextEncoder(keras.layers.Layer):
         queries = tokens.split(self._product(first, kernel[:, :size], bias[:size]))
         pairs = tokens.pad(self._product(hidden, kernel[:, size:], bias[size:]), [2, heads, width])
         mixed = [
-            self._mix(tf.reshape(query, [-1, heads, 1, width]), *_unstack(pair, 2), bias, training)
+            self._mix([tf.reshape(query, [-1, heads, 1, width]), *_unstack(pair, 2)], bias, training)
             for query, pair, bias in zip(queries, pairs, tokens.biases, strict=True)
         ]
         packed = tf.concat([tf.reshape(group, [-1, heads * width]) for group in mixed], 0)
@@ -149,8 +149,9 @@ class TextEncoder(keras.layers.Layer):
         scales = tf.constant([scale] * self.hidden_dim + [1.0] * (2 * self.hidden_dim))
         return weights["qkv_kernel"].value * scales, weights["qkv_bias"].value * scales
 
-    def _mix(self, query: Any, key: Any, value: Any, bias: Any, training: bool | None) -> Any:
+    def _mix(self, projections: list[Any], bias: Any, training: bool | None) -> Any:
         """softmax(q kᵀ + bias) v for each head: `[n, heads, m, width]`, for m queries and l keys and values."""
+        query, key, value = projections
         scores = tf.cast(tf.matmul(query, key, transpose_b=True), bias.dtype)
         attention = self._drop(tf.nn.softmax(scores + bias), training)
         return tf.matmul(tf.cast(attention, value.dtype), value)
@@ -205,8 +206,8 @@ class TextEncoder(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments."""
-        names = ("vocabulary_size", "max_tokens", "num_layers", "num_heads", "hidden_dim", "intermediate_dim")
-        names += ("dropout", "pooling", "activation", "epsilon")
+        names = ["vocabulary_size", "max_tokens", "num_layers", "num_heads", "hidden_dim", "intermediate_dim"]
+        names += ["dropout", "pooling", "activation", "epsilon"]
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 

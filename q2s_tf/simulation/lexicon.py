@@ -10,13 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
 ATTRIBUTES = ("colour", "size", "brand", "condition", "material")
 """The attributes of a listing, in the order of the columns of every attribute array."""
 
-COLOUR, SIZE, BRAND, CONDITION, MATERIAL = range(len(ATTRIBUTES))
+COLOUR = ATTRIBUTES.index("colour")
 
 UNSTATED = -1
-"""In an attribute or modifier array: the listing does not say, the query does not ask."""
+"""In an attribute or modifier array: the listing or the query does not state it."""
 
 Forms = tuple[tuple[str, ...], ...]
 """The forms of one word: one tuple of synonyms per language, the most usual first."""
@@ -28,127 +32,102 @@ _BRANDS_PER_DEPARTMENT = 5
 
 @dataclass(frozen=True)
 class Grammar:
-    """How one language puts words together (see languages.toml)."""
+    """How one language composes words (see languages.toml)."""
 
-    order: tuple[str, ...]
+    order: list[str]
     separator: str
     modifier: str
     labels: dict[str, str]
     sentence: str
     pairs: str
-    vague: tuple[str, ...]
-    hype: tuple[str, ...]
-    filler: tuple[str, ...]
+    vague: list[str]
+    hype: list[str]
+    filler: list[str]
 
 
 @dataclass(frozen=True)
 class Department:
-    """What the listings of one department may be: indices of things and of attribute values."""
+    """What one department sells."""
 
-    name: str
-    things: tuple[int, ...]
-    values: tuple[tuple[int, ...], ...]
-    """Per attribute, in the order of `ATTRIBUTES`, the values that occur here, the most usual first."""
+    things: range  # indices of things
+    values: tuple[list[int], ...]  # for each of ATTRIBUTES the values that occur here, the most usual first
 
 
 @dataclass(frozen=True)
 class Lexicon:
-    """All words, and the product types composed from them.
+    """All words, and the `T` product types composed from them.
 
     A product type is a pair (thing, modifier or `UNSTATED`): "chair", "garden chair", "office chair".
     """
 
-    languages: tuple[str, ...]
-    grammars: tuple[Grammar, ...]
-    things: tuple[Forms, ...]
-    modifiers: tuple[Forms, ...]
-    values: tuple[tuple[Forms, ...], ...]
-    departments: tuple[Department, ...]
-    type_thing: NDArray[np.int64]
-    """`[T]` the thing of each type."""
-    type_modifier: NDArray[np.int64]
-    """`[T]` the modifier of each type, or `UNSTATED`."""
-    thing_department: NDArray[np.int64]
-    """`[things]` the department of each thing."""
-    thing_forms: NDArray[np.int64]
-    """`[things, languages]` how many synonyms there are."""
+    languages: list[str]
+    grammars: list[Grammar]
+    things: list[Forms]
+    modifiers: list[Forms]
+    values: list[list[Forms]]  # for each of ATTRIBUTES
+    departments: list[Department]
+    type_thing: Ints  # [T]
+    type_modifier: Ints  # [T] or UNSTATED
+    thing_department: Ints  # [things]
+    thing_forms: Ints  # [things, languages] the number of synonyms
 
     def type_name(self, thing: int, modifier: int, language: int, thing_form: int, rng: Random) -> str:
-        """The name of a type in a language, from the given synonym of the thing and any of the modifier."""
-        noun = self.things[thing][language][thing_form]
+        """The name of a product type in a language, from the given synonym of the thing and any of the modifier.
+
+        For example "garden chair", "silla de jardín", "Gartenstuhl", "庭用椅子".
+        """
+        noun, grammar = self.things[thing][language][thing_form], self.grammars[language]
         if modifier == UNSTATED:
             return noun
-        return join_type(noun, rng.choice(self.modifiers[modifier][language]), self.grammars[language])
+        adjective = rng.choice(self.modifiers[modifier][language])
+        if grammar.modifier == "after":
+            return noun + grammar.separator + adjective
+        if grammar.modifier != "joined":
+            return adjective + grammar.separator + noun
+        if adjective.endswith("-") or "-" in noun:
+            return adjective.rstrip("-") + "-" + noun
+        return adjective + noun.lower()
 
-
-def join_type(noun: str, modifier: str, grammar: Grammar) -> str:
-    """Composes a type's name: "garden chair", "silla de jardín", "Gartenstuhl", "庭用椅子"."""
-    if grammar.modifier == "after":
-        return noun + grammar.separator + modifier
-    if grammar.modifier == "joined":
-        if modifier.endswith("-") or "-" in noun:
-            return modifier.rstrip("-") + "-" + noun
-        return modifier + noun.lower()
-    return modifier + grammar.separator + noun
-
-
-def choose_forms(
-    lexicon: Lexicon, thing: NDArray[np.int64], language: NDArray[np.int64], rng: np.random.Generator
-) -> NDArray[np.int64]:
-    """Which synonym people use, `[N]`: the usual one half of the time, else any, for `[N]` things and languages."""
-    chance = rng.random(len(thing)) * 2
-    return (np.maximum(chance - 1, 0) * lexicon.thing_forms[thing, language]).astype(np.int64)
+    def choose_forms(self, thing: Ints, language: Ints, rng: np.random.Generator) -> Ints:
+        """Draw a synonym for each of `N` things, `[N]`: the usual one half of the time, else any."""
+        chance = rng.random(len(thing)) * 2
+        return (np.maximum(chance - 1, 0) * self.thing_forms[thing, language]).astype(np.int64)
 
 
 @cache
 def load_lexicon() -> Lexicon:
-    """Reads lexicon.toml and languages.toml from the package. Takes some milliseconds; the result is shared."""
-    words = _read("lexicon.toml")
-    languages = tuple(words["languages"])
-    grammars = _read("languages.toml")
-    values = {attribute: words.get(attribute, {}) for attribute in ATTRIBUTES}
-    value_index = {attribute: {key: i for i, key in enumerate(table)} for attribute, table in values.items()}
-    modifier_index = {key: i for i, key in enumerate(words["modifiers"])}
-    brands = [start + end for end in _BRAND_ENDS for start in _BRAND_STARTS]
-
+    """Read lexicon.toml and languages.toml from the package; the result is shared."""
+    words, grammars = _read("lexicon.toml"), _read("languages.toml")
+    index = {name: {key: i for i, key in enumerate(words[name])} for name in ("modifiers", "size", "material")}
     things: list[Forms] = []
     departments: list[Department] = []
     types: list[tuple[int, int]] = []
-    thing_department: list[int] = []
-    for number, (name, entry) in enumerate(words["departments"].items()):
-        first = len(things)
+    for number, entry in enumerate(words["departments"].values()):
+        mine = range(len(things), len(things) + len(entry["things"]))
         things += [_forms(line) for line in entry["things"]]
-        mine = tuple(range(first, len(things)))
-        thing_department += [number] * len(mine)
-        modifiers = [UNSTATED, *(modifier_index[key] for key in entry["modifiers"])]
+        modifiers = [UNSTATED, *(index["modifiers"][key] for key in entry["modifiers"])]
         types += [(thing, modifier) for thing in mine for modifier in modifiers]
-        departments.append(
-            Department(
-                name=name,
-                things=mine,
-                values=(
-                    tuple(range(len(values["colour"]))),
-                    tuple(value_index["size"][key] for key in words["size_scales"][entry["sizes"]]),
-                    tuple(range(number * _BRANDS_PER_DEPARTMENT, (number + 1) * _BRANDS_PER_DEPARTMENT)),
-                    tuple(range(len(values["condition"]))),
-                    tuple(value_index["material"][key] for key in entry["materials"]),
-                ),
-            )
+        values = (
+            list(range(len(words["colour"]))),
+            [index["size"][key] for key in words["size_scales"][entry["sizes"]]],
+            list(range(number * _BRANDS_PER_DEPARTMENT, (number + 1) * _BRANDS_PER_DEPARTMENT)),
+            list(range(len(words["condition"]))),
+            [index["material"][key] for key in entry["materials"]],
         )
-    brand_forms = tuple(((brand,),) * len(languages) for brand in brands[: len(departments) * _BRANDS_PER_DEPARTMENT])
+        departments.append(Department(mine, values))
+    brands = [start + end for end in _BRAND_ENDS for start in _BRAND_STARTS]
+    values_of = {name: [_forms(line) for line in words.get(name, {}).values()] for name in ATTRIBUTES}
+    values_of["brand"] = [((brand,),) * len(words["languages"]) for brand in brands]
     return Lexicon(
-        languages=languages,
-        grammars=tuple(_grammar(grammars[language]) for language in languages),
-        things=tuple(things),
-        modifiers=tuple(_forms(line) for line in words["modifiers"].values()),
-        values=tuple(
-            brand_forms if attribute == "brand" else tuple(_forms(line) for line in values[attribute].values())
-            for attribute in ATTRIBUTES
-        ),
-        departments=tuple(departments),
+        languages=words["languages"],
+        grammars=[Grammar(**grammars[language]) for language in words["languages"]],
+        things=things,
+        modifiers=[_forms(line) for line in words["modifiers"].values()],
+        values=[values_of[name] for name in ATTRIBUTES],
+        departments=departments,
         type_thing=np.array([thing for thing, _ in types]),
         type_modifier=np.array([modifier for _, modifier in types]),
-        thing_department=np.array(thing_department),
+        thing_department=np.repeat(np.arange(len(departments)), [len(entry.things) for entry in departments]),
         thing_forms=np.array([[len(forms) for forms in thing] for thing in things]),
     )
 
@@ -159,8 +138,3 @@ def _read(name: str) -> dict[str, Any]:
 
 def _forms(line: str) -> Forms:
     return tuple(tuple(form.strip() for form in language.split(",")) for language in line.split(" / "))
-
-
-def _grammar(entry: dict[str, Any]) -> Grammar:
-    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
-    return Grammar(**fields)

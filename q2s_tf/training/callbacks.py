@@ -4,7 +4,6 @@ Together with those of Keras (`EarlyStopping`, `ModelCheckpoint`, `BackupAndRest
 make a stage that was interrupted continue after its last complete epoch, to the same weights.
 """
 
-import csv
 import json
 import os
 import shutil
@@ -34,54 +33,30 @@ class EpochNumber(keras.callbacks.Callback):
         self.number = epoch + 1
 
 
-class EpochProgress(keras.callbacks.Callback):
-    """A progress bar for each epoch. It counts steps and reads no metric, so that no step waits for the device.
+class StepProgress(keras.callbacks.Callback):
+    """A progress bar of the steps of a fit. It reads no metric, so that no step waits for the device."""
 
-    Args:
-        title: what is trained.
-        epochs: number of epochs of one bar; one bar for each epoch by default.
-    """
-
-    def __init__(self, title: str, epochs: int = 1):
+    def __init__(self, title: str, epochs: int):
         super().__init__()
         self.title, self.epochs = title, epochs
 
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Starts a bar, unless one bar counts several epochs and exists."""
-        if self.epochs > 1 and epoch:
-            return
-        title = self.title if self.epochs > 1 else f"{self.title} epoch {epoch + 1}"
-        self.bar = progress_bar()
-        self.task = self.bar.add_task(title, total=self.params["steps"] * self.epochs)
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Shows the bar."""
+        self.bar = progress_bar(transient=True)
+        self.task = self.bar.add_task(self.title, total=self.params["steps"] * self.epochs)
         self.bar.start()
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Counts the epochs before this one."""
+        self.bar.update(self.task, completed=epoch * self.params["steps"])
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Counts a step."""
         self.bar.advance(self.task)
 
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Ends the bar of an epoch."""
-        if self.epochs == 1:
-            self.bar.stop()
-
     def on_train_end(self, logs: Any = None) -> None:
-        """Ends the bar."""
-        if self.epochs > 1:
-            self.bar.stop()
-
-
-class StopOnInfiniteLoss(keras.callbacks.Callback):
-    """Raises `InputError` after an epoch whose mean loss is not finite."""
-
-    def __init__(self, title: str):
-        super().__init__()
-        self.title = title
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Checks the loss."""
-        loss = (logs or {}).get("loss", np.nan)
-        if not np.isfinite(loss):
-            raise InputError(f"{self.title} epoch {epoch + 1}: the loss is {loss}: lower the learning rates")
+        """Removes the bar."""
+        self.bar.stop()
 
 
 class EpochMetrics(keras.callbacks.Callback):
@@ -89,10 +64,10 @@ class EpochMetrics(keras.callbacks.Callback):
 
     Args:
         validate: computes `val_roc_auc`.
-        pairs_per_epoch: number of rows of an epoch.
+        pairs_per_epoch: number of rows of an epoch, for the speed; None to leave it out.
     """
 
-    def __init__(self, validate: Callable[[], float], pairs_per_epoch: int):
+    def __init__(self, validate: Callable[[], float], pairs_per_epoch: int | None = None):
         super().__init__()
         self.validate, self.pairs_per_epoch = validate, pairs_per_epoch
 
@@ -105,7 +80,8 @@ class EpochMetrics(keras.callbacks.Callback):
         seconds = time.perf_counter() - self.begin
         with console.status("validating"):
             logs[METRIC] = self.validate()
-        logs |= {"seconds": seconds, "pairs_per_second": self.pairs_per_epoch / seconds}
+        if self.pairs_per_epoch is not None:
+            logs |= {"seconds": seconds, "pairs_per_second": self.pairs_per_epoch / seconds}
 
 
 class EpochHistory(keras.callbacks.Callback):
@@ -126,7 +102,12 @@ class EpochHistory(keras.callbacks.Callback):
         self.path, self.stage, self.steps_per_epoch, self.history = path, stage, steps_per_epoch, history
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Records an epoch and prints it."""
+        """Records an epoch and prints it; `InputError` if its loss is not finite."""
+        loss = (logs or {}).get("loss", np.nan)
+        if not np.isfinite(loss):
+            raise InputError(
+                f"stage {self.stage} epoch {epoch + 1}: the loss is {loss}: lower the learning rates of the stage"
+            )
         self.record(epoch + 1, dict(logs or {}))
         entry = self.history[-1]
         best = " (best)" if entry[METRIC] > max(old[METRIC] for old in self.history[:-1]) else ""
@@ -238,17 +219,3 @@ class EpochBackups(keras.callbacks.Callback):
         backup = keras.callbacks.BackupAndRestore(str(self.folder / name), delete_checkpoint=False)
         backup.set_model(self.model)
         return backup
-
-
-def csv_logger(path: Path, history: list[dict[str, Any]]) -> keras.callbacks.CSVLogger:
-    """A `CSVLogger` that continues a file, from which epochs that are not in the history are removed."""
-    if path.is_file():
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        kept = {str(entry["epoch"] - 1) for entry in history}
-        with atomic_write(path) as partial, partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0].keys() if rows else ["epoch"])
-            if rows:
-                writer.writeheader()
-            writer.writerows(row for row in rows if row["epoch"] in kept)
-    return keras.callbacks.CSVLogger(str(path), append=True)

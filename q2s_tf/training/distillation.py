@@ -6,17 +6,22 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 from keras import ops
 
 from q2s_tf.cli import console
-from q2s_tf.config import Distillation
-from q2s_tf.errors import InputError
-from q2s_tf.layers import TokenIds
+from q2s_tf.config import Config, Distillation
 from q2s_tf.losses import cosine_distillation
-from q2s_tf.models import Tower, aligned_projection, build_text_encoder, copy_weights, encode, load, read_preset
-from q2s_tf.text import decode, normalise
-from q2s_tf.training.callbacks import EpochProgress, StopOnInfiniteLoss
+from q2s_tf.models import (
+    Tower,
+    aligned_projection,
+    build_towers,
+    encode,
+    fill_encoders,
+    load,
+    load_pretrained,
+    read_preset,
+)
+from q2s_tf.training.callbacks import StepProgress
 from q2s_tf.training.examples import Examples
 from q2s_tf.training.optimizer import LazyAdam, decaying_rate
 from q2s_tf.training.workers import Workers
@@ -27,16 +32,12 @@ Teacher = Callable[[Mapping[str, list[Any]]], np.ndarray]
 MAX_TOKENS = 64
 """Longest query of a preset."""
 
-BATCH = 256
-"""Batch size for teacher inference."""
-
 
 def read_teacher(settings: Distillation, dimension: int) -> Teacher | None:
-    """The teacher of a config, or None.
+    """The teacher of a config, or None: the query tower of a run, or a query tower that has only the text of a preset.
 
-    The vectors of a preset are projected by `aligned_projection`, which is also the initial projection of pretrained
-    encoders: the query tower then learns the space in which such a document tower starts. Embeddings of a run with
-    another D are projected as well.
+    The vectors of a preset are projected by `aligned_projection`, the initial projection of pretrained encoders: the
+    query tower then learns the space in which such a document tower starts. So are embeddings of a run with another D.
 
     Args:
         settings: the teacher, and the pooling of a preset.
@@ -47,44 +48,32 @@ def read_teacher(settings: Distillation, dimension: int) -> Teacher | None:
     """
     if settings.teacher is None:
         return None
-    if (Path(settings.teacher) / "config.toml").is_file():
-        tower = load(settings.teacher).query
-
-        def embed(columns: Mapping[str, list[Any]]) -> np.ndarray:
-            return encode(tower, columns, BATCH)["embedding"]
-
-        return embed if tower.config.dimension == dimension else _projected(embed, tower.config.dimension, dimension)
-    return _preset_teacher(settings.teacher, settings.pooling, dimension)
-
-
-def _preset_teacher(name: str, pooling: str, dimension: int) -> Teacher:
-    preset = read_preset(name)
-    tokens = TokenIds(preset.pretrained.tokenizer, preset.pretrained.lowercase, preset.tokenizer)
-    settings = preset.encoder.model_copy(update={"pooling": pooling})
-    max_tokens = min(MAX_TOKENS, preset.backbone.max_sequence_length)
-    if tokens.tokenizer is None:
-        raise InputError(f"preset {name}: it has no tokenizer")
-    encoder = build_text_encoder(settings, tokens.tokenizer.vocabulary_size, max_tokens, dtype="float32")
-    encoder.build((None, None))
-    copy_weights(preset.backbone, encoder, tokens.tokenizer.padding)
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
-    def embed_texts(text: tf.Tensor) -> tf.Tensor:
-        text = tf.where(normalise(text) == "", "", decode(text))
-        vectors = encoder(tokens(text, max_tokens=max_tokens), training=False)
-        return tf.where(text[:, tf.newaxis] == "", 0.0, vectors)
+    is_run = (Path(settings.teacher) / "config.toml").is_file()
+    tower = load(settings.teacher).query if is_run else _preset_tower(settings.teacher, settings.pooling, dimension)
+    width = tower.config.dimension
+    kernel = None if width == dimension else np.asarray(aligned_projection()((width, dimension)))
 
     def embed(columns: Mapping[str, list[Any]]) -> np.ndarray:
-        texts = columns["query"]
-        parts = [embed_texts(tf.constant(texts[at : at + BATCH])).numpy() for at in range(0, len(texts), BATCH)]
-        return np.concatenate(parts)
+        vectors = encode(tower, columns)["embedding"]
+        return vectors if kernel is None else vectors @ kernel
 
-    return _projected(embed, settings.hidden_dim, dimension)
+    return embed
 
 
-def _projected(embed: Teacher, width: int, dimension: int) -> Teacher:
-    kernel = np.asarray(aligned_projection()((width, dimension)))
-    return lambda columns: embed(columns) @ kernel
+def _preset_tower(name: str, pooling: str, dimension: int) -> Tower:
+    """A query tower whose only channel is a preset."""
+    longest = min(MAX_TOKENS, read_preset(name, weights=False).backbone.max_sequence_length)
+    text = {"kind": "text", "encoder": "teacher", "max_tokens": longest}
+    channels = {
+        "query": {"tower": "query", "input": "query", **text},
+        "title": {"tower": "document", "kind": "trigrams", "input": "title", "buckets": 1},
+    }
+    encoders = {"teacher": {"preset": name, "pooling": pooling}}
+    config = Config.model_validate({"dimension": dimension, "channels": channels, "encoders": encoders})
+    config, tokenizers = fill_encoders(config)
+    towers = build_towers(config, tokenizers, dtype="float32")
+    load_pretrained(towers)
+    return towers.query
 
 
 def distil(tower: Tower, examples: Examples, workers: Workers) -> float:
@@ -115,8 +104,7 @@ def distil(tower: Tower, examples: Examples, workers: Workers) -> float:
             jit_compile=False,
         )
     history = keras.callbacks.History()
-    progress = EpochProgress("distillation", settings.epochs)
-    workers.fit(student, dataset, settings.epochs, [progress, StopOnInfiniteLoss("distillation"), history])
+    workers.fit(student, dataset, settings.epochs, [StepProgress("distillation", settings.epochs), history])
     loss = history.history["loss"][-1]
     console.print(f"distillation done: mean cosine {1 - loss:.3f} after {settings.epochs} epochs")
     return loss

@@ -96,7 +96,7 @@ class RetrievalModel(keras.Model):
         vectors, mask = getattr(self.towers, side).encode_channels(own_rows(inputs), training=True)
         return gather(tf.cast(vectors, tf.float32)), gather(tf.cast(mask, tf.int32)) > 0  # bools cannot be gathered
 
-    def fuse(self, side: str, vectors: Any, mask: Any, only: list[str] | None = None) -> tf.Tensor:
+    def fuse(self, side: str, vectors: Any, mask: Any, *, only: list[str] | None = None) -> tf.Tensor:
         """The embedding `[batch, D]` of channel vectors, of all channels or of those in `only`."""
         tower = getattr(self.towers, side)
         if only is not None:
@@ -119,8 +119,8 @@ class RetrievalModel(keras.Model):
 
     def compute_losses(self, batch: Mapping[str, Any]) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
         """The parts of the loss by name, and the embeddings of both towers."""
-        channels = {side: self.encode(side, batch[side]) for side in TOWERS}
-        embeddings = {side: self.fuse(side, *channels[side]) for side in TOWERS}
+        channels: dict[str, tuple[tf.Tensor, tf.Tensor]] = {side: self.encode(side, batch[side]) for side in TOWERS}
+        embeddings: dict[str, tf.Tensor] = {side: self.fuse(side, *channels[side]) for side in TOWERS}
         parts = {"retrieval_loss": self.retrieval_loss(batch, **embeddings)}
         if self.groups:
             blended = [

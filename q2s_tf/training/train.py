@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import keras
 
@@ -34,11 +35,9 @@ from q2s_tf.training.callbacks import (
     EpochHistory,
     EpochMetrics,
     EpochNumber,
-    EpochProgress,
     ResumableEarlyStopping,
-    StopOnInfiniteLoss,
+    StepProgress,
     TowersCheckpoint,
-    csv_logger,
     epochs_since_best,
     read_history,
 )
@@ -89,8 +88,6 @@ def train(
             stage 1 may change); a stage 1 that ended before it converged (see `stage2.unconverged`); fewer positives
             than `stage2.negative_rank` needs.
     """
-    catalogue = open_documents(documents, config.tower_inputs("document"), config.vector_inputs())
-    pairs, judgements = open_positives(positives), open_judgements(validation)
     workers = Workers()
     if workers.chief and not resume:
         _refuse_existing(run)
@@ -98,62 +95,105 @@ def train(
         if resume:
             config = _resumed_config(config, run)
         with _locked(run, workers.chief):
-            scans = [TableScan(config, "document", catalogue), TableScan(config, "query", pairs)]
-            if workers.chief:
-                _prepare_run(config, run, scans, tokenizer, resume)
-            else:
-                scans[0].read()
-            judged = read_judgements(judgements, scans[0].document_ids, config.seed)
-            relevant = relevant_pairs(config, judged, str(judgements.path))
-            workers.barrier()
-            config = read_run_config(run)
-            with workers.strategy.scope():
-                towers = build_towers(config, read_tokenizers(run, config))
-            started = bool(read_history(run / "metrics.jsonl", 1))
-            if started:
-                load_weights(towers, run / CHECKPOINTS / STAGE_WEIGHTS[1])
-            else:
-                load_pretrained(towers)
-            folder = run / EXAMPLES.format(workers.index)
-            teacher = read_teacher(config.distillation, config.dimension)
-            examples = build_examples(folder, towers, catalogue, pairs, teacher, scans[0].common_words)
-            _check_negative_rank(config, examples)
-            console.print(
-                f"{len(examples):,} positives, {examples.num_documents:,} documents, {towers.count_params():,} weights"
-            )
-            if config.distillation.epochs and teacher and not started:
-                distil(towers.query, examples, workers)
-            head = None
-            if examples.labels:
-                with workers.strategy.scope():
-                    head = classification_head(examples.labels.count, config.dimension)
-            measure = Validation(towers, judged, relevant, examples.documents, folder / "validation")
+            prepared = prepare_training(config, documents, positives, validation, run, tokenizer, resume, workers)
+            towers, config = prepared.towers, prepared.towers.config
+            if prepared.undistilled:
+                distil(towers.query, prepared.examples, workers)
             for stage in (1, 2) if config.stage2.max_epochs else (1,):
-                converged = _train_stage(stage, run, towers, head, examples, measure, workers)
+                converged = _train_stage(stage, run, prepared, workers)
                 if stage == 1 and config.stage2.max_epochs and not (converged or config.stage2.unconverged):
                     raise InputError(
                         f"run {run}: stage 2 needs a stage 1 that has converged, but its validation ROC AUC was still "
                         f"rising after stage1.max_epochs = {config.stage1.max_epochs}: --resume with --set "
                         "stage1.max_epochs=<more>, or with --set stage2.unconverged=true to start stage 2 anyway"
                     )
-            shutil.rmtree(folder)
+            shutil.rmtree(run / EXAMPLES.format(workers.index))
     return towers
 
 
-def _train_stage(
-    stage: int,
+class Prepared(NamedTuple):
+    """Everything that the stages need."""
+
+    towers: Towers
+    """Towers with initial weights, or with those of the best epoch of a stage 1 that has begun."""
+    head: keras.layers.Dense | None
+    """The classification head of the config."""
+    examples: Examples
+    """The training examples."""
+    validation: Validation
+    """The validation metric."""
+    undistilled: bool
+    """Whether the config has epochs of distillation before stage 1 that have not been trained."""
+
+
+def prepare_training(
+    config: Config,
+    documents: Path,
+    positives: Path,
+    validation: Path,
     run: Path,
-    towers: Towers,
-    head: keras.layers.Dense | None,
-    examples: Examples,
-    validation: Validation,
-    workers: Workers,
-) -> bool:
+    tokenizer: Path | None = None,
+    resume: bool = False,
+    workers: Workers | None = None,
+) -> Prepared:
+    """Makes tokenizer, towers, examples and validation, in two passes over the catalogue and over the positives.
+
+    The arguments are those of `train`. The run directory receives the config, the tokenizers and the examples. A model
+    can then be trained by hand:
+
+    ```python
+    towers, head, examples, validation, _ = prepare_training(config, documents, positives, judgements, run)
+    model = RetrievalModel(towers, head)
+    compile_stage(model, 1, examples.steps_per_epoch(768))
+    model.fit(examples.dataset(768, seed=(17,)), epochs=10, callbacks=[EpochMetrics(validation.roc_auc)])
+    ```
+
+    Raises:
+        InputError: see `train`.
+    """
+    workers = workers or Workers()
+    catalogue = open_documents(documents, config.tower_inputs("document"), config.vector_inputs())
+    pairs, judgements = open_positives(positives), open_judgements(validation)
+    run.mkdir(parents=True, exist_ok=True)
+    scans = [TableScan(config, "document", catalogue), TableScan(config, "query", pairs)]
+    if workers.chief:
+        _prepare_run(config, run, scans, tokenizer, resume)
+    else:
+        scans[0].read()
+    judged = read_judgements(judgements, scans[0].document_ids, config.seed)
+    relevant = relevant_pairs(config, judged, str(judgements.path))
+    workers.barrier()
+    config = read_run_config(run)
+    with workers.strategy.scope():
+        towers = build_towers(config, read_tokenizers(run, config))
+    started = bool(read_history(run / "metrics.jsonl", 1))
+    if started:
+        load_weights(towers, run / CHECKPOINTS / STAGE_WEIGHTS[1])
+    else:
+        load_pretrained(towers)
+    folder = run / EXAMPLES.format(workers.index)
+    teacher = read_teacher(config.distillation, config.dimension)
+    examples = build_examples(folder, towers, catalogue, pairs, teacher, scans[0].common_words)
+    _check_negative_rank(config, examples)
+    console.print(
+        f"{len(examples):,} positives, {examples.num_documents:,} documents, {towers.count_params():,} weights"
+    )
+    head = None
+    if examples.labels:
+        with workers.strategy.scope():
+            head = classification_head(examples.labels.count, config.dimension)
+    measure = Validation(towers, judged, relevant, examples.documents, folder / "validation")
+    undistilled = bool(config.distillation.epochs and teacher and not started)
+    return Prepared(towers, head, examples, measure, undistilled)
+
+
+def _train_stage(stage: int, run: Path, prepared: Prepared, workers: Workers) -> bool:
     """Trains one stage to `RUN/stageN.weights.h5`, the weights of its best epoch; returns whether it converged.
 
     Epoch 0, the weights at the beginning of the stage, can be the best epoch. A stage that has ended is not trained
     again.
     """
+    towers, head, examples, validation, _ = prepared
     config = towers.config
     settings = config.stage1 if stage == 1 else config.stage2
     steps = examples.steps_per_epoch(settings.batch_size)
@@ -176,12 +216,11 @@ def _train_stage(
         backups.set_model(model)  # the stage has ended: restore what the best weights do not hold
         backups.on_train_begin()
     else:
-        title, number = f"stage {stage}", EpochNumber()
+        number = EpochNumber()
         rows = steps * examples.rows_per_batch(settings.batch_size)
         callbacks: list[keras.callbacks.Callback] = [
             number,
-            EpochProgress(title),
-            StopOnInfiniteLoss(title),
+            StepProgress(f"stage {stage}", settings.max_epochs),
             EpochMetrics(lambda: workers.broadcast(validation.roc_auc), rows),
             ResumableEarlyStopping(history, settings.patience),
             recorder,
@@ -190,7 +229,7 @@ def _train_stage(
             callbacks += [
                 TowersCheckpoint(best, max(entry[METRIC] for entry in history)),
                 keras.callbacks.TensorBoard(str(run / "tensorboard" / f"stage{stage}"), write_graph=False),
-                csv_logger(run / f"stage{stage}.csv", history),
+                keras.callbacks.CSVLogger(str(run / f"stage{stage}.csv"), append=True),
             ]
         callbacks.append(backups)
         dataset = examples.dataset(settings.batch_size, (config.seed, stage), lambda: number.number)

@@ -1,4 +1,4 @@
-"""Logs of every format and layout are read alike; what cannot be read is one clear line."""
+"""Logs of every format and layout give the same positives; what cannot be read is one clear line."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from funnel_logs import FIELDS, LOG, NOW, WANTED, chain, found_in, tool, write
+from search_logs import FIELDS, LOG, NOW, WANTED, chain, found_in, tool, write
 
 from q2s_tf.errors import InputError
 from q2s_tf.search_log import build_positives
@@ -20,7 +20,7 @@ from q2s_tf.search_log import build_positives
 def test_every_format_gives_the_same(tmp_path: Path, name: str) -> None:
     report = build_positives(write(tmp_path / name, LOG), tmp_path / "out.parquet", now=NOW)
     assert found_in(tmp_path / "out.parquet") == WANTED
-    assert (report.rows, report.positives, report.weight, report.broken()) == (16, 3, 4, {})
+    assert (report.rows, report.positives, report.weight, sum(report.faults.values())) == (16, 3, 4, 0)
 
 
 def test_folder_glob_and_partitioned_tree_give_the_same(tmp_path: Path) -> None:
@@ -29,7 +29,9 @@ def test_folder_glob_and_partitioned_tree_give_the_same(tmp_path: Path) -> None:
         partition = {name: value for name, value in r.items() if name not in ("event", "country")}
         write(tmp_path / f"tree/event={r['event']}/country={r['country'] or ''}/{number}.parquet", [partition])
     (tmp_path / "folder/_SUCCESS").touch()
-    (tmp_path / "folder/read me.md").touch()
+    for name in ("read me.md", "notes.txt", "_temporary/0/part.csv.gz", ".hidden/part.csv.gz"):
+        (tmp_path / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "folder" / name).write_bytes((tmp_path / "folder/deep/part-0/0.csv.gz").read_bytes())
     for path in ("folder", "folder/deep/*/*.csv.gz", "folder/**/*.gz", "folder/deep/part-?", "tree"):
         build_positives(tmp_path / path, tmp_path / "out.parquet", now=NOW)
         assert found_in(tmp_path / "out.parquet") == WANTED, path
@@ -40,6 +42,14 @@ def test_files_without_search_id_beside_files_with_it(tmp_path: Path) -> None:
     write(tmp_path / "log/b.parquet", [{k: v for k, v in r.items() if k != "search_id"} for r in LOG[8:]])
     build_positives(tmp_path / "log", tmp_path / "out.parquet", now=NOW)
     assert found_in(tmp_path / "out.parquet") == WANTED
+
+
+@pytest.mark.parametrize("name", ["log.parquet", "log.jsonl"])
+def test_log_without_countries(tmp_path: Path, name: str) -> None:
+    write(tmp_path / name, [{k: v for k, v in r.items() if k != "country"} for r in LOG])
+    build_positives(tmp_path / name, tmp_path / "out.parquet", now=NOW)
+    assert found_in(tmp_path / "out.parquet") == WANTED
+    assert pq.read_table(tmp_path / "out.parquet")["country"].to_pylist() == [None] * 3
 
 
 def test_columns_of_nothing_but_nulls(tmp_path: Path) -> None:
@@ -120,29 +130,32 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[Any], str]]:
     )
     (folder / "log.xls").touch()
     return {
-        "missing": ([folder / "none.parquet"], "no such file or folder"),
+        "missing": (
+            [folder / "none.parquet"],
+            "there is no such file; give a file, folder or glob of Parquet (.parquet), TSV (.tsv)",
+        ),
         "columns": (
             [folder / "narrow.parquet"],
-            "timestamp, query, country, document_id missing, found user_id, event",
+            "timestamp, query, document_id missing, found user_id, event",
         ),
-        "latin": ([folder / "latin.csv"], "latin.csv: cannot be read"),
+        "latin": ([folder / "latin.csv"], "latin.csv: must be UTF-8 and is not"),
         "broken": ([folder / "broken.parquet"], "broken.parquet: cannot be read"),
         "empty": ([folder / "empty"], "nothing in it can be read"),
         "mixed": ([folder / "mixed"], "one table must be in one format; found csv and parquet"),
         "bool": ([folder / "bool.parquet"], "column timestamp must hold"),
-        "suffix": ([folder / "log.xls"], "the name must say its format"),
+        "suffix": ([folder / "log.xls"], "its name ends in no known format"),
         "window": ([log, "--window", "day"], "a time span is a whole number"),
         "memory": ([log, "--memory", "much"], "memory must be an amount"),
         "split": ([log, "--validation-days", "2"], "--validation-days (1 or more) and --validation-out together"),
         "rule": ([log, "--require", "sale"], "--require"),
-        "catalogue": ([log, "--documents", folder / "narrow.parquet"], "a catalogue needs the column document_id"),
+        "catalogue": ([log, "--documents", folder / "narrow.parquet"], "needs the column document_id"),
         "output": ([log, "--out", folder / "out.xlsx"], "must end in one of .parquet, .tsv, .tsv.gz"),
-        "place": ([log, "--out", folder / "log.csv" / "out.parquet"], "cannot be written"),
+        "folder": ([log, "--out", folder / "log.csv" / "out.parquet"], "cannot be written"),
     }
 
 
 BAD = ("missing", "columns", "latin", "broken", "empty", "mixed", "bool", "suffix", "window", "memory", "split", "rule",
-       "catalogue", "output", "place")  # fmt: skip
+       "catalogue", "output", "folder")  # fmt: skip
 
 
 @pytest.mark.parametrize("case", BAD)

@@ -1,4 +1,4 @@
-"""Small search logs for the tests of the funnel, and what should come of them."""
+"""Small search logs for the tests of the funnel, and the positives that they contain."""
 
 import csv
 import gzip
@@ -32,7 +32,7 @@ def row(user: str, event: str, hours: float, **cells: Any) -> Row:
 
 
 def chain(user: str, query: str, document: str, start: float = 0) -> list[Row]:
-    """A search that leads to an answer, one hour between the steps."""
+    """A search that leads to a reply, one hour between the steps."""
     later = [
         row(user, kind, start + hours, document_id=document)
         for hours, kind in enumerate(("click", "message", "reply"), start=1)
@@ -81,7 +81,7 @@ MESSY = [
 
 
 def big_log(folder: Path, copies: int) -> Path:
-    """``copies`` of `LOG`, each with users and documents of its own: enough for the funnel to take a moment."""
+    """`copies` of `LOG`, each with different users and documents."""
     folder.mkdir()
     base = pa.table({name: pa.array([r[name] for r in LOG], pa.string()) for name in FIELDS})
     for part in range(8):

@@ -50,7 +50,7 @@ def owns(search: Event, click: Event, searches: list[Event]) -> bool:
 
 
 def oracle(log: list[Event], window: timedelta = DAY, require: str = "reply") -> Positives:
-    """The definition, word for word, by trying everything."""
+    """The definition of a positive, by trying all combinations of events."""
     events = set(log)
     kinds: dict[str, list[Event]] = defaultdict(list)
     for event in events:
@@ -114,7 +114,7 @@ def chain(user: str = "u", document: str = "d", hours: tuple[float, ...] = (0, 1
 
 
 def random_log(rng: random.Random, name: str) -> list[Event]:
-    """Up to 20 events of two users on two documents, on few instants: ties, replays and overlaps are the rule."""
+    """Up to 20 events of two users on two documents, at few instants: ties, replays and overlaps are common."""
     log: list[Event] = []
     instants = [at(6 * step, second) for step in range(rng.choice([2, 7])) for second in (0, 1)]
     share_named = rng.choice([0, 0.3, 1])
@@ -134,7 +134,7 @@ def random_log(rng: random.Random, name: str) -> list[Event]:
 
 
 def many_logs(seed: int, number: int) -> list[list[Event]]:
-    """Logs whose users, documents and queries differ, so that one query can answer for all of them."""
+    """Logs whose users, documents and queries differ, so that one evaluation covers all of them."""
     rng = random.Random(seed)
     return [random_log(rng, f"{index}:") for index in range(number)]
 
@@ -173,7 +173,7 @@ EVENTS = st.builds(
 @settings(max_examples=40, deadline=None)
 @given(log=st.lists(EVENTS, max_size=10), data=st.data())
 def test_any_small_log_agrees_with_the_oracle(tmp_path_factory: Any, log: list[Event], data: st.DataObject) -> None:
-    """Fewer and smaller logs than above, but found by hypothesis, which shrinks what fails."""
+    """Fewer and smaller logs than above; hypothesis shrinks those that fail."""
     require = data.draw(st.sampled_from(STAGES))
     table = on_duckdb(tmp_path_factory.mktemp("log"), as_arrow(log))
     assert as_positives(positives(table, require=require)) == oracle(log, require=require)
@@ -182,7 +182,7 @@ def test_any_small_log_agrees_with_the_oracle(tmp_path_factory: Any, log: list[E
 @pytest.mark.parametrize("zone", [None, "UTC", "America/New_York"])
 @pytest.mark.parametrize("session", ["Europe/Berlin", "America/New_York", "Asia/Kathmandu"])
 def test_clocks_that_change_do_not(tmp_path: Path, session: str, zone: str | None) -> None:
-    """24 hours are 24 hours over a change of clocks, in any session and any zone of the column."""
+    """A window is 24 hours long across a change of clocks, in any zone of the session and of the column."""
     logs = many_logs(seed=3, number=300)
     autumn = [[event._replace(timestamp=event.timestamp + timedelta(days=217)) for event in log] for log in logs]
     for season in (logs, autumn):
@@ -225,7 +225,7 @@ def test_two_searches_at_one_instant_both_own_the_click(tmp_path: Path) -> None:
     ],
 )
 def test_click_belongs_to_the_search_it_names_or_to_none(tmp_path: Path, search: Event, why: str) -> None:
-    """It never falls to the latest search instead: the log says that it came from another one."""
+    """It never belongs to the latest search instead: according to the log it came from another one."""
     log = [search, *chain(hours=(0.5, 1, 2, 3), query="latest")]
     log = [event._replace(search_id="x") if event.event == "click" else event for event in log]
     found = as_positives(positives(on_duckdb(tmp_path, as_arrow(log))))
@@ -288,9 +288,9 @@ def test_arguments_outside_their_rules(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def spark(tmp_path_factory: Any) -> Iterator[Any]:
-    from q2s_tf.search_log import backends
+    from q2s_tf.search_log import engines
 
-    with backends.spark("1GB", tmp_path_factory.mktemp("spark")) as connection:
+    with engines.spark("1GB", tmp_path_factory.mktemp("spark")) as connection:
         yield connection
 
 
@@ -298,8 +298,7 @@ def spark(tmp_path_factory: Any) -> Iterator[Any]:
 def test_spark_gives_the_rows_of_duckdb(tmp_path: Path, spark: Any) -> None:
     logs = many_logs(seed=9, number=600)
     table = on_duckdb(tmp_path, as_arrow(shuffled(logs, 1), "UTC"))
-    there = spark.read_parquet(str(tmp_path / "log.parquet"))
-    found = as_positives(positives(there))
+    found = as_positives(positives(spark.read_parquet(str(tmp_path / "log.parquet"))))
     assert len(found) > 40
     assert found == as_positives(positives(table)) == expected(logs)
 

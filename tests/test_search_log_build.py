@@ -1,24 +1,21 @@
-"""The whole way from a log on disk to positives on disk, through the command line where it matters."""
+"""From a log on disk to positives on disk, through the command line where it matters."""
 
 import gzip
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from funnel_logs import LOG, MESSY, NOW, TOOL, WANTED, at, big_log, catalogue, chain, found_in, row, tool, write
 from rich.console import Console
+from search_logs import LOG, MESSY, NOW, TOOL, WANTED, at, big_log, catalogue, chain, found_in, row, tool, write
 
 from q2s_tf.errors import InputError
 from q2s_tf.search_log import Report, build_positives
-from q2s_tf.search_log.report import table
 
 NO_JAVA = pytest.mark.skipif(shutil.which("java") is None, reason="Spark needs Java, and there is no java on the PATH")
 
@@ -72,9 +69,9 @@ def test_spark_writes_what_duckdb_writes(tmp_path: Path) -> None:
 def test_table_shows_every_count(tmp_path: Path) -> None:
     report = build_positives(write(tmp_path / "log.csv", MESSY), tmp_path / "out.parquet", now=NOW)
     console = Console(width=120, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
-    console.print(table(report))
+    console.print(report.table())
     shown = console.export_text()
-    assert "unlisted document" not in shown, "there was no catalogue to compare with"
+    assert "unlisted document" not in shown, "no catalogue was given"
     for name in ("unknown event", "unparsable timestamp", "click without a search", "replays", "searches"):
         assert name in shown
     assert f"{len(MESSY):,}" in shown
@@ -131,35 +128,54 @@ def test_empty_log_gives_an_empty_table(tmp_path: Path) -> None:
     assert report.rows == 0
 
 
-def test_killed_run_leaves_no_partial_output_and_the_next_one_works(tmp_path: Path) -> None:
-    """SIGKILL at several points of a run, found by watching what it writes; then the same command once more."""
-    log = big_log(tmp_path / "log", copies=4000)
-    out = tmp_path / "out" / "p.parquet"
-    command = [sys.executable, TOOL, "--events", log, "--out", out, "--now", "2026-06-01"]
-    scratch = out.parent / ".p.parquet.partial"
-    for moment in (scratch / "lock", scratch / "positives.parquet", out.parent / ".p.parquet.part"):
-        process = subprocess.Popen([str(part) for part in command], stderr=subprocess.DEVNULL)
-        while process.poll() is None and not moment.exists():
-            time.sleep(0.0005)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        # The last moment is so short that the output may just have been put in place: then all of it is there.
-        assert not out.exists() or (moment.name == ".p.parquet.part" and pq.read_table(out).num_rows == 3 * 4000)
-        out.unlink(missing_ok=True)
-    done = tool(*command[2:])
-    assert done.returncode == 0, done.stderr
+# Stops at each step, and before each output is put in place, until a line comes in.
+PAUSING = """
+import os, sys
+from datetime import UTC, datetime
+from q2s_tf.search_log import build_positives
+
+def pause(moment):
+    print(moment, flush=True)
+    sys.stdin.readline()
+
+def pausing_replace(source, target, replace=os.replace):
+    pause(os.path.basename(target))
+    replace(source, target)
+
+os.replace = pausing_replace
+build_positives(*sys.argv[1:], now=datetime(2026, 6, 1, tzinfo=UTC), announce=pause)
+"""
+
+
+@pytest.mark.parametrize("moment", ["running the funnel", "writing the positives", "p.report.json", "p.parquet"])
+def test_killed_run_leaves_no_partial_output_and_the_next_one_works(tmp_path: Path, moment: str) -> None:
+    log, out = write(tmp_path / "log.csv", LOG), tmp_path / "out" / "p.parquet"
+    command = [sys.executable, "-c", PAUSING, str(log), str(out)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        while process.stdout.readline().strip() not in (moment, ""):
+            process.stdin.write("\n")
+            process.stdin.flush()
+        assert process.poll() is None, "the run ended before this moment"
+        process.kill()
+    assert not out.exists()
+    build_positives(log, out, now=NOW)
     assert sorted(path.name for path in out.parent.iterdir()) == ["p.parquet", "p.report.json"]
-    assert pq.read_table(out).num_rows == 3 * 4000
+    assert found_in(out) == WANTED
 
 
 def test_two_runs_do_not_write_one_output(tmp_path: Path) -> None:
-    from q2s_tf.search_log.build import workspace
+    log, out = write(tmp_path / "log.csv", LOG), tmp_path / "p.parquet"
+    steps = []
 
-    log = write(tmp_path / "log.csv", LOG)
-    with workspace(tmp_path / "p.parquet"), pytest.raises(InputError, match="another process is writing it"):
-        build_positives(log, tmp_path / "p.parquet")
-    build_positives(log, tmp_path / "p.parquet", now=NOW)
-    assert found_in(tmp_path / "p.parquet") == WANTED
+    def second_run(step: str) -> None:
+        steps.append(step)
+        with pytest.raises(InputError, match="another process is writing it"):
+            build_positives(log, out, now=NOW)
+
+    build_positives(log, out, now=NOW, announce=second_run)
+    assert len(steps) == 4
+    assert found_in(out) == WANTED
 
 
 def test_little_memory_is_enough(tmp_path: Path) -> None:
@@ -184,7 +200,7 @@ def test_tool_on_a_glob_with_every_option(tmp_path: Path) -> None:
 
 
 def test_benchmark_finds_what_pandas_finds(tmp_path: Path) -> None:
-    """The benchmark, small: its pandas job is a second opinion on a log of another kind."""
+    """The benchmark on small logs: its pandas jobs find the same positives."""
     tool_path = TOOL.parent.parent / "benchmarks" / "funnel.py"
     options = ["--sizes", "2000,20000", "--pandas-size", "20000", "--repeats", "1", "--out", tmp_path / "result.json"]
     done = subprocess.run(

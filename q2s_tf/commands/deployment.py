@@ -1,0 +1,194 @@
+"""Commands that export a run, serve it and query it."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from rich.console import Console
+from typer import Argument, Option
+
+import q2s_tf
+from q2s_tf import cli, extras
+
+BYTES = 64 << 20
+TLS = "PEM file; any of the three makes the connection encrypted."
+
+Models = Annotated[Path, Option(help="Folder of the servables.")]
+Keep = Annotated[int | None, Option(min=1, help="Remove all but this many of the newest versions.")]
+ChannelNames = Annotated[Path, Option(help="Folder of the servables, for the names of the channels.")]
+
+
+def export(
+    run: Annotated[Path, Option(help="A run directory, the --out of `q2s train`.")],
+    documents: Annotated[Path, Option(help="The catalogue to search, Parquet or TSV.")],
+    out: Models = Path("saved_models"),
+    index: Annotated[
+        Literal["scann", "partitioned", "exact"] | None,
+        Option(help="Kind of index; scann needs the extra 'scann'. [default: exact up to 20,000 documents]"),
+    ] = None,
+    recall: Annotated[float, Option(help="Share of the exact top 100 that the default effort must find.")] = 0.95,
+    queries: Annotated[
+        Path | None, Option(help="Table with query and country to measure it on. [default: documents with noise]")
+    ] = None,
+    storage: Annotated[
+        Literal["float32", "bfloat16", "int8"],
+        Option(help="Of --index partitioned: bfloat16 takes half the memory, int8 a quarter, and more time."),
+    ] = "float32",
+    filter: Annotated[
+        list[str] | None, Option(help="A text column that requests can filter by; may be repeated.")
+    ] = None,
+    keep: Keep = None,
+) -> None:
+    """Export a run and a catalogue as servables.
+
+    Writes one new version of query_tower, document_tower and retriever.
+
+    Example: q2s export --run runs/first --documents data/documents.parquet --out saved_models --filter country
+    """
+    version = q2s_tf.export(
+        run, documents=documents, out=out, index=index, recall=recall, storage=storage, filters=filter or [],
+        queries=queries, keep=keep,
+    )  # fmt: skip
+    print(f"version {version} of query_tower, document_tower and retriever is in {out}")
+
+
+def update_index(
+    run: Annotated[Path, Option(help="The run directory that the retriever was exported from.")],
+    models: Models = Path("saved_models"),
+    upsert: Annotated[Path | None, Option(help="Documents that are new or changed, Parquet or TSV.")] = None,
+    delete: Annotated[Path | None, Option(help="Table with document_id, or a .txt file with one id a line.")] = None,
+    compact: Annotated[bool, Option(help="Build the index again, with the delta in it and no tombstones.")] = False,
+    keep: Keep = None,
+) -> None:
+    """Add, change and delete documents of a retriever.
+
+    Publishes a new version of the retriever without building its index again.
+
+    Example: q2s update-index --run runs/first --upsert changed.parquet --delete sold.txt --models saved_models
+    """
+    from q2s_tf.serving.update import update_index
+    from q2s_tf.serving.versions import keep_newest
+
+    done = update_index(run, models, upsert, delete, compact)
+    print(f"version {done.version} of retriever is in {models}: {done.documents} documents")
+    print(f"{done.upserted} upserted, {done.deleted} deleted, {done.unknown} to delete were not in the index")
+    if keep is not None:
+        keep_newest(models, keep)
+
+
+def serve(
+    models: Annotated[Path | None, Option(help="Folder of servables, <models>/<model>/<version>/.")] = None,
+    model_config_file: Annotated[
+        Path | None, Option(help="Instead of --models: TF Serving's model config, with labels and policies.")
+    ] = None,
+    port: Annotated[int, Option(help="gRPC port; 0 takes a free one.")] = 8500,
+    rest_port: Annotated[
+        int | None, Option(help="Port of REST and metrics, usually 8501; 0 takes a free one. [default: no REST]")
+    ] = None,
+    host: Annotated[str, Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    poll_seconds: Annotated[float, Option(help="How often to look for new versions.")] = 1.0,
+    ssl_config_file: Annotated[
+        Path | None, Option(help="TF Serving's SSLConfig: gRPC over TLS, or mutual TLS with client_verify.")
+    ] = None,
+    monitoring_config_file: Annotated[
+        Path | None, Option(help="TF Serving's MonitoringConfig: whether and where REST shows metrics.")
+    ] = None,
+    max_request_bytes: Annotated[int, Option(help="The largest request that is read.")] = BYTES,
+    max_rows: Annotated[int, Option(help="The largest batch.")] = 4096,
+    max_seconds: Annotated[
+        float, Option(help="The longest a request may wait for a free thread before it is refused.")
+    ] = 10.0,
+    cache_seconds: Annotated[
+        float, Option(help="How long an answer is kept for the same request; 0 for no cache. The paper: 28800.")
+    ] = 0.0,
+    cache_bytes: Annotated[int, Option(help="The largest total size of the kept answers.")] = BYTES,
+    grace_seconds: Annotated[float, Option(help="How long running requests may take to finish after SIGTERM.")] = 10.0,
+) -> None:
+    """Serve exported models over gRPC and REST.
+
+    Serves the newest version of every model and follows the folder, until SIGTERM or Ctrl-C. Needs the extra `server`.
+
+    Example: q2s serve --models saved_models --port 8500 --rest-port 8501
+
+    gRPC: PredictionService (Predict, GetModelMetadata), ModelService, grpc.health.v1.Health, reflection. REST: TF
+    Serving's /v1/models/M[/versions/V|/labels/L] with :predict and /metadata, and /monitoring/prometheus/metrics.
+    """
+    extras.require("server")
+    # A small model loses more to hand-overs between threads than it gains; read when TensorFlow is first imported.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # errors are reported once, by q2s_tf
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    from q2s_tf.server.server import Limits, serve
+
+    serve(
+        models, host=host, port=port, rest_port=rest_port, model_config_file=model_config_file,
+        poll_seconds=poll_seconds, ssl_config_file=ssl_config_file, monitoring_config_file=monitoring_config_file,
+        limits=Limits(max_request_bytes, max_rows, max_seconds), cache_seconds=cache_seconds, cache_bytes=cache_bytes,
+        grace_seconds=grace_seconds,
+    )  # fmt: skip
+
+
+def query(
+    query: Annotated[str, Argument(help="The query, in any language.")],
+    country: Annotated[str, Option(help="The searcher's country; empty if unknown.")] = "",
+    k: Annotated[int, Option(min=1, help="How many documents, on each page.")] = 10,
+    target: Annotated[str, Option(help="HOST:PORT of the server.")] = "127.0.0.1:8500",
+    documents: Annotated[Path | None, Option(help="Catalogue (Parquet or TSV), for the titles.")] = None,
+    filters: Annotated[
+        list[str] | None, Option("--filter", help="COLUMN=VALUE that documents must have; may be repeated.")
+    ] = None,
+    pages: Annotated[int, Option(min=1, help="How many pages; more partitions are searched for later ones.")] = 1,
+    effort: Annotated[int, Option(min=0, help="Partitions to search; 0 for the index's default.")] = 0,
+    min_score: Annotated[float, Option(help="Lowest cosine of a result.")] = -1.0,
+    version: Annotated[str | None, Option(help="Of the retriever: a number, or a label such as canary.")] = None,
+    models: ChannelNames = Path("saved_models"),
+    timeout_seconds: Annotated[float, Option(help="How long to wait for each answer.")] = 10.0,
+    tls_ca: Annotated[Path | None, Option(help=f"The authority of the server's certificate. {TLS}")] = None,
+    tls_cert: Annotated[Path | None, Option(help="The client's certificate, for mutual TLS.")] = None,
+    tls_key: Annotated[Path | None, Option(help="The client's private key, for mutual TLS.")] = None,
+) -> None:
+    """Query a server and print the ranked documents.
+
+    With their scores, and the fusion weight of each channel of the query.
+
+    Example: q2s query "red sofa" --country US --documents documents.parquet
+    """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # errors are reported once, by q2s_tf; read when it is imported
+    from q2s_tf.serving.answers import Question, ask, look_up, open_catalogue, read_filters, show
+    from q2s_tf.serving.connection import read_credentials
+
+    credentials = read_credentials(tls_ca, tls_cert, tls_key) if tls_ca or tls_cert or tls_key else None
+    selected = int(version) if version is not None and version.isdecimal() else version
+    question = Question(query, country, k, effort, min_score, read_filters(filters or []), selected, pages)
+    catalogue = open_catalogue(documents) if documents else None
+    with cli.console.status("asking"):
+        answer = ask(question, target, models, timeout_seconds, credentials)
+        titles = look_up(catalogue, answer.document_ids) if catalogue else None
+    show(answer, titles, Console(width=None if sys.stdout.isatty() else 160))
+
+
+def demo_app(
+    documents: Annotated[Path, Option(help="Catalogue (Parquet or TSV) that the server's index was made from.")],
+    target: Annotated[str, Option(help="HOST:PORT of the server, embedded or TF Serving.")] = "127.0.0.1:8500",
+    models: ChannelNames = Path("saved_models"),
+    port: Annotated[int, Option(help="Port of the page; 0 takes a free one.")] = 8080,
+    host: Annotated[str, Option(help="Address of the page; 0.0.0.0 for all.")] = "127.0.0.1",
+    page_size: Annotated[int, Option(min=1, max=100, help="Results of a page.")] = 10,
+    pictures: Annotated[str | None, Option(help="Column with each picture's path or address, if any.")] = None,
+    timeout_seconds: Annotated[float, Option(help="How long to wait for each answer of the server.")] = 5.0,
+) -> None:
+    """Serve a search page in the browser, over a running server.
+
+    The retriever's results beside BM25's, with the channel weights of both towers, until Ctrl-C. Needs the extra
+    `server`.
+
+    Example: q2s demo-app --documents documents.parquet --target 127.0.0.1:8500 --port 8080
+    """
+    extras.require("server")
+    with cli.console.status("importing TensorFlow"):
+        from q2s_tf.demo_app.app import serve
+
+    serve(documents, target, models, host, port, page_size, pictures, timeout_seconds)
