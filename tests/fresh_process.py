@@ -4,7 +4,7 @@ A job is `(loader, folder, name, inputs)`:
 
 * `("tf2", folder, signature, inputs)` goes through `tf.saved_model.load`;
 * `("session", folder, signature, inputs)` through `tf.compat.v1.saved_model.loader`, as TF Serving does;
-* `("towers", run, tower, inputs)` through `q2s_tf.load` and `predict`;
+* `("towers", run, tower, inputs)` through `q2s_tf.load` and `q2s_tf.models.encode`;
 * `("ops", folder, "", {})` gives the ops of all saved models below a folder, each with the library that has it:
   "tensorflow", "text" (TF Text) or "unknown". It has to be the first job, while TF Text is not imported.
 """
@@ -36,9 +36,9 @@ def answers(jobs: list[Job], folder: Path) -> list[dict[str, np.ndarray]]:
 def _answer(loader: str, folder: Path, name: str, inputs: dict[str, Any]) -> dict[str, np.ndarray]:
     if loader == "towers":
         import q2s_tf
+        from q2s_tf.models import encode
 
-        towers = q2s_tf.load(folder)
-        return {"query": towers.query, "document": towers.document}[name].predict(inputs)
+        return encode(getattr(q2s_tf.load(folder), name), inputs)
     if loader == "ops":
         return _libraries_of_ops(folder)
     return {"tf2": _through_tf2, "session": _through_session}[loader](folder, name, inputs)

@@ -11,6 +11,7 @@ import pytest
 from q2s_tf.demo import demo
 from q2s_tf.errors import InputError
 
+pytestmark = pytest.mark.timeout(1800)
 SMALL = """
 dimension = 32
 [evaluation]
@@ -70,7 +71,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         "--listings",
         "400",
     ]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=500)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return out, done.stdout
 

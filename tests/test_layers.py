@@ -1,6 +1,4 @@
-"""The layers against their equations in NumPy, with missing and padded input."""
-
-from typing import Any
+"""The layers against their equations in NumPy, with missing and padded inputs."""
 
 import keras
 import numpy as np
@@ -9,8 +7,17 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from q2s_tf.layers import AttentionFusion, DeepSets, Embedding, TextEncoder, TrigramEmbedding
-from q2s_tf.layers.token_rows import PackedRows
+from q2s_tf.layers import (
+    AttentionFusion,
+    CategoryIds,
+    DeepSets,
+    TextNormalization,
+    TokenIds,
+    TrigramEmbedding,
+    TrigramIds,
+    VectorSet,
+)
+from q2s_tf.text import normalise, train_tokenizer, trigram_ids
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -21,14 +28,14 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 # --- eq. 1
 
 
-def fusion_oracle(channels: np.ndarray, present: np.ndarray, kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Eq. 1 row by row; the softmax runs over the channels that are there."""
+def fusion_oracle(channels: np.ndarray, mask: np.ndarray, kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eq. 1 row by row; the softmax runs over the channels that are present."""
     fused, weights = [], []
-    for row, there in zip(channels, present, strict=True):
-        row = row * there[:, None]
-        weight = np.zeros(len(there))
-        if there.any():
-            weight[there] = softmax((row.reshape(-1) @ kernel)[there])
+    for row, present in zip(channels, mask, strict=True):
+        row = row * present[:, None]
+        weight = np.zeros(len(present))
+        if present.any():
+            weight[present] = softmax((row.reshape(-1) @ kernel)[present])
         fused.append(sum(a * phi for a, phi in zip(weight, row, strict=True)))
         weights.append(weight)
     return np.array(fused), np.array(weights)
@@ -37,8 +44,8 @@ def fusion_oracle(channels: np.ndarray, present: np.ndarray, kernel: np.ndarray)
 def fusion_with(kernel: np.ndarray) -> AttentionFusion:
     channels = kernel.shape[1]
     layer = AttentionFusion()
-    layer.build((None, channels, kernel.shape[0] // channels), (None, channels))
-    layer.set_weights([kernel] if channels > 1 else [])  # one channel has nothing to weigh
+    layer.build((None, channels, kernel.shape[0] // channels))
+    layer.set_weights([kernel] if channels > 1 else [])
     return layer
 
 
@@ -57,15 +64,36 @@ def test_fusion_is_equation_1(seed: int, batch: int, channels: int, dimension: i
     np.testing.assert_allclose(np.sum(weights, axis=1), present.any(axis=1), atol=1e-5)
 
 
-def test_what_a_missing_channel_holds_changes_nothing() -> None:
+def test_the_vector_of_a_missing_channel_is_not_read() -> None:
     generator = np.random.default_rng(1)
     phi = generator.normal(size=(4, 3, 5)).astype(np.float32)
     present = np.tile([True, False, True], (4, 1))
     layer = fusion_with(generator.normal(size=(15, 3)).astype(np.float32))
     other = phi.copy()
     other[:, 1] = 1e6
-    for mine, theirs in zip(layer(phi, present), layer(other, present), strict=True):
-        np.testing.assert_array_equal(mine, theirs)
+    for output, expected in zip(layer(other, present), layer(phi, present), strict=True):
+        np.testing.assert_array_equal(output, expected)
+
+
+def test_without_a_mask_no_channel_is_missing() -> None:
+    generator = np.random.default_rng(4)
+    phi = generator.normal(size=(4, 3, 5)).astype(np.float32)
+    phi[1, 2] = 0
+    layer = fusion_with(generator.normal(size=(15, 3)).astype(np.float32))
+    for output, expected in zip(layer(phi), layer(phi, np.ones((4, 3), bool)), strict=True):
+        np.testing.assert_array_equal(output, expected)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_fusion_masks_under_a_mixed_policy(policy: str) -> None:
+    phi = np.random.default_rng(5).normal(size=(4, 3, 5)).astype(np.float32)
+    present = np.array([[True, False, True], [False] * 3, [True] * 3, [False, False, True]])
+    layer = AttentionFusion(dtype=policy)
+    fused, weights = (np.asarray(tf.cast(output, tf.float32)) for output in layer(phi, present))
+    assert not weights[~present].any()
+    np.testing.assert_allclose(weights.sum(axis=1), [1, 0, 1, 1], atol=0.01)
+    expected, _ = fusion_oracle(phi, present, np.zeros((15, 3)))
+    np.testing.assert_allclose(fused, expected, atol=0.02)
 
 
 def test_a_row_without_channels_is_zero_and_not_nan() -> None:
@@ -86,7 +114,7 @@ def test_gradients_are_finite_with_every_mask_and_large_values() -> None:
     by_channel, by_kernel = tape.gradient(loss, [phi, layer.kernel.value])
     assert np.isfinite(by_channel).all()
     assert np.isfinite(by_kernel).all()
-    assert not np.asarray(by_channel)[~present].any(), "what is missing learns nothing"
+    assert not np.asarray(by_channel)[~present].any(), "a missing channel has no gradient"
     assert np.asarray(by_kernel).any()
 
 
@@ -109,7 +137,7 @@ def trigram_layer(buckets: int = 9, dimension: int = 4) -> TrigramEmbedding:
 def test_trigram_embedding_sums_the_rows_of_its_table() -> None:
     layer = trigram_layer()
     table = layer.get_weights()[0]
-    expected = [sum((table[each] for each in row if each), np.zeros(4)) for row in IDS]
+    expected = [sum((table[number] for number in row if number), np.zeros(4)) for row in IDS]
     np.testing.assert_allclose(layer(IDS), expected, atol=1e-6)
     assert table.shape == (10, 4)
 
@@ -123,10 +151,11 @@ def test_padding_of_a_trigram_row_changes_nothing() -> None:
     assert layer(np.zeros((0, 3), np.int32)).shape == (0, 4)
 
 
-def test_the_gradient_of_the_table_is_sparse_and_counts_occurrences() -> None:
+@pytest.mark.parametrize("training", [False, True])
+def test_the_gradient_of_the_table_is_sparse_and_counts_occurrences(training: bool) -> None:
     layer = trigram_layer()
     with tf.GradientTape() as tape:
-        loss = tf.reduce_sum(layer(IDS))
+        loss = tf.reduce_sum(layer(IDS, training=training))
     gradient = tape.gradient(loss, layer.table.value)
     assert isinstance(gradient, tf.IndexedSlices)
     counts = np.bincount(IDS[IDS != 0], minlength=10)
@@ -134,25 +163,24 @@ def test_the_gradient_of_the_table_is_sparse_and_counts_occurrences() -> None:
     assert gradient.values.shape[0] == (counts > 0).sum(), "one slice for each row that occurs"
 
 
-# --- categories
+def test_training_changes_only_how_the_sums_are_computed() -> None:
+    layer = trigram_layer()
+    np.testing.assert_allclose(layer(IDS, training=True), layer(IDS), atol=1e-6)
+    assert layer(np.zeros((0, 3), np.int32), training=True).shape == (0, 4)
 
 
-def test_an_embedding_is_the_row_of_its_table_and_only_that_learns() -> None:
-    layer = Embedding(5, 3, "normal")
-    ids = np.array([[3], [0], [3]], np.int32)
-    with tf.GradientTape() as tape:
-        rows = layer(ids)
-        loss = tf.reduce_sum(rows)
-    (table,) = layer.get_weights()
-    np.testing.assert_array_equal(rows, table[[3, 0, 3]])
-    gradient = tape.gradient(loss, layer.table.value)
-    np.testing.assert_array_equal(tf.convert_to_tensor(gradient), np.repeat([[1], [0], [0], [2], [0]], 3, axis=1))
+def test_tables_of_the_same_size_have_the_same_initial_rows() -> None:
+    """The sums of two texts in two tables then have a cosine near the share of 3-grams that the texts share."""
+    first, second = (trigram_layer(500, 64).get_weights()[0] for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_allclose(np.linalg.norm(first, axis=1).mean(), 1, atol=0.05)
+    assert np.abs(first[1:] @ first[:-1].T).mean() < 0.2
 
 
 # --- Deep Sets
 
 
-def test_deep_sets_pools_what_its_dense_layers_say() -> None:
+def test_deep_sets_is_its_equation() -> None:
     generator = np.random.default_rng(4)
     layer = DeepSets(hidden_dim=6, dimension=3)
     vectors = generator.normal(size=(3, 4, 5)).astype(np.float32)
@@ -172,7 +200,7 @@ def deep_sets() -> DeepSets:
     keras.utils.set_random_seed(5)
     layer = DeepSets(hidden_dim=8, dimension=4)
     layer.build((None, None, 3))
-    # A bias, so that a padding row that was counted would be seen.
+    # With a bias, padding that is not masked changes the sum.
     layer.set_weights([weight + 0.3 for weight in layer.get_weights()])
     return layer
 
@@ -189,150 +217,52 @@ def test_deep_sets_ignores_order_and_padding(seed: int, count: int, padding: int
     np.testing.assert_allclose(layer(shuffled), expected, atol=1e-5)
 
 
-def test_deep_sets_takes_no_vectors_at_all() -> None:
+def test_deep_sets_pools_an_empty_set() -> None:
     layer = deep_sets()
     np.testing.assert_allclose(layer(np.zeros((2, 0, 3), np.float32)), layer(np.zeros((2, 4, 3), np.float32)))
 
 
-# --- text
+def test_the_mask_of_deep_sets_replaces_the_rule_that_zeros_are_padding() -> None:
+    layer = deep_sets()
+    vectors = np.random.default_rng(6).normal(size=(2, 4, 3)).astype(np.float32)
+    vectors[0, 1] = 0
+    mask = np.array([[True, True, False, False], [False, True, True, False]])
+    counted, masked = layer(vectors, mask=mask), layer(vectors * mask[..., None])
+    assert np.abs(np.asarray(counted - masked)[0]).max() > 1e-3, "a vector of zeros that the mask keeps is counted"
+    np.testing.assert_allclose(counted[1], masked[1], atol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def text_encoder() -> TextEncoder:
-    keras.utils.set_random_seed(6)
-    layer = TextEncoder(
-        50, max_tokens=9, num_layers=2, num_heads=2, hidden_dim=8, intermediate_dim=16, dropout=0.5, name="encoder"
-    )
-    # The initial weights are small: scaled up, a mistake in attention shows in the vector.
-    layer.backbone.set_weights([weight * 10 for weight in layer.backbone.get_weights()])
-    return layer
+# --- preprocessing
 
 
-def encoder_without_dropout(num_layers: int, pooling: str, seed: int = 8) -> TextEncoder:
-    """An encoder with weights so large that a mistake in attention shows in the vector."""
-    geometry: dict[str, Any] = {"num_layers": num_layers, "num_heads": 2, "hidden_dim": 8, "intermediate_dim": 16}
-    layer = TextEncoder(50, max_tokens=9, **geometry, dropout=0.0, pooling=pooling)
-    generator = np.random.default_rng(seed)
-    layer.backbone.set_weights([generator.normal(size=each.shape) for each in layer.backbone.get_weights()])
-    return layer
+def test_trigram_ids_and_token_ids_are_those_of_the_text_functions() -> None:
+    texts = tf.constant(["red sofa", "", "lamp"])
+    np.testing.assert_array_equal(TrigramIds(50, 6)(texts), trigram_ids(texts, 50, 6))
+    layer = TokenIds("unigram", model=train_tokenizer(["red sofa and lamp"] * 20, 64))
+    assert layer.tokenizer
+    np.testing.assert_array_equal(layer(texts, max_tokens=5), layer.tokenizer.token_ids(texts, 5))
 
 
-def encoder_oracle(layer: TextEncoder, ids: tf.Tensor) -> tf.Tensor:
-    """What KerasHub's backbone says of texts that have tokens."""
-    there = tf.cast(ids != 0, tf.int32)
-    hidden = layer.backbone({"token_ids": ids, "padding_mask": there})
-    if layer.pooling == "cls":
-        return hidden[:, 0]
-    real = tf.cast(there, tf.float32)[..., tf.newaxis]
-    return tf.reduce_sum(hidden * real, axis=1) / tf.reduce_sum(real, axis=1)
+def test_text_normalization_only_decodes_the_texts_of_pretrained_tokenizers() -> None:
+    texts = tf.constant(["Red  SOFA", " \u200d ", "", "a\0b", b"\xff", "Straße"])
+    np.testing.assert_array_equal(TextNormalization()(texts), normalise(texts))
+    decoded = [text.decode() for text in TextNormalization(decode_only=True)(texts).numpy()]
+    assert decoded == ["Red  SOFA", "", "", "a b", "", "Straße"]
 
 
-TOKENS = tf.constant(
-    [[2, 7, 9, 4, 5, 8], [2, 0, 0, 0, 0, 0], [2, 11, 0, 0, 0, 0], [3, 4, 2, 8, 0, 0], [2, 5, 6, 0, 0, 0]], tf.int32
-)
-"""Texts of 6, 1, 2, 4 and 3 tokens."""
+def test_category_ids_are_positions_in_the_list_and_other_values_have_none() -> None:
+    texts = tf.constant(["us", "zz", "", "de", "us "])
+    assert CategoryIds(["de", "us"])(texts).numpy().tolist() == [[2], [0], [0], [1], [0]]
+    assert CategoryIds([])(texts).numpy().tolist() == [[0]] * 5
+    assert CategoryIds(["de"])(texts[:0]).shape == (0, 1)
 
 
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize(("num_layers", "pooling"), [(1, "cls"), (3, "cls"), (1, "mean"), (3, "mean")])
-def test_vectors_and_gradients_of_the_encoder_are_those_of_kerashubs_backbone(
-    num_layers: int, pooling: str, training: bool
-) -> None:
-    layer = encoder_without_dropout(num_layers, pooling)
-    weights = [weight.value for weight in layer.trainable_variables]
-    with tf.GradientTape(persistent=True) as tape:
-        mine, theirs = layer(TOKENS, training=training), encoder_oracle(layer, TOKENS)
-        sums = [tf.reduce_sum(vectors**3) for vectors in (mine, theirs)]
-    np.testing.assert_allclose(mine, theirs, atol=1e-5)
-    gradients, expected = [[tf.convert_to_tensor(each) for each in tape.gradient(of, weights)] for of in sums]
-    largest = max(float(tf.reduce_max(tf.abs(each))) for each in expected)
-    for weight, gradient, wanted in zip(weights, gradients, expected, strict=True):
-        np.testing.assert_allclose(gradient, wanted, atol=1e-5 * largest, err_msg=weight.name)
-
-
-@given(st.lists(st.integers(0, 9), min_size=1, max_size=11), st.sampled_from(["cls", "mean"]))
-@settings(deadline=None, max_examples=15)
-def test_the_packed_texts_of_training_have_the_vectors_of_padded_ones(lengths: list[int], pooling: str) -> None:
-    layer = encoder_without_dropout(2, pooling)
-    generator = np.random.default_rng(len(lengths))
-    ids = generator.integers(1, 50, (len(lengths), 9)) * (np.arange(9) < np.array(lengths)[:, None])
-    packed = np.asarray(layer(ids.astype(np.int32), training=True))
-    there = np.array(lengths) > 0
-    np.testing.assert_allclose(packed[there], np.asarray(layer(ids.astype(np.int32)))[there], atol=1e-5)
-    assert not packed[~there].any(), "a text of padding alone has no vector in training"
-
-
-@pytest.mark.parametrize("padding", [0, 50])
-def test_padding_is_no_row_and_texts_attend_beside_others_of_like_length(padding: int) -> None:
-    rows = PackedRows(tf.pad(TOKENS, [(0, 0), (0, padding)]))
-    embedded = rows.embed(tf.reshape(tf.range(50), [50, 1]), tf.zeros([60, 1], tf.int32))
-    assert embedded.shape == (16, 1), "one for each token"
-    groups = rows.spread(embedded, [1])
-    assert [group.shape[:2] for group in groups] == [(1, 1), (1, 2), (1, 3), (2, 6)]
-    np.testing.assert_array_equal(rows.collect(groups, 1), embedded)
-
-
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_mixed_precision_is_for_the_products_of_training_alone(pooling: str) -> None:
-    layer = encoder_without_dropout(2, pooling)
-    layer.backbone.set_weights([weight / 3 for weight in layer.backbone.get_weights()])
-    weights, exact = [weight.value for weight in layer.trainable_variables], np.asarray(layer(TOKENS, training=True))
-    served = np.asarray(layer(TOKENS))
-    layer.training_dtype = "bfloat16"
-    with tf.GradientTape() as tape:
-        vectors = layer(TOKENS, training=True)
-    gradients = [tf.convert_to_tensor(gradient) for gradient in tape.gradient(vectors, weights)]
-    assert {each.dtype for each in [vectors, *gradients, *weights]} == {tf.float32}
-    difference = np.abs(vectors - exact).max() / np.abs(exact).max()
-    assert 2**-14 < difference < 2**-4, "bfloat16 has 8 bits, float32 has 24"
-    np.testing.assert_array_equal(layer(TOKENS), served)
-
-
-def test_padding_does_not_change_the_vector_of_a_text(text_encoder: TextEncoder) -> None:
-    ids = np.array([[2, 7, 9], [2, 11, 0]], np.int32)
-    vectors = np.asarray(text_encoder(ids))
-    assert vectors.shape == (2, 8)
-    padded = np.asarray(text_encoder(np.pad(ids, [(0, 0), (0, 5)])))
-    np.testing.assert_allclose(padded, vectors, atol=1e-5)
-    alone = np.asarray(text_encoder(ids[1:, :2]))
-    np.testing.assert_allclose(alone, vectors[1:], atol=1e-5)
-
-
-def test_a_text_is_more_than_a_bag_of_tokens(text_encoder: TextEncoder) -> None:
-    one, other = np.asarray(text_encoder(np.array([[2, 7, 9], [2, 9, 7]], np.int32)))
-    assert np.abs(one - other).max() > 1e-3
-
-
-def test_dropout_acts_in_training_alone(text_encoder: TextEncoder) -> None:
-    ids = np.array([[2, 7, 9]], np.int32)
-    np.testing.assert_array_equal(text_encoder(ids), text_encoder(ids))
-    assert np.abs(np.asarray(text_encoder(ids, training=True)) - np.asarray(text_encoder(ids))).max() > 1e-3
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_texts_of_padding_alone_are_finite(text_encoder: TextEncoder, training: bool) -> None:
-    assert np.isfinite(text_encoder(np.zeros((2, 4), np.int32), training=training)).all()
-
-
-LAYERS: dict[type[keras.layers.Layer], dict[str, Any]] = {
-    TrigramEmbedding: {"buckets": 9, "dimension": 4},
-    DeepSets: {"hidden_dim": 6, "dimension": 4},
-    Embedding: {"size": 5, "dimension": 3, "initializer": "normal"},
-    AttentionFusion: {},
-    TextEncoder: {
-        "vocabulary_size": 50,
-        "max_tokens": 9,
-        "num_layers": 1,
-        "num_heads": 2,
-        "hidden_dim": 8,
-        "intermediate_dim": 16,
-        "dropout": 0.1,
-    },
-}
-
-
-@pytest.mark.parametrize("kind", LAYERS, ids=lambda kind: kind.__name__)
-def test_a_layer_is_made_again_from_its_config(kind: type[keras.layers.Layer]) -> None:
-    config = kind(**LAYERS[kind], name="mine").get_config()
-    assert {key: config[key] for key in LAYERS[kind]} == LAYERS[kind]
-    assert kind.from_config(config).get_config() == config
+def test_vector_set_cuts_and_turns_vectors_that_are_not_finite_into_padding() -> None:
+    vectors = np.ones((2, 4, 3), np.float32)
+    vectors[0, 1, 2], vectors[1, 0, 0], vectors[1, 3] = np.nan, -np.inf, np.inf
+    kept = VectorSet(3, 3)(vectors).numpy()
+    assert (kept != 0).any(axis=-1).tolist() == [[True, False, True], [False, True, True]]
+    assert VectorSet(3, 9)(vectors).shape == (2, 4, 3)
+    assert VectorSet(3, 9)(vectors[:, :0]).shape == (2, 0, 3)
+    with pytest.raises((ValueError, tf.errors.InvalidArgumentError)):
+        VectorSet(4, 3)(vectors)

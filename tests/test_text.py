@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tiny_market import TinyMarket
 
 from q2s_tf.errors import InputError
-from q2s_tf.text import MAX_CHARACTERS, Tokenizer, normalise, train_tokenizer, trigram_ids
+from q2s_tf.text import MAX_CHARACTERS, SentencePiece, WordPiece, decode, normalise, train_tokenizer, trigram_ids
 
 NASTY: list[bytes] = [
     text.encode()
@@ -42,13 +42,13 @@ MAX_TRIGRAMS, MAX_TOKENS, BUCKETS = 12, 6, 500
 
 
 @pytest.fixture(scope="module")
-def tokenizer(market: TinyMarket) -> Tokenizer:
+def tokenizer(market: TinyMarket) -> SentencePiece:
     texts = [row["title"] for row in market.document_rows] + ["red sofa", "straße", "abc"]
-    return Tokenizer(train_tokenizer((text.lower() for text in texts * 4), 200))
+    return SentencePiece(train_tokenizer((text.lower() for text in texts * 4), 200))
 
 
-def ids(texts: tf.Tensor, tokenizer: Tokenizer) -> dict[str, tf.Tensor]:
-    """What the towers make of a text."""
+def ids(texts: tf.Tensor, tokenizer: SentencePiece) -> dict[str, tf.Tensor]:
+    """The ids of texts as the towers compute them."""
     normal = normalise(texts)
     return {
         "normal": normal,
@@ -132,6 +132,20 @@ def test_normalise_reads_a_bounded_number_of_characters() -> None:
     assert normal("ソ" * (MAX_CHARACTERS + 100)) == "ソ" * MAX_CHARACTERS
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (" Red\tSOFA\0 ", " Red SOFA  "),
+        ("ＲＥＤ Straße", "ＲＥＤ Straße"),
+        (b"a\xff\xfeb", "a  b"),
+        ("", ""),
+        ("é" * (MAX_CHARACTERS + 1), "é" * MAX_CHARACTERS),
+    ],
+)
+def test_decode_makes_valid_text_and_changes_nothing_else(text: str | bytes, expected: str) -> None:
+    assert decode(tf.constant([text])).numpy()[0].decode() == expected
+
+
 def test_normalise_keeps_any_shape() -> None:
     assert normalise(tf.constant([["A", "B"], ["", "C "]])).numpy().tolist() == [[b"a", b"b"], [b"", b"c"]]
     assert normalise(tf.constant([], tf.string)).shape == [0]
@@ -184,11 +198,11 @@ def test_trigrams_spread_over_the_table() -> None:
 # --- tokens
 
 
-def test_tokens_are_the_best_segmentation_of_the_reference(tokenizer: Tokenizer, market: TinyMarket) -> None:
+def test_tokens_are_the_best_segmentation_of_the_reference(tokenizer: SentencePiece, market: TinyMarket) -> None:
     reference = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model)
     texts = [row["title"].lower() for row in market.document_rows]
     for text, row in zip(texts, tokenizer.token_ids(tf.constant(texts), 99).numpy().tolist(), strict=True):
-        begin, *pieces = [each for each in row if each]
+        begin, *pieces = [token for token in row if token]
         assert begin == reference.bos_id() == 2
         assert "".join(reference.id_to_piece(piece) for piece in pieces) == "▁" + text.replace(" ", "▁")
         # Equally likely segmentations may differ: their likelihood may not.
@@ -196,12 +210,12 @@ def test_tokens_are_the_best_segmentation_of_the_reference(tokenizer: Tokenizer,
         assert sum(reference.get_score(piece) for piece in pieces) == pytest.approx(best, abs=1e-3)
 
 
-def test_an_unknown_character_is_the_unknown_piece(tokenizer: Tokenizer) -> None:
+def test_an_unknown_character_is_the_unknown_piece(tokenizer: SentencePiece) -> None:
     assert 1 in tokenizer.token_ids(tf.constant(["🛋"]), 9).numpy()[0]
 
 
 @pytest.mark.parametrize("most", [1, 2, 5])
-def test_a_long_text_is_cut(tokenizer: Tokenizer, most: int) -> None:
+def test_a_long_text_is_cut(tokenizer: SentencePiece, most: int) -> None:
     text = tf.constant(["red sofa red sofa red sofa"])
     whole = tokenizer.token_ids(text, 99).numpy()
     assert whole.shape[1] > 5
@@ -209,31 +223,36 @@ def test_a_long_text_is_cut(tokenizer: Tokenizer, most: int) -> None:
     assert trigram_ids(text, 500, most).numpy().tolist() == trigram_ids(text, 500, 99).numpy()[:, :most].tolist()
 
 
-def test_an_empty_text_has_no_token(tokenizer: Tokenizer) -> None:
+def test_an_empty_text_has_no_token(tokenizer: SentencePiece) -> None:
     assert tokenizer.token_ids(tf.constant([""]), 9).numpy().tolist() == [[0]]
     assert not tokenizer.token_ids(tf.constant(["", "red"]), 9).numpy()[0].any()
 
 
-def test_a_model_that_is_none_or_has_other_ids_is_refused(tmp_path: Path) -> None:
+def test_a_damaged_model_and_one_with_other_ids_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a SentencePiece model"):
-        Tokenizer(b"nonsense")
-    with pytest.raises(InputError, match="there is no such file"):
-        Tokenizer.read(tmp_path / "absent.model")
+        SentencePiece(b"nonsense")
     prefix = tmp_path / "other"
     texts = iter(["red sofa", "green lamp", "blue phone"] * 20)
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=texts, model_prefix=str(prefix), vocab_size=30, hard_vocab_limit=False, minloglevel=2
     )
     with pytest.raises(InputError, match="must have the ids 0, 1 and 2"):
-        Tokenizer(prefix.with_suffix(".model").read_bytes())
+        SentencePiece(prefix.with_suffix(".model").read_bytes())
     with pytest.raises(InputError, match="no text to train it on"):
         train_tokenizer([], 100)
+
+
+def test_a_damaged_wordpiece_vocabulary_is_refused() -> None:
+    with pytest.raises(InputError, match="a WordPiece vocabulary must be UTF-8"):
+        WordPiece(b"[PAD]\n\xff", lowercase=True)
+    with pytest.raises(InputError, match=r"not a vocabulary of BERT: it has no \[CLS\], \[SEP\]"):
+        WordPiece(b"[PAD]\n[UNK]\nsofa", lowercase=True)
 
 
 # --- one implementation on every path
 
 
-def test_ids_are_the_same_eagerly_in_tf_data_and_from_a_saved_model(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_ids_are_the_same_eagerly_in_tf_data_and_from_a_saved_model(tokenizer: SentencePiece, tmp_path: Path) -> None:
     eager = {name: tensor.numpy() for name, tensor in ids(tf.constant(NASTY), tokenizer).items()}
 
     dataset = tf.data.Dataset.from_tensor_slices(NASTY).batch(len(NASTY)).map(lambda texts: ids(texts, tokenizer))
@@ -255,7 +274,7 @@ def test_ids_are_the_same_eagerly_in_tf_data_and_from_a_saved_model(tokenizer: T
     assert eager["tokens"].shape[1] == MAX_TOKENS
 
 
-def test_a_row_does_not_depend_on_its_batch(tokenizer: Tokenizer) -> None:
+def test_a_row_does_not_depend_on_its_batch(tokenizer: SentencePiece) -> None:
     together = {name: tensor.numpy() for name, tensor in ids(tf.constant(NASTY), tokenizer).items()}
     for row, text in enumerate(NASTY):
         alone = ids(tf.constant([text]), tokenizer)
@@ -266,14 +285,14 @@ def test_a_row_does_not_depend_on_its_batch(tokenizer: Tokenizer) -> None:
             assert not together[name][row, len(mine) :].any()
 
 
-def test_an_empty_batch_is_no_trouble(tokenizer: Tokenizer) -> None:
+def test_an_empty_batch_has_empty_ids(tokenizer: SentencePiece) -> None:
     result = ids(tf.constant([], tf.string), tokenizer)
     assert [tensor.shape[0] for tensor in result.values()] == [0, 0, 0]
 
 
-def test_the_tokenizer_outlives_a_new_seed(tokenizer: Tokenizer) -> None:
+def test_the_tokenizer_works_after_a_new_seed(tokenizer: SentencePiece) -> None:
     # `tf.random.set_seed` clears the eager context's resources; a tokenizer that held one would break here.
-    another = Tokenizer(tokenizer.model)
+    another = SentencePiece(tokenizer.model)
     before = another.token_ids(tf.constant(["red sofa"]), 9).numpy()
     tf.random.set_seed(1)
     np.testing.assert_array_equal(another.token_ids(tf.constant(["red sofa"]), 9).numpy(), before)
