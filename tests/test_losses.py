@@ -124,9 +124,7 @@ def test_a_loss_is_its_equation(
         options["sample_weight"] = tf.constant(weights, tf.float32)
     value = loss(tf.constant(scores, tf.float32), reduction=reduction, **options)
     expected = oracle(scores, mask if masked else np.ones_like(mask))
-    np.testing.assert_allclose(
-        value, reduced(expected, weights if weighted else None, reduction), rtol=1e-4, atol=1e-5
-    )
+    np.testing.assert_allclose(value, reduced(expected, weights if weighted else None, reduction), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -337,9 +335,7 @@ def test_query_classification_divides_its_target_among_the_labels(
     value = query_classification(
         tf.constant(logits), tf.constant(labels, tf.int32), tf.constant(weights) if weighted else None, reduction
     )
-    np.testing.assert_allclose(
-        value, reduced(expected, weights if weighted else None, reduction), rtol=1e-6, atol=1e-9
-    )
+    np.testing.assert_allclose(value, reduced(expected, weights if weighted else None, reduction), rtol=1e-6, atol=1e-9)
 
 
 def test_the_gradient_of_query_classification_equals_finite_differences() -> None:
@@ -424,7 +420,9 @@ def test_a_compiled_stage_computes_its_equation(market: TinyMarket, stage: int, 
     from q2s_tf.models import build_towers
     from q2s_tf.training.retrieval_model import RetrievalModel, compile_stage
 
-    config = read_config(market.lean_config, ["stage1.scale=17", "stage2.margin=0.15", "stage2.batch_size=16", *overrides])
+    config = read_config(
+        market.lean_config, ["stage1.scale=17", "stage2.margin=0.15", "stage2.batch_size=16", *overrides]
+    )
     model = RetrievalModel(build_towers(config, {}))
     compile_stage(model, stage, steps_per_epoch=1)
     generator = np.random.default_rng(11)

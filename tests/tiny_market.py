@@ -10,7 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from sklearn.metrics import roc_auc_score
 
-from q2s_tf.models import Towers
+from q2s_tf.config import Config, read_config
+from q2s_tf.models import Towers, build_towers, encode
+from q2s_tf.text import train_tokenizer
 
 IMAGE_DIM = 8
 PRODUCTS = {
@@ -229,8 +231,30 @@ def judged_auc(towers: Towers, market: TinyMarket) -> float:
     documents = {row["document_id"]: row for row in market.document_rows}
     pairs = [(row, documents[row["document_id"]]) for row in market.judgement_rows]
     query, document = (
-        tower.predict({name: [pair[side][name] for pair in pairs] for name in tower.preprocessor.inputs})
+        encode(tower, {name: [pair[side][name] for pair in pairs] for name in tower.input})["embedding"]
         for side, tower in enumerate((towers.query, towers.document))
     )
-    scores = (query["embedding"] * document["embedding"]).sum(axis=1)
+    scores = (query * document).sum(axis=1)
     return float(roc_auc_score([row["relevance"] >= 2 for row, _ in pairs], scores))
+
+
+def filled_config(market: TinyMarket, *overrides: str) -> Config:
+    """The config of every kind of channel, with the values of its categories, as training fills them in."""
+    config = read_config(market.config, list(overrides))
+    values = {"query_country": ("ae", "jp", "us"), "language": ("ar", "en", "ja", "ru")}
+    filled = {name: config.channels[name].model_copy(update={"values": known}) for name, known in values.items()}
+    return config.model_copy(update={"channels": {**config.channels, **filled}})
+
+
+def market_tokenizer(market: TinyMarket) -> bytes:
+    """A tokenizer of the titles."""
+    return train_tokenizer([row["title"].lower() for row in market.document_rows] * 4, 200)
+
+
+def random_towers(config: Config, tokenizer: bytes, dtype: str | None = None, seed: int = 1) -> Towers:
+    """Towers that need no training: their weights are so random that every channel changes the embedding."""
+    towers = build_towers(config, dict.fromkeys(config.encoders, tokenizer), dtype)
+    generator = np.random.default_rng(seed)
+    for weight in towers.weights:
+        weight.assign(weight.numpy() + generator.normal(scale=0.1, size=weight.shape))
+    return towers
