@@ -77,7 +77,7 @@ def truth(run: Path, data: Path, listings: int, users: int, seed: int) -> tuple[
     import numpy as np
     import pyarrow.parquet as pq
 
-    from q2s_tf.models import embed_documents, load
+    from q2s_tf.models import load
     from q2s_tf.simulation import START
     from q2s_tf.simulation.listings import ids, make_listings
     from q2s_tf.simulation.relevance import grade
@@ -111,7 +111,7 @@ def truth(run: Path, data: Path, listings: int, users: int, seed: int) -> tuple[
     columns = np.array([number[pair["document_id"]] for pair in positives])
     towers = load(run, stage=1)
     inputs = {name: [pair[name] for pair in positives] for name in ("query", "country")}
-    scores = towers.query.predict(inputs)["embedding"] @ embed_documents(towers.document, documents.take(columns)).T
+    scores = towers.encode_queries(inputs) @ towers.encode_documents(documents.take(columns)).T
     answers: dict[str, set[int]] = {}
     for pair, column in zip(positives, columns.tolist(), strict=True):
         answers.setdefault(pair["query"], set()).add(column)

@@ -117,7 +117,7 @@ def systems(
     """By system the score of each document for each query, `[N]`; −∞ where the system does not retrieve it."""
     from q2s_tf.evaluation.collection import LEXICAL
     from q2s_tf.evaluation.rankers import Bm25, cosine_rows
-    from q2s_tf.models import embed_catalogue, load
+    from q2s_tf.models import embed_catalogue, encode, load
     from q2s_tf.tables import open_documents
 
     names = [LEXICAL, *(path.resolve().name for path in (*vectors, *runs))]
@@ -135,8 +135,8 @@ def systems(
         )
     for path in runs:
         towers = load(path)
-        catalogue = open_documents(table.path, towers.document.preprocessor.inputs, towers.config.vector_inputs())
-        query, (_, document) = towers.query.predict(judged.queries), embed_catalogue(towers.document, catalogue)
+        catalogue = open_documents(table.path, towers.config.tower_inputs("document"), towers.config.vector_inputs())
+        query, (_, document) = encode(towers.query, judged.queries), embed_catalogue(towers.document, catalogue)
         yield path.resolve().name, cosine_rows(query["embedding"], document)
 
 

@@ -84,7 +84,7 @@ Start the server in one terminal; query it, or search in a browser, from another
 In Python:
   import q2s_tf
   towers = q2s_tf.load("{run}")
-  towers.query.predict({{"query": ["blue jacket"], "country": ["US"]}})""",
+  towers.encode_queries(["blue jacket"], countries=["US"])""",
         markup=False,
     )
 

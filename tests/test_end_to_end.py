@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny_market import TinyMarket
 
-from q2s_tf.models import Towers
+from q2s_tf.models import Towers, encode
 from q2s_tf.server.server import Server
 from q2s_tf.serving import Client
 
@@ -23,7 +23,7 @@ def client(models: Path) -> Iterator[Client]:
 
 def test_query_vectors_over_grpc_are_those_of_keras(client: Client, towers: Towers) -> None:
     answer = client.embed_query(QUERIES, COUNTRIES)
-    expected = towers.query.predict({"query": QUERIES, "country": COUNTRIES})
+    expected = encode(towers.query, {"query": QUERIES, "country": COUNTRIES})
     np.testing.assert_allclose(answer.embedding, expected["embedding"], atol=1e-5)
     np.testing.assert_allclose(answer.channel_weights, expected["channel_weights"], atol=1e-5)
 
@@ -31,7 +31,7 @@ def test_query_vectors_over_grpc_are_those_of_keras(client: Client, towers: Towe
 def test_document_vectors_over_grpc_are_those_of_keras(client: Client, towers: Towers, market: TinyMarket) -> None:
     rows = market.document_rows[:9]
     columns = {name: [row[name] for row in rows] for name in rows[0] if name != "document_id"}
-    expected = towers.document.predict(columns)["embedding"]
+    expected = encode(towers.document, columns)["embedding"]
     images = np.zeros((len(rows), 3, 8), np.float32)
     for padded, vectors in zip(images, columns["image_embeddings"], strict=True):
         padded[: len(vectors or [])] = vectors or np.zeros((0, 8))
@@ -50,8 +50,8 @@ def test_what_is_retrieved_over_grpc_is_a_sort_of_keras_cosines(
 ) -> None:
     rows = market.document_rows
     columns = {name: [row[name] for row in rows] for name in rows[0] if name != "document_id"}
-    queries = towers.query.predict({"query": QUERIES[:4], "country": COUNTRIES[:4]})["embedding"]
-    scores = queries @ towers.document.predict(columns)["embedding"].T
+    queries = encode(towers.query, {"query": QUERIES[:4], "country": COUNTRIES[:4]})["embedding"]
+    scores = queries @ encode(towers.document, columns)["embedding"].T
     found = client.retrieve(QUERIES[:4], COUNTRIES[:4], k=10)
     np.testing.assert_allclose(found.scores, -np.sort(-scores, axis=1)[:, :10], atol=1e-5)
     place = {row["document_id"]: number for number, row in enumerate(rows)}

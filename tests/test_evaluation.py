@@ -20,7 +20,7 @@ from q2s_tf.evaluation.judgements import read_judgements
 from q2s_tf.evaluation.rankers import Bm25, top_k
 from q2s_tf.evaluation.results import RunEvaluation, metrics_table
 from q2s_tf.evaluation.slices import frequencies, script
-from q2s_tf.models import Towers
+from q2s_tf.models import Towers, encode
 from q2s_tf.tables import open_documents, open_judgements
 
 
@@ -83,11 +83,11 @@ def results(evaluation: tuple[RunEvaluation, Path]) -> dict[str, Any]:
 def cosines(towers: Towers, market: TinyMarket, judged: Rows, later: Rows) -> Cosines:
     """For each query the cosine of every document, by id."""
     columns = ("title", "description", "language", "country", "image_embeddings")
-    documents = towers.document.predict({name: [row[name] for row in market.document_rows] for name in columns})
+    documents = encode(towers.document, {name: [row[name] for row in market.document_rows] for name in columns})
     ids = [row["document_id"] for row in market.document_rows]
     found = {}
     for query, country in {(row["query"], row["country"]) for row in [*judged, *later]}:
-        vector = towers.query.predict({"query": [query], "country": [country]})["embedding"][0]
+        vector = encode(towers.query, {"query": [query], "country": [country]})["embedding"][0]
         found[query, country] = dict(zip(ids, (documents["embedding"] @ vector).tolist(), strict=True))
     return found
 

@@ -18,7 +18,7 @@ from tiny_market import IMAGE_DIM, TinyMarket
 
 from q2s_tf.config import IMAGES
 from q2s_tf.errors import InputError
-from q2s_tf.models import Towers
+from q2s_tf.models import Towers, encode
 from q2s_tf.serving.export import export
 from q2s_tf.serving.versions import SERVABLES
 
@@ -114,8 +114,8 @@ def vectors(towers: Towers, market: TinyMarket) -> dict[str, np.ndarray]:
     """What Keras says: the queries' and the catalogue's embeddings."""
     columns = ("title", "description", "language", "country", IMAGES)
     return {
-        "query": towers.query.predict({"query": QUERIES, "country": COUNTRIES})["embedding"],
-        "document": towers.document.predict({name: [row[name] for row in market.document_rows] for name in columns})[
+        "query": encode(towers.query, {"query": QUERIES, "country": COUNTRIES})["embedding"],
+        "document": encode(towers.document, {name: [row[name] for row in market.document_rows] for name in columns})[
             "embedding"
         ],
     }
@@ -140,14 +140,14 @@ def check_retrieved(answer: dict[str, np.ndarray], queries: np.ndarray, document
 def test_towers_answer_as_keras_does(
     loader: str, fresh_answers: dict[Any, Any], towers: Towers, market: TinyMarket
 ) -> None:
-    expected = towers.query.predict({"query": QUERIES, "country": COUNTRIES})
+    expected = encode(towers.query, {"query": QUERIES, "country": COUNTRIES})
     answer = fresh_answers[loader, "query_tower", "serving_default"]
     assert set(answer) == {"embedding", "channel_weights"}
     for name, values in answer.items():
         np.testing.assert_allclose(values, expected[name], atol=1e-5)
     columns = {name: [row[name] for row in market.document_rows[:9]] for name in ("title", "description", "language")}
     columns |= {name: [row[name] for row in market.document_rows[:9]] for name in ("country", IMAGES)}
-    expected = towers.document.predict(columns)
+    expected = encode(towers.document, columns)
     for name, values in fresh_answers[loader, "document_tower", "serving_default"].items():
         np.testing.assert_allclose(values, expected[name], atol=1e-5)
 
@@ -156,7 +156,7 @@ def test_a_document_may_have_no_image_vectors(
     fresh_answers: dict[Any, Any], towers: Towers, market: TinyMarket
 ) -> None:
     names = ("title", "description", "language", "country")
-    expected = towers.document.predict({name: [row[name] for row in market.document_rows[:9]] for name in names})
+    expected = encode(towers.document, {name: [row[name] for row in market.document_rows[:9]] for name in names})
     for name, values in fresh_answers["session", "document_tower", "no images"].items():
         np.testing.assert_allclose(values, expected[name], atol=1e-5)
 
@@ -354,7 +354,7 @@ def test_manifests_say_what_was_exported(
                 "version": version,
                 "format": 1,
                 "run": run.name,
-                "channels": tower.channels,
+                "channels": tower.channel_names,
                 "dimension": DIMENSION,
             }
             assert manifest["tokenizer_sha256"] == tokenizer

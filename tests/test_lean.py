@@ -15,7 +15,7 @@ from tensorflow.core.protobuf import config_pb2, saved_model_pb2
 from tiny_market import IMAGE_DIM, TinyMarket
 
 from q2s_tf.config import IMAGES, CategoricalChannel, Config, Encoder, TextChannel, TrigramsChannel
-from q2s_tf.models import Tower, Towers
+from q2s_tf.models import Tower, Towers, encode
 from q2s_tf.serving.export import export
 from q2s_tf.serving.lean import LARGEST_CONSTANT, LeanTower
 from q2s_tf.serving.signatures import TowerServable
@@ -105,7 +105,7 @@ def check_equal(model: SavedModel, tower: Tower, queries: list[bytes], seed: int
     worst = 0.0
     for batch in in_batches(rows, seed):
         columns = {"query": [query for query, _ in batch], "country": [country for _, country in batch]}
-        answer, expected = model(**columns), tower.predict(columns)
+        answer, expected = model(**columns), encode(tower, columns)
         assert set(answer) == {"embedding", "channel_weights"}
         for name, values in expected.items():
             np.testing.assert_allclose(answer[name], values, atol=1e-5, err_msg=str(batch))

@@ -17,7 +17,7 @@ from tiny_market import TinyMarket
 from q2s_tf.cli import run as run_command
 from q2s_tf.errors import InputError
 from q2s_tf.layers import AttentionFusion
-from q2s_tf.models import Towers
+from q2s_tf.models import Towers, encode
 from q2s_tf.report.channels import ChannelVectors, fuse, read_channels, take_rows
 from q2s_tf.report.explain import (
     Explanation,
@@ -56,7 +56,7 @@ def queries(towers: Towers) -> ChannelVectors:
 def test_channel_vectors_fuse_to_the_output_of_the_tower(
     towers: Towers, documents: ChannelVectors, document_columns: dict[str, list[Any]]
 ) -> None:
-    expected = towers.document.predict(document_columns)
+    expected = encode(towers.document, document_columns)
     np.testing.assert_allclose(documents.embedding, expected["embedding"], atol=1e-5)
     np.testing.assert_allclose(documents.weights, expected["channel_weights"], atol=1e-5)
     in_small_batches = read_channels(towers.document, document_columns, batch_size=7)
@@ -131,7 +131,7 @@ def explanation(run: Path, market: TinyMarket) -> Explanation:
 def test_an_explanation_agrees_with_the_towers(
     explanation: Explanation, towers: Towers, documents: ChannelVectors
 ) -> None:
-    query = towers.query.predict({"query": ["red sofa"]})
+    query = encode(towers.query, {"query": ["red sofa"]})
     scores = documents.embedding @ query["embedding"][0]
     order = np.argsort(-scores)
     assert explanation.score == pytest.approx(scores[20], abs=1e-5)
@@ -248,7 +248,7 @@ def test_masking_a_channel_equals_a_missing_input(
     pairs = Pairs(query, document, relevant, relevant)
     full, found = measure_importance(read_channels(towers.query, columns), documents, pairs, seed=1)
     by_key = {(each.channel, each.method): each for each in found}
-    questions = towers.query.predict(columns)["embedding"]
+    questions = encode(towers.query, columns)["embedding"]
 
     def figures(answers: np.ndarray) -> tuple[float, float]:
         scores = questions @ answers.T
@@ -256,10 +256,10 @@ def test_masking_a_channel_equals_a_missing_input(
         recall = np.mean([at in best[number] for number, at in zip(query[relevant], document[relevant], strict=True)])
         return roc_auc_score(relevant, scores[query, document]), float(recall)
 
-    whole = figures(towers.document.predict(document_columns)["embedding"])
+    whole = figures(encode(towers.document, document_columns)["embedding"])
     assert (full["roc_auc"], full["recall@10"]) == pytest.approx(whole, abs=1e-3)
     for name, channel in (("image_embeddings", "images"), ("language", "language")):
-        without = figures(towers.document.predict({**document_columns, name: [None] * 60})["embedding"])
+        without = figures(encode(towers.document, {**document_columns, name: [None] * 60})["embedding"])
         drops = (by_key[channel, "missing"].roc_auc_drop, by_key[channel, "missing"].recall_drop)
         assert drops == pytest.approx((whole[0] - without[0], whole[1] - without[1]), abs=2e-3)
     assert by_key["images", "missing"].present == 0.75

@@ -17,7 +17,7 @@ from tiny_market import TinyMarket
 
 from q2s_tf.config import read_config
 from q2s_tf.errors import InputError
-from q2s_tf.models import Towers, load
+from q2s_tf.models import Towers, encode, load
 from q2s_tf.server.servable import Servable
 from q2s_tf.serving.export import export
 from q2s_tf.serving.update import Update, advise, update_index
@@ -62,9 +62,9 @@ def load_version(folder: Path) -> Servable:
 
 def cosines(towers: Towers, documents: list[dict[str, Any]], query: str) -> dict[str, float]:
     """What Keras says of every document."""
-    columns = {name: [row[name] for row in documents] for name in towers.document.preprocessor.inputs}
-    vector = towers.query.predict({"query": [query], "country": ["US"]})["embedding"][0]
-    scores = towers.document.predict(columns)["embedding"] @ vector
+    columns = {name: [row[name] for row in documents] for name in towers.document.input}
+    vector = encode(towers.query, {"query": [query], "country": ["US"]})["embedding"][0]
+    scores = encode(towers.document, columns)["embedding"] @ vector
     return {row["document_id"]: float(score) for row, score in zip(documents, scores, strict=True)}
 
 

@@ -127,8 +127,8 @@ def serve(
     serve(
         models, host=host, port=port, rest_port=rest_port, model_config_file=model_config_file,
         poll_seconds=poll_seconds, ssl_config_file=ssl_config_file, monitoring_config_file=monitoring_config_file,
-        limits=RequestLimits(max_request_bytes, max_rows, max_seconds), cache_seconds=cache_seconds, cache_bytes=cache_bytes,
-        grace_seconds=grace_seconds,
+        limits=RequestLimits(max_request_bytes, max_rows, max_seconds), cache_seconds=cache_seconds,
+        cache_bytes=cache_bytes, grace_seconds=grace_seconds,
     )  # fmt: skip
 
 

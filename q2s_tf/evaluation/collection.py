@@ -13,8 +13,8 @@ from q2s_tf.config import Config
 from q2s_tf.errors import InputError
 from q2s_tf.evaluation.judgements import Judgements, read_judgements
 from q2s_tf.evaluation.rankers import Bm25, cosine_rows, reciprocal_rank_fusion, top_k
-from q2s_tf.models import Towers, predict_documents, unique_ids
-from q2s_tf.tables import Table, check_judgements, open_documents, open_judgements
+from q2s_tf.models import Towers, encode, unique_ids
+from q2s_tf.tables import Table, open_documents, open_judgements
 
 MODEL, INDEX, LEXICAL, FUSED = "q2s_tf", "q2s_tf index", "BM25", "RRF"
 """Names of the systems."""
@@ -89,12 +89,12 @@ def embed_collection(towers: Towers, documents: Path, judgements: Path, later: P
     inputs = towers.config.tower_inputs("document")
     table = open_documents(documents, inputs, towers.config.vector_inputs())
     rated_pairs, later_pairs = open_judgements(judgements), open_judgements(later) if later else None
-    if later_pairs and check_judgements(later_pairs):
+    if later_pairs and "relevance" in later_pairs.columns:
         raise InputError(f"--later {later}: must be positives, without a column relevance; --judgements takes ratings")
     texts, outputs = [], []
     missing: dict[str, list[np.ndarray]] = {name: [] for name in inputs}
     for batch in track(table.batches(ROWS), "embedding documents", -(-table.num_rows() // ROWS)):
-        outputs.append(predict_documents(towers.document, batch))
+        outputs.append(encode(towers.document, batch))
         texts.append(batch.select(TEXTS))
         for name, parts in missing.items():
             parts.append(_is_missing(batch.column(name)))
@@ -103,7 +103,7 @@ def embed_collection(towers: Towers, documents: Path, judgements: Path, later: P
     if later_pairs:
         both = read_judgements(later_pairs, ids, seed, known=judged.queries)
         judged, later_judged = replace(judged, queries=both.queries), both.select(both.relevance > 0)
-    queries = towers.query.predict(judged.queries)
+    queries = encode(towers.query, judged.queries)
     return Collection(
         towers=towers,
         table=table,

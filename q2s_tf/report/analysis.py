@@ -38,8 +38,8 @@ class Analysis:
     Attributes:
         curves: the lines of `RUN/metrics.jsonl`, the last one of each epoch.
         sampled: numbers of queries, documents and judged pairs for weights and importance.
-        query_weights: mean fusion weights of queries: "all", "length", "country"; empty for a fusion without weights.
-        document_weights: of documents: "all", "language", "country", "missing"; likewise.
+        query_weights: mean fusion weights of queries: "all", "length", "country".
+        document_weights: of documents: "all", "language", "country", "missing".
         full: ROC AUC and recall@10 of the sample with all channels.
         importance: importance of each channel.
         missing: by input of a channel, the share of the catalogue without it.
@@ -81,21 +81,16 @@ def analyse(evaluation: RunEvaluation) -> Analysis:
         queries = read_channels(evaluation.towers.query, searches)
     with console.status("measuring the importance of channels"):
         full, importance = measure_importance(queries, documents, pairs, config.seed)
-    query_weights, document_weights = {}, {}
-    if config.fusion == "attention":
-        query_weights = {
-            "all": mean_weights(queries, ["all"] * len(query_rows)),
-            "length": weights_by_length(queries, searches["query"]),
-            "country": mean_weights(queries, searches["country"]),
-        }
-        document_weights = {
-            "all": mean_weights(documents, ["all"] * len(document_rows)),
-            "missing": weights_by_missing(documents),
-            **{
-                name: mean_weights(documents, evaluation.column(name)[document_rows])
-                for name in ("language", "country")
-            },
-        }
+    query_weights = {
+        "all": mean_weights(queries, ["all"] * len(query_rows)),
+        "length": weights_by_length(queries, searches["query"]),
+        "country": mean_weights(queries, searches["country"]),
+    }
+    document_weights = {
+        "all": mean_weights(documents, ["all"] * len(document_rows)),
+        "missing": weights_by_missing(documents),
+        **{name: mean_weights(documents, evaluation.column(name)[document_rows]) for name in ("language", "country")},
+    }
     read = {channel.input for channel in config.tower_channels("document").values()}
     hubness = measure_hubness(evaluation.retrieved[MODEL], len(evaluation.documents))
     return Analysis(
@@ -122,7 +117,7 @@ def read_curves(run: Path) -> list[dict[str, Any]]:
     """
     path = run / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-    epochs = {(line["stage"], line["epoch"]): line for line in lines if "epoch" in line}
+    epochs = {(line["stage"], line["epoch"]): line for line in lines if line.get("epoch")}
     return [epochs[key] for key in sorted(epochs)]
 
 

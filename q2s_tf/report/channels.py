@@ -8,9 +8,7 @@ import numpy as np
 import pyarrow as pa
 import tensorflow as tf
 
-from q2s_tf.models import Tower, split_encoder
-from q2s_tf.models.embedding import order_by_length
-from q2s_tf.models.towers import Column
+from q2s_tf.models import Tower, order_by_length
 from q2s_tf.tables import Table
 from q2s_tf.text import normalise
 
@@ -44,31 +42,29 @@ class ChannelVectors:
         return weighted / max(np.linalg.norm(weighted.sum(axis=0)), 1e-6)
 
 
-def read_channels(tower: Tower, columns: Mapping[str, Column], batch_size: int = 256) -> ChannelVectors:
+def read_channels(tower: Tower, data: Any, batch_size: int = 256) -> ChannelVectors:
     """Computes the channel vectors of rows, and their fusion.
 
     Args:
         tower: either tower.
-        columns: by input name a column of B values, as `Tower.predict` takes them; B is at least 1.
+        data: B rows, as `Tower.as_inputs` takes them; B is at least 1.
         batch_size: rows of a batch; rows of similar length share a batch, which reduces padding.
     """
-    fusion, parts = tower.encoder.get_layer("fusion"), split_encoder(tower.encoder)
     forward = tf.function(
-        lambda inputs: parts.channels(tower.preprocessor(inputs), training=False),
-        input_signature=[tower.preprocessor.signature()],
+        lambda inputs: tower.encode_channels(tower.preprocessor(inputs), training=False),
+        input_signature=[tower.signature()],
         autograph=False,
     )
-    order = order_by_length(tower, columns)
+    inputs = tower.as_inputs(data)
+    order = order_by_length(inputs)
     batches = []
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        batches.append(
-            forward(tower.tensors({name: [column[row] for row in rows] for name, column in columns.items()}))
-        )
+        batches.append(forward({name: tf.gather(values, rows) for name, values in inputs.items()}))
     vectors, present = (np.concatenate(part)[np.argsort(order)] for part in zip(*batches, strict=True))
     vectors = vectors * present[..., None]
-    embedding, weights = fuse(fusion, vectors, present)
-    return ChannelVectors(tower.channels, vectors, present, weights, embedding, fusion)
+    embedding, weights = fuse(tower.fusion, vectors, present)
+    return ChannelVectors(tower.channel_names, vectors, present, weights, embedding, tower.fusion)
 
 
 def fuse(fusion: Any, vectors: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -85,18 +81,18 @@ def fuse(fusion: Any, vectors: np.ndarray, present: np.ndarray) -> tuple[np.ndar
 
 def trigram_texts(tower: Tower, inputs: Mapping[str, Any]) -> dict[str, str]:
     """By 3-gram channel of a tower the text that it reads, from one row of inputs; empty texts are left out."""
-    channels = tower.preprocessor.channels.items()
+    channels = tower.channels.items()
     texts = {name: inputs[channel.input] for name, channel in channels if channel.kind == "trigrams"}
     return {name: text for name, text in texts.items() if text}
 
 
 def trigram_vectors(tower: Tower, channel: str, text: str) -> tuple[list[str], np.ndarray]:
     """The 3-grams of a text, L, and their embeddings `[L, D]`, whose sum is the channel vector."""
-    ids = tower.preprocessor(tower.tensors({tower.preprocessor.channels[channel].input: [text]}))[channel].numpy()[0]
+    ids = tower.preprocessor(tower.as_inputs({tower.channels[channel].input: [text]}))[channel].numpy()[0]
     ids = ids[ids != 0]
     padded = f" {normalise(tf.constant(text)).numpy().decode()} "
     trigrams = [padded[start : start + 3] for start in range(len(padded) - 2)][: len(ids)]
-    return trigrams, tower.encoder.get_layer(f"{channel}_vector")(tf.constant(ids[:, None])).numpy()
+    return trigrams, tower.channel_layers[channel](tf.constant(ids[:, None])).numpy()
 
 
 def take_rows(table: Table, rows: Sequence[int] | np.ndarray) -> pa.Table:

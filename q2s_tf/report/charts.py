@@ -36,7 +36,7 @@ Rows = list[dict[str, Any]]
 
 def curves_chart(curves: Sequence[dict[str, Any]]) -> go.Figure:
     """Validation ROC AUC and in-batch recall@1 by epoch of both stages, with the change of the best ROC AUC."""
-    metrics = {"validation_roc_auc": "validation ROC AUC", "batch_recall@1": "in-batch recall@1 on training batches"}
+    metrics = {"val_roc_auc": "validation ROC AUC", "batch_recall@1": "in-batch recall@1 on training batches"}
     rows: Rows = [
         {"epoch": epoch, "stage": f"stage {line['stage']}", "metric": title, "value": line[metric]}
         for metric, title in metrics.items()
@@ -48,7 +48,7 @@ def curves_chart(curves: Sequence[dict[str, Any]]) -> go.Figure:
     chart.update_xaxes(dtick=max(1, len(curves) // 10))
     best: dict[int, float] = {}
     for line in curves:
-        best[line["stage"]] = max(line["validation_roc_auc"], best.get(line["stage"], 0.0))
+        best[line["stage"]] = max(line["val_roc_auc"], best.get(line["stage"], 0.0))
     if {1, 2} <= best.keys():
         boundary = sum(line["stage"] == 1 for line in curves) + 0.5
         chart.add_vline(boundary, line={"color": INK, "width": 1, "dash": "dot"})

@@ -149,16 +149,10 @@ def explain(run: Path, documents: Path, query: str, country: str | None, documen
         k: number of first documents in the explanation.
 
     Raises:
-        InputError: no trained run, a run with another fusion than attention, no such document, a query without a
-            channel, a table that breaks its contract.
+        InputError: no trained run, no such document, a query without a channel, a table that breaks its contract.
     """
     open_documents(documents)
     towers = load(run)
-    if towers.config.fusion != "attention":
-        raise InputError(
-            f"run {run}: an explanation needs channel weights, and so fusion = 'attention'; got "
-            f"'{towers.config.fusion}': the report of tools/evaluate.py shows the importance of its channels"
-        )
     names = towers.config.tower_inputs("document")
     table = open_documents(documents, names, towers.config.vector_inputs())
     query_inputs: dict[str, str | None] = {"query": query, "country": country}

@@ -131,7 +131,7 @@ def _weak_slices(results: dict[str, Any]) -> Iterator[Finding]:
 def _second_stage(analysis: Analysis) -> Iterator[Finding]:
     best: dict[int, float] = {}
     for line in analysis.curves:
-        best[line["stage"]] = max(line["validation_roc_auc"], best.get(line["stage"], 0.0))
+        best[line["stage"]] = max(line["val_roc_auc"], best.get(line["stage"], 0.0))
     if {1, 2} <= best.keys():
         text = (
             f"The best validation ROC AUC is {best[1]:.4f} in stage 1 and {best[2]:.4f} in stage 2 "
@@ -194,12 +194,10 @@ def _trigrams_on_short_queries(analysis: Analysis, config: Config) -> Iterator[F
     claim = "In the paper, the weight of 3-grams is higher on short queries than on longer ones. Here"
     channels = config.tower_channels("query")
     trigrams, texts = ([n for n, channel in channels.items() if channel.kind == kind] for kind in ("trigrams", "text"))
-    groups = analysis.query_weights.get("length", [])
+    groups = analysis.query_weights["length"]
     short, longer = ([group for group in groups if (group.group == SHORT) == is_short] for is_short in (True, False))
     reason = None
-    if not analysis.query_weights:
-        reason = "the fusion has no channel weights"
-    elif not trigrams or not texts:
+    if not trigrams or not texts:
         reason = "the query tower has no 3-gram channel or no text channel"
     elif not short or not longer or short[0].rows < 2:
         reason = "too few queries are shorter than five characters, or all are"
