@@ -131,7 +131,7 @@ def make_ways(tower: "Tower", folder: Path) -> dict[str, Way]:
     import tensorflow as tf
 
     from q2s_tf.layers import TextEncoder
-    from q2s_tf.serving.signatures import TowerServable
+    from q2s_tf.serving.tower_servable import TowerServable
 
     class Backbone(keras.layers.Layer):
         def __init__(self, encoder: TextEncoder):
