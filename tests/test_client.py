@@ -284,6 +284,17 @@ def test_a_request_is_not_repeated_without_end() -> None:
         assert len(calls) == MAX_ATTEMPTS
 
 
+def test_a_request_that_is_refused_is_not_repeated() -> None:
+    def answer(call: int, context: grpc.ServicerContext) -> None:
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no")
+
+    with scripted(answer) as (address, calls), Client(address) as client:
+        for requests in (1, 2):
+            with pytest.raises(ServingError, match="INVALID_ARGUMENT: no"):
+                client.embed_query(["lamp"], [""])
+            assert len(calls) == requests
+
+
 @pytest.mark.parametrize("code", [grpc.StatusCode.INTERNAL, grpc.StatusCode.RESOURCE_EXHAUSTED])
 def test_a_request_with_another_error_is_not_repeated(code: grpc.StatusCode) -> None:
     def answer(call: int, context: grpc.ServicerContext) -> None:

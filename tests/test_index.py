@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from q2s_tf.errors import InputError
-from q2s_tf.index import ExactIndex, Index, PartitionedIndex, build_index, exact, restore_index, stored_embeddings
+from q2s_tf.index import ExactIndex, Index, PartitionedIndex, build_index, exact, restore_index
 
 DIMENSION = 16
 
@@ -281,7 +281,7 @@ def test_a_restored_index_answers_as_the_one_that_was_saved(
         results, expected = (one_trace(each)(queries, 30, effort) for each in (restored, index))
         np.testing.assert_allclose(results[0], expected[0], atol=1e-6)
         np.testing.assert_array_equal(results[1], expected[1])
-    stored = stored_embeddings(dict(index.parameters), tensors)
+    stored = restored.stored_embeddings()
     assert stored.dtype == np.float32
     np.testing.assert_allclose(stored, embeddings[getattr(index, "order", np.arange(2_000))], atol=1e-2)
 

@@ -4,13 +4,11 @@ from q2s_tf.index.effort import DEFAULT_RECALL
 from q2s_tf.index.exact import ExactIndex, Index
 from q2s_tf.index.filter_columns import FilterColumns
 from q2s_tf.index.indexed_documents import IndexedDocuments
-from q2s_tf.index.kinds import KINDS, build_index, restore_index, stored_embeddings
-from q2s_tf.index.partitioned import STORAGES, PartitionedIndex
+from q2s_tf.index.kinds import build_index, restore_index
+from q2s_tf.index.partitioned import PartitionedIndex
 
 __all__ = [
     "DEFAULT_RECALL",
-    "KINDS",
-    "STORAGES",
     "ExactIndex",
     "FilterColumns",
     "Index",
@@ -18,5 +16,4 @@ __all__ = [
     "PartitionedIndex",
     "build_index",
     "restore_index",
-    "stored_embeddings",
 ]

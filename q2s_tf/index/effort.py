@@ -29,13 +29,11 @@ class Sample(NamedTuple):
 def draw_sample(embeddings: np.ndarray, seed: int, queries: np.ndarray | None = None) -> Sample:
     """Draw at most `MAX_QUERIES` queries and find their exact nearest documents.
 
-    Queries are farther from documents than documents from each other. If no queries are given, noise is added to sample
-    documents until their cosine to the original is `NOISY_COSINE`.
-
     Args:
         embeddings: Unit vectors `[N, D]`.
         seed: Seed of the draw.
-        queries: Unit vectors `[Q, D]` of real queries.
+        queries: Unit vectors `[Q, D]` of real queries. None: documents with so much noise that the cosine to the
+            original is `NOISY_COSINE`, because queries are farther from documents than documents from each other.
     """
     generator = np.random.default_rng(seed)
     source = embeddings if queries is None else queries

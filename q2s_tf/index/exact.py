@@ -43,8 +43,7 @@ class Index(tf.Module):
         Args:
             queries: Unit vectors `[B, D]`.
             k: int32 `[]`, documents for each query.
-            effort: int32 `[]`, partitions or leaves to search, clipped to between 1 and all. The exact index ignores
-                it.
+            effort: int32 `[]`, partitions to search, clipped to between 1 and all; the exact index ignores it.
             row_filter: Which rows may be returned; None for all.
 
         Returns:
@@ -66,11 +65,15 @@ class Index(tf.Module):
         def score_chunks() -> tf.Tensor:
             chunks = tf.reshape(tf.pad(rows, [[0, -count % chunk]]), [-1, chunk])
             spec = tf.TensorSpec([chunk], tf.float32)
-            return tf.reshape(tf.map_fn(score_some, chunks, fn_output_signature=spec, parallel_iterations=1), [-1])[
-                :count
-            ]
+            scores = tf.map_fn(score_some, chunks, fn_output_signature=spec, parallel_iterations=1)
+            return tf.reshape(scores, [-1])[:count]
 
         return tf.cond(count <= chunk, lambda: score_some(rows), score_chunks)
+
+    def stored_embeddings(self) -> np.ndarray:
+        """Return the rows as float32 `[N, D]`, in the precision of their storage."""
+        rows = self.embeddings.numpy().astype(np.float32)
+        return rows if self.scales is None else rows * self.scales.numpy()[:, np.newaxis]
 
 
 class ExactIndex(Index):

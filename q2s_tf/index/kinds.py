@@ -62,12 +62,7 @@ def build_index(
 
 
 def restore_index(parameters: dict[str, Any], tensors: Mapping[str, np.ndarray]) -> Index:
-    """Restore a saved index.
-
-    Args:
-        parameters: The parameters of the index.
-        tensors: The values of its variables by their path in the index.
-    """
+    """Restore a saved index from its parameters and the values of its variables by their path in the index."""
     if parameters["kind"] == "exact":
         return ExactIndex(tensors["embeddings"])
     if parameters["kind"] == "partitioned":
@@ -78,11 +73,3 @@ def restore_index(parameters: dict[str, Any], tensors: Mapping[str, np.ndarray])
     from q2s_tf.index.scann import STATE, ScannIndex
 
     return ScannIndex(ScannState([tensors[f"searcher/{name}"] for name in STATE]), parameters)
-
-
-def stored_embeddings(parameters: dict[str, Any], tensors: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Read the rows of a saved index as float32 `[N, D]`; see `restore_index` for the arguments."""
-    if parameters["kind"] == "scann":
-        return tensors["searcher/dataset"]
-    embeddings = tensors["embeddings"].astype(np.float32)
-    return embeddings * tensors["scales"][:, np.newaxis] if "scales" in tensors else embeddings

@@ -49,11 +49,8 @@ def map_queries(search: Callable[[Any], ScoredRows], elements: Any, k: tf.Tensor
 
     Args:
         search: From the elements of one query to scores and rows `[k]`.
-        elements: A structure of tensors `[B, …]`, the first of them in two dimensions or more.
+        elements: A structure of tensors `[B, …]`.
         k: int32 `[]`.
-
-    Returns:
-        Scores and rows `[B, k]`.
     """
     specs = (tf.TensorSpec([None], tf.float32), tf.TensorSpec([None], tf.int32))
     count = tf.shape(elements[0])[0]

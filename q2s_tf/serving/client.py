@@ -151,7 +151,7 @@ class Client(AbstractContextManager["Client"]):
         self._prediction = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
         self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
         self._signatures: dict[tuple[str, str], SignatureInfo] = {}
-        self._indexes: dict[Version | None, IndexInfo] = {}
+        self._indexes: dict[Version | None, IndexInfo] = {}  # the last described index, by its version
 
     def predict(
         self, model: str, inputs: Inputs, signature: str = "serving_default", version: Version | None = None
@@ -202,10 +202,8 @@ class Client(AbstractContextManager["Client"]):
         search_parameters = {"k": np.int32(k), "effort": np.int32(effort), "min_score": np.float32(min_score)}
         signature = "retrieve_filtered" if filters else "retrieve"
         outputs, answered = self._predict_rows("retriever", signature, rows, search_parameters, version)
-        ids = outputs["document_id"]
-        texts = np.empty(ids.size, object)  # an id that is not UTF-8 is escaped
-        texts[:] = [value.decode("utf-8", errors="backslashreplace") for value in ids.ravel()]
-        return Matches(texts.reshape(ids.shape), outputs["score"], answered)
+        decode = np.frompyfunc(lambda name: name.decode("utf-8", "backslashreplace"), 1, 1)
+        return Matches(decode(outputs["document_id"]), outputs["score"], answered)
 
     def pages(
         self,
@@ -219,9 +217,8 @@ class Client(AbstractContextManager["Client"]):
     ) -> Iterator[Page]:
         """Iterate over the documents of one query page by page, with little effort for page 1 and more for later ones.
 
-        Each page is requested when the iterator reaches it. No document comes twice. The pages end when no document is
-        left that matches the filters and ``min_score``; only the last page may be short. See
-        `q2s_tf.serving.client.paginate`.
+        Each page is requested when the iterator reaches it; see `q2s_tf.serving.client.paginate`. The pages end when no
+        document is left that matches the filters and ``min_score``, which are those of `retrieve`.
 
         Args:
             query: The query.
@@ -229,9 +226,9 @@ class Client(AbstractContextManager["Client"]):
             page_size: Documents of a page.
             efforts: Partitions to search for page 1, 2, …; the last is also for all later pages. None: half the index's
                 default effort for page 1, then twice that of the page before, up to all partitions.
-            min_score: As in `retrieve`.
-            filters: As in `retrieve`.
-            version: As in `retrieve`. Later pages are from the version of page 1 while that is served.
+            min_score: Least cosine.
+            filters: Values by column.
+            version: Version of page 1; later pages are from the same version while that is served.
 
         Raises:
             InputError: ``page_size`` is less than 1, there is no such filter, or ``efforts`` is empty.
@@ -355,16 +352,17 @@ class Client(AbstractContextManager["Client"]):
     def _predict_batch(
         self, model: str, signature: str, rows: Arrays, parameters: Inputs, version: Version | None
     ) -> tuple[Arrays, int]:
-        """Predict with the inputs that the signature has; if that fails, read the signature again and retry once."""
-        known = self._signatures.get((model, signature))
-        info = known or self._read_signature(model, signature, version)
+        """Predict with the inputs that the signature has; if that is refused and the signature has changed, retry."""
+        known = self._signatures.get((model, signature)) or self._read_signature(model, signature, version)
         try:
-            return self._predict(model, {**_select_inputs(rows, info), **parameters}, signature, version)
+            return self._predict(model, {**_select_inputs(rows, known), **parameters}, signature, version)
         except (InputError, ServingError) as error:
-            if known is None or (isinstance(error, ServingError) and error.code not in REFUSED):
+            if isinstance(error, ServingError) and error.code not in REFUSED:
                 raise
-        self._signatures.pop((model, signature), None)
-        return self._predict_batch(model, signature, rows, parameters, version)
+            current = self._read_signature(model, signature, version)
+            if current == known:
+                raise
+        return self._predict(model, {**_select_inputs(rows, current), **parameters}, signature, version)
 
     def _read_signature(self, model: str, signature: str, version: Version | None) -> SignatureInfo:
         signatures = self.metadata(model, version)
@@ -378,7 +376,8 @@ class Client(AbstractContextManager["Client"]):
 
     def _describe_index(self, version: Version | None) -> IndexInfo | None:
         """The index of a retriever; the last answer is kept, so that of a label or of the newest may be out of date."""
-        if version not in self._indexes:
+        index = self._indexes.get(version)
+        if index is None:
             try:
                 outputs, answered = self._predict("retriever", {}, "index", version)
             except ServingError as error:
@@ -387,7 +386,7 @@ class Client(AbstractContextManager["Client"]):
                 raise
             index = IndexInfo(int(outputs["partitions"]), int(outputs["default_effort"]), answered)
             self._indexes = {version: index, answered: index}
-        return self._indexes[version]
+        return index
 
     def _call(self, method: Callable[..., Any], request: Any) -> Any:
         try:
@@ -431,9 +430,6 @@ def paginate(
         page_size: Documents of a page.
         efforts: Effort of each page; the last is also for later pages. None for those of `choose_efforts`.
         version: The version to search; None for the newest.
-
-    Raises:
-        ServingError: The server did not succeed, or has no such version.
     """
     shown: set[str] = set()
     pinned, step = version, 0
@@ -483,12 +479,9 @@ def _select_inputs(rows: Arrays, signature: SignatureInfo) -> Arrays:
 
 
 def _model_spec(model: str, version: Version | None = None) -> model_pb2.ModelSpec:
-    spec = model_pb2.ModelSpec(name=model)
     if isinstance(version, str):
-        spec.version_label = version
-    elif version is not None:
-        spec.version.value = version
-    return spec
+        return model_pb2.ModelSpec(name=model, version_label=version)
+    return model_pb2.ModelSpec(name=model, version=None if version is None else {"value": version})
 
 
 def _to_strings(name: str, values: Sequence[str]) -> np.ndarray:
@@ -511,11 +504,10 @@ def _to_array(value: Any) -> np.ndarray:
 
 
 def _tensor_infos(infos: Mapping[str, Any]) -> dict[str, TensorInfo]:
-    shapes = {name: info.tensor_shape for name, info in sorted(infos.items())}
-    return {
-        name: TensorInfo(
-            tensor_proto.dtype_name(infos[name].dtype),
-            None if shape.unknown_rank else tuple(None if dim.size < 0 else dim.size for dim in shape.dim),
+    described = {}
+    for name, info in sorted(infos.items()):
+        sizes = tuple(None if dim.size < 0 else dim.size for dim in info.tensor_shape.dim)
+        described[name] = TensorInfo(
+            tensor_proto.dtype_name(info.dtype), None if info.tensor_shape.unknown_rank else sizes
         )
-        for name, shape in shapes.items()
-    }
+    return described

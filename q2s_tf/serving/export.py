@@ -69,7 +69,7 @@ def export(
     with new_version(models) as (version, folders):
         for tower, name in ((towers.query, "query_tower"), (towers.document, "document_tower")):
             write_servable(TowerServable(tower), folders[name], describe(name, version, run, towers))
-        manifest = describe_retriever(version, run, towers, built, indexed)
+        manifest = describe("retriever", version, run, towers, (built, indexed))
         write_servable(RetrieverServable(towers.query, built, indexed), folders["retriever"], manifest)
     return version
 
@@ -84,13 +84,15 @@ def write_servable(servable: Any, folder: Path, manifest: dict[str, Any]) -> Non
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
-def describe(name: str, version: int, run: Path, towers: Towers) -> dict[str, Any]:
-    """Make the manifest of a servable's version.
+def describe(
+    name: str, version: int, run: Path, towers: Towers, retriever: tuple[Index, IndexedDocuments] | None = None
+) -> dict[str, Any]:
+    """Make the manifest of a servable's version, that of a retriever with facts about its index and its documents.
 
     Servables with the same `weights_sha256` belong together, whatever their versions are.
     """
     tower = towers.document if name == "document_tower" else towers.query
-    return {
+    manifest = {
         "servable": name,
         "version": version,
         "format": FORMAT,
@@ -99,22 +101,17 @@ def describe(name: str, version: int, run: Path, towers: Towers) -> dict[str, An
         "dimension": tower.dimension,
         **hash_towers(towers),
     }
-
-
-def describe_retriever(
-    version: int, run: Path, towers: Towers, index: Index, documents: IndexedDocuments
-) -> dict[str, Any]:
-    """Make the manifest of a retriever's version, with facts about its documents and its index."""
-    alive = int(documents.alive.sum())
-    return {
-        **describe("retriever", version, run, towers),
-        "documents": alive + len(documents.delta),
-        "indexed": len(documents.alive),
-        "delta": len(documents.delta),
-        "deleted": len(documents.alive) - alive,
-        "filters": list(documents.filters),
-        "index": dict(index.parameters),
-    }
+    if retriever is not None:
+        index, documents = retriever
+        manifest |= {
+            "documents": int(documents.live_rows.sum()),
+            "indexed": len(documents.alive),
+            "delta": len(documents.delta),
+            "deleted": int((~documents.alive).sum()),
+            "filters": list(documents.filters),
+            "index": dict(index.parameters),
+        }
+    return manifest
 
 
 def hash_towers(towers: Towers) -> dict[str, str]:

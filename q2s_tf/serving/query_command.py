@@ -58,21 +58,10 @@ def search(
     timeout_seconds: float = 10.0,
     credentials: grpc.ChannelCredentials | None = None,
 ) -> SearchResults:
-    """Search the server at ``target`` for one query; see `q2s_tf.serving.Client.retrieve` for the other arguments.
+    """Search a server for one query: ``pages`` of ``k`` documents, and the channel weights.
 
-    Args:
-        target: ``host:port``.
-        query: The query.
-        country: Country of the searcher.
-        k: Documents of a page.
-        pages: Number of pages.
-        effort: Partitions to search; 0 for the default.
-        min_score: Least cosine.
-        filters: Values by column.
-        version: Version of the retriever.
-        models: Folder of the exports, to name the channels. Without the served export, channels have numbers.
-        timeout_seconds: Deadline of each request.
-        credentials: Credentials for TLS.
+    The arguments are those of `q2s_tf.serving.Client` and its `retrieve`, and ``models``, the folder of the exports, to
+    read the names of the channels. Channels have numbers if the served export is not there.
 
     Raises:
         InputError: ``k`` or ``effort`` is out of range, there is no such filter, or the server does not succeed.
@@ -90,8 +79,8 @@ def search(
                 names = known if known is not None and len(known) == len(weights) else names
             if pages > 1:
                 efforts = [effort] if effort else None
-                found = islice(client.pages(query, country, k, efforts, min_score, filters, version), pages)
-                results = [list(zip(page.document_ids, page.scores, strict=True)) for page in found]
+                iterator = islice(client.pages(query, country, k, efforts, min_score, filters, version), pages)
+                results = [list(zip(page.document_ids, page.scores, strict=True)) for page in iterator]
             else:
                 ids, scores, _ = client.retrieve([query], [country], k, effort, min_score, filters, version)
                 results = [[pair for pair in zip(ids[0].tolist(), scores[0].tolist(), strict=True) if pair[0]]]

@@ -48,19 +48,13 @@ class RetrieverServable(tf.Module):
 
     def _make_endpoints(self, embedding: tf.TensorSpec) -> Endpoints:
         """The functions of the signatures by name, those with filters only if there are filter columns."""
-        parameters = [
-            tf.TensorSpec([], tf.int32, "k"),
-            tf.TensorSpec([], tf.int32, "effort"),
-            tf.TensorSpec([], tf.float32, "min_score"),
-        ]
+        dtypes = {"k": tf.int32, "effort": tf.int32, "min_score": tf.float32}
+        parameters = [tf.TensorSpec([], dtype, name) for name, dtype in dtypes.items()]
         columns = self.filters.columns if self.filters else ()
-        filters = [tf.TensorSpec([None], tf.string, f"filter_{column}") for column in columns]
+        filtered = [*parameters, *(tf.TensorSpec([None], tf.string, f"filter_{column}") for column in columns)]
         texts = self.tower.specs
         # Signatures with the same search parameters share one function, which is traced and saved once.
-        searches = {
-            len(specs): graph_function(self._search, [embedding, *specs])
-            for specs in (parameters, [*parameters, *filters])
-        }
+        searches = {len(specs): graph_function(self._search, [embedding, *specs]) for specs in (parameters, filtered)}
 
         def retrieve(*values: tf.Tensor) -> dict[str, tf.Tensor]:
             embeddings, options = self._embed(values[: len(texts)]), values[len(texts) :]
@@ -84,9 +78,9 @@ class RetrieverServable(tf.Module):
             "by_embedding": graph_function(by_embedding, [embedding, *parameters]),
             "index": graph_function(index, []),
         }
-        if filters:
-            endpoints["retrieve_filtered"] = graph_function(retrieve, [*texts, *parameters, *filters])
-            endpoints["by_embedding_filtered"] = graph_function(by_embedding, [embedding, *parameters, *filters])
+        if columns:
+            endpoints["retrieve_filtered"] = graph_function(retrieve, [*texts, *filtered])
+            endpoints["by_embedding_filtered"] = graph_function(by_embedding, [embedding, *filtered])
         return endpoints
 
     def _embed(self, values: Sequence[tf.Tensor]) -> tf.Tensor:

@@ -10,11 +10,11 @@ import tensorflow as tf
 
 from q2s_tf.cli import console
 from q2s_tf.errors import InputError
-from q2s_tf.index import IndexedDocuments, build_index, restore_index, stored_embeddings
+from q2s_tf.index import Index, IndexedDocuments, build_index, restore_index
 from q2s_tf.index.indexed_documents import is_in
 from q2s_tf.models import Towers, load
 from q2s_tf.models.embedding import unique_ids
-from q2s_tf.serving.export import describe_retriever, hash_towers, read_documents, to_bytes, write_servable
+from q2s_tf.serving.export import describe, hash_towers, read_documents, to_bytes, write_servable
 from q2s_tf.serving.folders import MANIFEST_FILE, versions_in
 from q2s_tf.serving.retriever import RetrieverServable
 from q2s_tf.serving.versions import new_version
@@ -23,8 +23,6 @@ from q2s_tf.tables import Table
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 COMPACT_ABOVE = 0.1
 """Share of the index in the delta, or of tombstones in it, above which `--compact` is advised."""
-
-Tensors = dict[str, np.ndarray]
 
 
 class Update(NamedTuple):
@@ -66,7 +64,7 @@ def update_index(
         raise InputError(f"models folder {models} holds no version of the retriever; export one with tools/export.py")
     towers = load(run)
     with new_version(models, ("retriever",)) as (version, folders):
-        parameters, tensors, documents = _read_retriever(models, run, towers)
+        index, documents = _read_retriever(models, run, towers)
         delete_ids, upsert_ids = np.empty(0, object), np.empty(0, object)
         if delete:
             delete_ids = _read_deleted(delete)
@@ -81,23 +79,21 @@ def update_index(
         if not documents.live_rows.any():
             raise InputError(f"delete {delete}: no document would be left; keep one, or export another catalogue")
         if compact:
-            live = documents.live_rows
-            embeddings = np.concatenate([stored_embeddings(parameters, tensors), documents.delta])[live]
-            console.print(f"building the {parameters['kind']} index of {len(embeddings):,} documents")
-            recall, storage = parameters.get("target_recall", 1.0), parameters.get("storage", "float32")
-            index, order = build_index(parameters["kind"], embeddings, towers.config.seed, recall, storage)
+            kind, live = index.parameters["kind"], documents.live_rows
+            recall, storage = index.parameters.get("target_recall", 1.0), index.parameters.get("storage", "float32")
+            embeddings = np.concatenate([index.stored_embeddings(), documents.delta])[live]
+            console.print(f"building the {kind} index of {len(embeddings):,} documents")
+            index, order = build_index(kind, embeddings, towers.config.seed, recall, storage)
             filters = {name: values[live] for name, values in documents.filters.items()}
             documents = IndexedDocuments.in_order(documents.document_ids[live], filters, order, embeddings.shape[1])
-        else:
-            index = restore_index(parameters, tensors)
-        manifest = describe_retriever(version, run, towers, index, documents)
+        manifest = describe("retriever", version, run, towers, (index, documents))
         write_servable(RetrieverServable(towers.query, index, documents), folders["retriever"], manifest)
     advise_compaction(manifest)
     return Update(version, len(upsert_ids), deleted, len(delete_ids) - deleted, manifest["documents"])
 
 
-def _read_retriever(models: Path, run: Path, towers: Towers) -> tuple[dict[str, Any], Tensors, IndexedDocuments]:
-    """The newest retriever: the parameters of its index, the index's tensors by path, and its documents."""
+def _read_retriever(models: Path, run: Path, towers: Towers) -> tuple[Index, IndexedDocuments]:
+    """The index and the documents of the newest retriever."""
     version, folder = max(versions_in(models / "retriever").items())
     try:
         manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
@@ -105,7 +101,15 @@ def _read_retriever(models: Path, run: Path, towers: Towers) -> tuple[dict[str, 
         reader = tf.train.load_checkpoint(str(folder / "variables" / "variables"))
         names = [name.removesuffix(VALUE) for name in reader.get_variable_to_shape_map() if name.endswith(VALUE)]
         tensors = {name: reader.get_tensor(name + VALUE) for name in names if not name.startswith("tower/")}
-        documents = _restore_documents(manifest, tensors)
+        filters = {}
+        for position, name in enumerate(manifest["filters"]):
+            values = np.append(tensors[f"filters/values/{position}"], b"")  # code −1, no value, reads the last one
+            filters[name] = values[tensors[f"filters/codes/{position}"]]
+        delta = tensors.get("delta", np.empty((0, manifest["dimension"]), np.float32))
+        alive = tensors["alive"][: manifest["indexed"]] if "alive" in tensors else np.ones(manifest["indexed"], bool)
+        documents = IndexedDocuments(tensors["document_ids"][:-1], alive, delta, filters)
+        parts = {name.removeprefix("index/"): value for name, value in tensors.items() if name.startswith("index/")}
+        index = restore_index(manifest["index"], parts)
     except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
         reason = (str(error).splitlines() or ["?"])[0]
         raise InputError(f"retriever {folder}: cannot be read ({reason}); export again with tools/export.py") from error
@@ -114,19 +118,7 @@ def _read_retriever(models: Path, run: Path, towers: Towers) -> tuple[dict[str, 
             f"run {run}: retriever {version} was exported from other weights (run {manifest['run']}); give that run, "
             "or export this one with tools/export.py"
         )
-    index = {name.removeprefix("index/"): value for name, value in tensors.items() if name.startswith("index/")}
-    return manifest["index"], index, documents
-
-
-def _restore_documents(manifest: dict[str, Any], tensors: Tensors) -> IndexedDocuments:
-    base, rows = manifest["indexed"], manifest["indexed"] + manifest["delta"]
-    filters = {}
-    for position, name in enumerate(manifest["filters"]):
-        values = np.append(tensors[f"filters/values/{position}"], b"")  # code −1, no value, reads the last one
-        filters[name] = values[tensors[f"filters/codes/{position}"]]
-    delta = tensors.get("delta", np.empty((0, manifest["dimension"]), np.float32))
-    alive = tensors["alive"][:base] if "alive" in tensors else np.ones(base, bool)
-    return IndexedDocuments(tensors["document_ids"][:rows], alive, delta, filters)
+    return index, documents
 
 
 def _read_deleted(path: Path) -> np.ndarray:

@@ -40,17 +40,14 @@ def next_version(models: Path) -> int:
 
 @contextmanager
 def new_version(models: Path, servables: Sequence[str] = SERVABLES) -> Iterator[tuple[int, dict[str, Path]]]:
-    """Give folders for a new version of some servables, and publish them when the block ends without an exception.
+    """Yield a new version and the folder to fill for each servable, and publish them if the block succeeds.
 
-    The folders are on the same file system. They are flushed to disk and then renamed into place; after an exception
-    they are removed. A second writer waits at the start of its block, so what it reads inside is the newest version.
+    The folders are flushed to disk and then renamed into place; after an exception they are removed. A second writer
+    waits at the start of its block, so what it reads inside is the newest version.
 
     Args:
         models: Folder of the servables; it is created if needed.
         servables: Which servables get the new version, all with the same number.
-
-    Yields:
-        The version's number, and the folder to fill by servable.
 
     Raises:
         InputError: ``models`` is a file, or the file with the last version does not hold a number.

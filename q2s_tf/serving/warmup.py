@@ -23,12 +23,7 @@ def write_warmup(servable: str, version_folder: Path, signatures: dict[str, Any]
     """Write a request of one row and one of four rows for every signature of a saved model.
 
     A server that lacks an op of the graph fails on these requests when it loads the model, not at the first request of
-    a user.
-
-    Args:
-        servable: Name of the servable.
-        version_folder: Folder of the saved model.
-        signatures: The graph functions by name.
+    a user. `signatures` are the graph functions by name.
     """
     path = version_folder / WARMUP_FILE
     path.parent.mkdir(exist_ok=True)
