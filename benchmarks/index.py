@@ -1,9 +1,10 @@
 #!/usr/bin/env python
-"""How ScaNN and the partitions grow: build time, size, and recall against latency by effort.
+"""Build time, size, and recall against latency by effort of ScaNN and of the partitioned index, by catalogue size.
 
-Vectors are made: a tree of four levels (about 20,000, 2,000, 200 and 20 documents a node, of log-normal sizes), its
-nodes' offsets of lengths .35, .4, .45 and .5, documents .6 from the last node and queries 1.2, all scaled to unit
-length. The ways run in turn, one query at a time, through the session loader with one thread.
+The vectors are generated from a tree of four levels with about 20,000, 2,000, 200 and 20 documents a node, of
+log-normal sizes. The offsets of its nodes have lengths .35, .4, .45 and .5; documents are .6 from the last node and
+queries 1.2. All are scaled to unit length. The indexes take turns, one query at a time, through the session loader with
+one thread.
 """
 
 import os
@@ -21,8 +22,8 @@ LEVELS = ((20_000, 0.35), (2_000, 0.4), (200, 0.45), (20, 0.5))
 NEIGHBOURS = 100
 
 
-class Way(NamedTuple):
-    """One kind of index, saved and loaded again."""
+class LoadedIndex(NamedTuple):
+    """One kind of index, saved and loaded again; `order` has the document of each row."""
 
     name: str
     build_seconds: float
@@ -33,11 +34,11 @@ class Way(NamedTuple):
 
 
 def main(
-    sizes: list[int] = typer.Option([100_000, 1_000_000], help="Documents; may be given again."),
-    kinds: list[str] = typer.Option(["scann", "partitioned"], help="Kinds of index; may be given again."),
+    sizes: list[int] = typer.Option([100_000, 1_000_000], help="Number of documents; may be repeated."),
+    kinds: list[str] = typer.Option(["scann", "partitioned"], help="Kinds of index; may be repeated."),
     dimension: int = typer.Option(128),
-    queries: int = typer.Option(300, help="Queries of each way and effort, after 20 that are not counted."),
-    recall: float = typer.Option(0.95, help="What the default effort is chosen for, on a third of the queries."),
+    queries: int = typer.Option(300, help="Queries of each index and effort, after 20 that are not counted."),
+    recall: float = typer.Option(0.95, help="Recall that the default effort is chosen for, on 100 other queries."),
 ) -> None:
     """Measure build time, size, recall@100 and latency by effort.
 
@@ -45,12 +46,12 @@ def main(
     """
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # as tools/serve.py does
     for size in sizes:
-        documents, asked = make_vectors(size, dimension, queries + 120)
-        sample, asked = asked[:100], asked[100:]
-        ways = [build(kind, documents, recall, sample) for kind in kinds]
-        for way in ways:
-            console.print(f"{size:,} {way.name}: built in {way.build_seconds:.1f} s, {way.megabytes:,.0f} MB")
-        measure(size, ways, documents, asked)
+        documents, vectors = make_vectors(size, dimension, queries + 120)
+        sample, test = vectors[:100], vectors[100:]
+        indexes = [build(kind, documents, recall, sample) for kind in kinds]
+        for index in indexes:
+            console.print(f"{size:,} {index.name}: built in {index.build_seconds:.1f} s, {index.megabytes:,.0f} MB")
+        measure(size, indexes, documents, test)
 
 
 def make_vectors(count: int, dimension: int, queries: int, seed: int = 0) -> tuple[Any, Any]:
@@ -76,8 +77,8 @@ def make_vectors(count: int, dimension: int, queries: int, seed: int = 0) -> tup
     return draw(count, 0.6), draw(queries, 1.2)
 
 
-def build(kind: str, documents: Any, recall: float, sample: Any) -> Way:
-    """An index built, saved with one signature, and loaded by the session loader."""
+def build(kind: str, documents: Any, recall: float, sample: Any) -> LoadedIndex:
+    """Build an index, save it with one signature, and load it by the session loader."""
     import tensorflow as tf
 
     from q2s_tf.index import build_index
@@ -99,11 +100,11 @@ def build(kind: str, documents: Any, recall: float, sample: Any) -> Way:
     usual, partitions = index.default_effort, index.parameters["partitions"]
     efforts = sorted({max(1, min(partitions, int(usual * factor))) for factor in (0.25, 0.5, 1, 2, 4)})
     console.print(f"{kind}: {index.parameters}")
-    return Way(kind, seconds, megabytes, efforts, loaded, order)
+    return LoadedIndex(kind, seconds, megabytes, efforts, loaded, order)
 
 
 def load(folder: str) -> Callable[[Any, int], Any]:
-    """The saved search as one prepared call of a session with one thread: queries and effort to rows."""
+    """The saved search as a prepared call of a session with one thread, from queries and effort to rows."""
     import numpy as np
     import tensorflow as tf
     from tensorflow.core.protobuf import config_pb2
@@ -120,8 +121,8 @@ def load(folder: str) -> Callable[[Any, int], Any]:
     return lambda queries, effort: call(queries, np.int32(NEIGHBOURS), np.int32(effort))[0]
 
 
-def measure(size: int, ways: list[Way], documents: Any, queries: Any) -> None:
-    """Prints recall@100 and p50 and p99 of each way at each effort."""
+def measure(size: int, indexes: list[LoadedIndex], documents: Any, queries: Any) -> None:
+    """Print recall@100 and p50 and p99 of each index at each effort."""
     import numpy as np
 
     exact = [
@@ -129,17 +130,17 @@ def measure(size: int, ways: list[Way], documents: Any, queries: Any) -> None:
     ]
     seconds: dict[tuple[str, int], list[float]] = {}
     recalls: dict[tuple[str, int], list[float]] = {}
-    for place, query in enumerate(track(queries, "searching")):
-        for step in range(max(len(way.efforts) for way in ways)):
-            for way in ways:
-                effort = way.efforts[min(step, len(way.efforts) - 1)]
+    for number, query in enumerate(track(queries, "searching")):
+        for step in range(max(len(index.efforts) for index in indexes)):
+            for index in indexes:
+                effort = index.efforts[min(step, len(index.efforts) - 1)]
                 begin = time.perf_counter()
-                rows = way.search(query[np.newaxis], effort)[0]
-                if place >= 20:
-                    seconds.setdefault((way.name, effort), []).append(time.perf_counter() - begin)
-                    found = way.order[rows[rows >= 0]]
-                    recalls.setdefault((way.name, effort), []).append(
-                        len(np.intersect1d(found, exact[place])) / NEIGHBOURS
+                rows = index.search(query[np.newaxis], effort)[0]
+                if number >= 20:
+                    seconds.setdefault((index.name, effort), []).append(time.perf_counter() - begin)
+                    results = index.order[rows[rows >= 0]]
+                    recalls.setdefault((index.name, effort), []).append(
+                        len(np.intersect1d(results, exact[number])) / NEIGHBOURS
                     )
     for (name, effort), values in sorted(seconds.items()):
         p50, p99 = np.percentile(values, [50, 99]) * 1e3

@@ -139,7 +139,7 @@ def make_ways(tower: "Tower", folder: Path) -> dict[str, Way]:
     import tensorflow as tf
 
     from q2s_tf.models import Tower
-    from q2s_tf.serving.signatures import TowerServable
+    from q2s_tf.serving.tower_servable import TowerServable
 
     save_archive(tower, folder / "keras")
     tokenizers = {name: layer.tokenizer.model for name, layer in tower.token_layers.items() if layer.tokenizer}

@@ -17,7 +17,7 @@ from q2s_tf.errors import InputError
 
 if TYPE_CHECKING:
     from q2s_tf.config import Config
-    from q2s_tf.evaluation.results import Evaluation
+    from q2s_tf.evaluation.results import RunEvaluation
     from q2s_tf.models import Towers
     from q2s_tf.serving import Client
 
@@ -102,7 +102,7 @@ def evaluate(
     relevant_at: float | None = None,
     recall_relevant_at: float | None = None,
     stage: int | None = None,
-) -> "Evaluation":
+) -> "RunEvaluation":
     """Evaluates a run beside BM25 and writes the metrics: see `q2s_tf.evaluation.evaluate.evaluate`.
 
     Args:

@@ -10,6 +10,8 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
+from q2s_tf.serving import Client
+
 DIM = 8
 IMAGE_DIM = 4
 IDS = [f"d{number}" for number in range(30)]
@@ -145,6 +147,12 @@ def write_warmup(version: Path, inputs: dict[str, list]) -> None:
     path.parent.mkdir(exist_ok=True)
     with tf.io.TFRecordWriter(str(path)) as writer:
         writer.write(log.SerializeToString())
+
+
+def wait_for(client: Client, model: str, version: int) -> None:
+    """Requests the status until this version is the only one that is served; the test's time limit is the deadline."""
+    while [status.version for status in client.status(model) if status.state == "AVAILABLE"] != [version]:
+        pass
 
 
 def scores(embedding: np.ndarray) -> list[tuple[str, float]]:

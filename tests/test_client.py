@@ -1,11 +1,10 @@
-"""The client and tools/query.py against a real server in this process, and against servers that misbehave."""
+"""The client and tools/query.py with a real server in this process, and with scripted servers that fail."""
 
 import os
 import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import contextmanager
@@ -24,8 +23,8 @@ from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, predict
 from q2s_tf.errors import InputError
 from q2s_tf.server.server import Server
 from q2s_tf.serving import Client, ServingError, read_credentials
-from q2s_tf.serving.answers import Question, ask, read_filters, show
 from q2s_tf.serving.connection import MAX_ATTEMPTS
+from q2s_tf.serving.query_command import print_results, read_filters, search
 
 ROOT = Path(__file__).parents[1]
 TITLES = {"d0": "red [bold]sofa[/bold]", "d1": "ghế \x1b[31mđỏ", "d2": "lamp"}
@@ -54,25 +53,25 @@ def client(server: Server) -> Iterator[Client]:
 
 def test_retrieves_the_best_documents_best_first(client: Client) -> None:
     queries, countries = ["red sofa", "lamp"], ["US", ""]
-    found = client.retrieve(queries, countries, k=4)
+    matches = client.retrieve(queries, countries, k=4)
     vectors = client.embed_query(queries, countries).embedding
-    assert found.document_ids.shape == found.scores.shape == (2, 4)
+    assert matches.document_ids.shape == matches.scores.shape == (2, 4)
     for row, vector in enumerate(vectors):
         expected = serving_models.scores(vector)[:4]
-        assert found.document_ids[row].tolist() == [name for name, _ in expected]
-        np.testing.assert_allclose(found.scores[row], [score for _, score in expected], atol=1e-5)
+        assert matches.document_ids[row].tolist() == [name for name, _ in expected]
+        np.testing.assert_allclose(matches.scores[row], [score for _, score in expected], atol=1e-5)
 
 
 def test_the_least_score_leaves_empty_rows(client: Client) -> None:
-    found = client.retrieve(["red sofa"], ["US"], k=3, min_score=1.5)
-    assert found.document_ids.tolist() == [["", "", ""]]
-    assert found.scores.tolist() == [[-1, -1, -1]]
+    matches = client.retrieve(["red sofa"], ["US"], k=3, min_score=1.5)
+    assert matches.document_ids.tolist() == [["", "", ""]]
+    assert matches.scores.tolist() == [[-1, -1, -1]]
 
 
 def test_the_defaults_are_those_of_the_signature_that_takes_no_options(client: Client) -> None:
     default = client.predict("retriever", {"query": ["lamp"], "country": ["FR"]})
-    found = client.retrieve(["lamp"], ["FR"])
-    assert default["document_id"].tolist() == [[name.encode() for name in found.document_ids[0]]]
+    matches = client.retrieve(["lamp"], ["FR"])
+    assert default["document_id"].tolist() == [[name.encode() for name in matches.document_ids[0]]]
 
 
 def test_query_embeddings_come_with_their_channel_weights(client: Client) -> None:
@@ -95,7 +94,7 @@ def test_every_part_of_a_document_reaches_the_tower(client: Client) -> None:
     assert got.channel_weights.tolist() == images.sum(axis=1).tolist()
 
 
-def test_a_model_gets_what_it_has_channels_for(tmp_path: Path) -> None:
+def test_a_model_gets_the_inputs_that_it_has_channels_for(tmp_path: Path) -> None:
     """Towers without country and images; then a version with them takes over."""
     serving_models.save_lean_towers(tmp_path)
     with Server(tmp_path, port=0, poll_seconds=0.05) as server, Client(server.address) as client:
@@ -103,18 +102,15 @@ def test_a_model_gets_what_it_has_channels_for(tmp_path: Path) -> None:
         assert client.embed_document(["sofa"], ["red"]).embedding.tolist() == [[4]]
         serving_models.save_query_tower(tmp_path / "aside")
         (tmp_path / "aside").rename(tmp_path / "query_tower" / "2")
-        deadline = time.monotonic() + 30
-        while server.serving()["query_tower"] != [2]:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        serving_models.wait_for(client, "query_tower", 2)
         assert client.embed_query(["red sofa"], ["US"]).embedding.shape == (1, serving_models.DIM)
 
 
 def test_plain_python_numbers_are_sent_as_tensorflow_would(client: Client) -> None:
     inputs: dict[str, Any] = {"embedding": [[1.0] + [0.0] * 7], "k": 2, "effort": 1, "min_score": 0.0}
-    found = client.predict("retriever", inputs, "by_embedding")
+    outputs = client.predict("retriever", inputs, "by_embedding")
     expected = serving_models.scores(np.eye(1, serving_models.DIM)[0])[:2]
-    assert found["document_id"].tolist() == [[name.encode() for name, _ in expected]]
+    assert outputs["document_id"].tolist() == [[name.encode() for name, _ in expected]]
 
 
 def test_status_and_metadata(client: Client) -> None:
@@ -134,7 +130,7 @@ def test_a_refused_request_carries_code_and_message(client: Client) -> None:
         client.predict("query_tower", {}, version=3)
 
 
-def test_what_cannot_be_sent_is_refused_before_it_is_sent(client: Client) -> None:
+def test_wrong_arguments_are_refused_before_they_are_sent(client: Client) -> None:
     with pytest.raises(InputError, match="wrap it in"):
         client.embed_query("red sofa", ["US"])
     for k in (0, -1, 2**31):
@@ -197,8 +193,8 @@ def test_many_queries_go_in_batches_and_keep_their_order() -> None:
 
     with scripted(answer) as (address, calls), Client(address, batch_size=4) as client:
         queries = [str(number) for number in range(10)]
-        found = client.embed_query(queries, ["US"] * 10)
-        assert found.embedding[:, 1].tolist() == list(range(10)) and found.version == 5
+        embeddings = client.embed_query(queries, ["US"] * 10)
+        assert embeddings.embedding[:, 1].tolist() == list(range(10)) and embeddings.version == 5
         assert [list(call.inputs["query"].string_val) for call in calls] == [
             [b"0", b"1", b"2", b"3"], [b"4", b"5", b"6", b"7"], [b"8", b"9"],
         ]  # fmt: skip
@@ -216,11 +212,11 @@ def test_vectors_of_two_versions_never_come_in_one_answer() -> None:
         return tower_response(served, list(calls[-1].inputs["query"].string_val))
 
     with scripted(answer) as (address, calls), Client(address, batch_size=2) as client:
-        found = client.embed_query([str(number) for number in range(6)], [""] * 6)
-        assert found.embedding.tolist() == [[3, number] for number in range(6)] and found.version == 3
+        embeddings = client.embed_query([str(number) for number in range(6)], [""] * 6)
+        assert embeddings.embedding.tolist() == [[3, number] for number in range(6)] and embeddings.version == 3
 
 
-def test_a_version_that_is_asked_for_and_gone_is_an_error() -> None:
+def test_a_requested_version_that_is_gone_is_an_error() -> None:
     def answer(call: int, context: grpc.ServicerContext) -> predict_pb2.PredictResponse:
         context.abort(grpc.StatusCode.NOT_FOUND, "gone")
 
@@ -243,20 +239,20 @@ def test_a_version_is_named_by_its_number_or_its_label() -> None:
 
 
 def test_lists_of_unlike_lengths_are_refused_before_they_are_sent(client: Client) -> None:
-    with pytest.raises(InputError, match="2 of query, 1 of country; give equally many"):
+    with pytest.raises(InputError, match="got 2 of query, 1 of country; give equally many"):
         client.retrieve(["red sofa", "lamp"], ["US"])
     with pytest.raises(InputError, match="1 of title, .* 2 of image_embeddings"):
         client.embed_document(["sofa"], image_embeddings=np.zeros((2, 1, serving_models.IMAGE_DIM)))
 
 
-def test_a_client_needs_time_and_batches() -> None:
+def test_deadline_and_batch_size_must_be_positive() -> None:
     with pytest.raises(InputError, match="timeout_seconds must be above 0, got 0"):
         Client(timeout_seconds=0)
     with pytest.raises(InputError, match="batch_size must be at least 1, got 0"):
         Client(batch_size=0)
 
 
-def test_asks_again_while_the_server_is_unavailable() -> None:
+def test_a_request_is_repeated_while_the_server_is_unavailable() -> None:
     def answer(call: int, context: grpc.ServicerContext) -> predict_pb2.PredictResponse:
         if call < 3:
             context.abort(grpc.StatusCode.UNAVAILABLE, "starting")
@@ -267,7 +263,7 @@ def test_asks_again_while_the_server_is_unavailable() -> None:
         assert len(calls) == 3
 
 
-def test_asks_again_with_a_request_of_any_size() -> None:
+def test_a_request_of_any_size_is_repeated() -> None:
     def answer(call: int, context: grpc.ServicerContext) -> predict_pb2.PredictResponse:
         if call < 2:
             context.abort(grpc.StatusCode.UNAVAILABLE, "starting")
@@ -278,7 +274,7 @@ def test_asks_again_with_a_request_of_any_size() -> None:
         assert len(calls) == 2
 
 
-def test_stops_asking_a_server_that_stays_unavailable() -> None:
+def test_a_request_is_not_repeated_without_end() -> None:
     def answer(call: int, context: grpc.ServicerContext) -> None:
         context.abort(grpc.StatusCode.UNAVAILABLE, "down")
 
@@ -288,8 +284,19 @@ def test_stops_asking_a_server_that_stays_unavailable() -> None:
         assert len(calls) == MAX_ATTEMPTS
 
 
+def test_a_request_that_is_refused_is_not_repeated() -> None:
+    def answer(call: int, context: grpc.ServicerContext) -> None:
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no")
+
+    with scripted(answer) as (address, calls), Client(address) as client:
+        for requests in (1, 2):
+            with pytest.raises(ServingError, match="INVALID_ARGUMENT: no"):
+                client.embed_query(["lamp"], [""])
+            assert len(calls) == requests
+
+
 @pytest.mark.parametrize("code", [grpc.StatusCode.INTERNAL, grpc.StatusCode.RESOURCE_EXHAUSTED])
-def test_asks_only_once_if_the_answer_is_another(code: grpc.StatusCode) -> None:
+def test_a_request_with_another_error_is_not_repeated(code: grpc.StatusCode) -> None:
     def answer(call: int, context: grpc.ServicerContext) -> None:
         context.abort(code, "no")
 
@@ -299,7 +306,7 @@ def test_asks_only_once_if_the_answer_is_another(code: grpc.StatusCode) -> None:
         assert len(calls) == 1
 
 
-def test_gives_up_at_the_deadline() -> None:
+def test_a_request_ends_at_the_deadline() -> None:
     release = threading.Event()
 
     def answer(call: int, context: grpc.ServicerContext) -> predict_pb2.PredictResponse:
@@ -332,7 +339,7 @@ def server_credentials(keys: Path, mutual: bool) -> grpc.ServerCredentials:
     return grpc.ssl_server_credentials([pair], (keys / "ca.pem").read_bytes() if mutual else None, mutual)
 
 
-def test_tls_lets_in_who_trusts_the_server(keys: Path) -> None:
+def test_tls_connects_clients_that_trust_the_server(keys: Path) -> None:
     credentials = server_credentials(keys, mutual=False)
     with scripted(lambda *_: tower_response(1, []), credentials) as (address, _):
         with Client(address, credentials=read_credentials(keys / "ca.pem")) as client:
@@ -343,14 +350,14 @@ def test_tls_lets_in_who_trusts_the_server(keys: Path) -> None:
             assert caught.value.code is grpc.StatusCode.UNAVAILABLE
 
 
-def test_the_query_tool_says_in_one_line_that_it_does_not_trust_the_server(keys: Path) -> None:
+def test_the_query_tool_reports_an_untrusted_server_in_one_line(keys: Path) -> None:
     with scripted(lambda *_: tower_response(1, []), server_credentials(keys, mutual=False)) as (address, _):
         status, output, errors = run("lamp", "--target", address, "--tls-ca", str(keys / "client.pem"))
     assert (status, output, errors.count("\n")) == (2, "", 1), errors
     assert "no server answers over TLS" in errors and "CERTIFICATE_VERIFY_FAILED" in errors
 
 
-def test_mutual_tls_lets_in_only_who_is_known(keys: Path) -> None:
+def test_mutual_tls_connects_known_clients_only(keys: Path) -> None:
     with scripted(lambda *_: tower_response(1, []), server_credentials(keys, mutual=True)) as (address, _):
         known = read_credentials(keys / "ca.pem", keys / "client.pem", keys / "client.key")
         with Client(address, credentials=known) as client:
@@ -359,7 +366,7 @@ def test_mutual_tls_lets_in_only_who_is_known(keys: Path) -> None:
             client.predict("m", {})
 
 
-def test_keys_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+def test_unusable_keys_are_named(tmp_path: Path) -> None:
     (tmp_path / "text.pem").write_text("a letter")
     with pytest.raises(InputError, match="text.pem must be a PEM file"):
         read_credentials(tmp_path / "text.pem")
@@ -400,7 +407,7 @@ def test_the_query_tool_prints_a_ranked_table(server: Server, client: Client, mo
     assert weights.split()[:3] == ["channel", "weights:", "trigrams"] and "text" in weights
 
 
-def test_the_query_tool_asks_for_pages(server: Server, client: Client, models: Path) -> None:
+def test_the_query_tool_prints_pages(server: Server, client: Client, models: Path) -> None:
     arguments = ["lamp", "--k", "12", "--pages", "3", "--version", "1", "--target", server.address]
     status, output, errors = run(*arguments, "--models", str(models))
     assert status == 0, errors
@@ -408,30 +415,30 @@ def test_the_query_tool_asks_for_pages(server: Server, client: Client, models: P
     assert header.split() == ["page", "rank", "score", "document_id"]
     expected = [name for name, _ in serving_models.scores(client.embed_query(["lamp"], [""]).embedding[0])]
     shown = [(int(page), int(rank), name) for page, rank, _, name in map(str.split, lines)]
-    assert shown == [(1 + place // 12, 1 + place, name) for place, name in enumerate(expected)]
+    assert shown == [(1 + index // 12, 1 + index, name) for index, name in enumerate(expected)]
 
 
 def test_filters_are_written_as_column_and_value() -> None:
     assert read_filters(["country=US", "title=a=b", "language="]) == {"country": "US", "title": "a=b", "language": ""}
     for wrong in (["country"], ["=US"]):
-        with pytest.raises(InputError, match='must be column=value, and ".*" came'):
+        with pytest.raises(InputError, match='must be column=value, got ".*"'):
             read_filters(wrong)
-    with pytest.raises(InputError, match='"country" came twice'):
+    with pytest.raises(InputError, match='got "country" twice'):
         read_filters(["country=US", "country=VN"])
 
 
 def test_channels_without_known_names_are_numbered(server: Server, tmp_path: Path) -> None:
-    answer = ask(Question("lamp", min_score=1.5), server.address, models=tmp_path)
-    assert [name for name, _ in answer.weights] == ["channel 1", "channel 2", "channel 3"]
+    results = search(server.address, "lamp", min_score=1.5, models=tmp_path)
+    assert [name for name, _ in results.channel_weights] == ["channel 1", "channel 2", "channel 3"]
     output = StringIO()
-    show(answer, None, Console(file=output, width=100))
-    assert output.getvalue().startswith("no document scores above the least score\nchannel weights: channel 1 0.")
+    print_results(results, None, Console(file=output, width=100))
+    assert output.getvalue().startswith("no document reaches the minimum score\nchannel weights: channel 1 0.")
 
 
-def test_a_question_that_the_server_refuses_is_bad_input(tmp_path: Path) -> None:
+def test_a_query_that_the_server_refuses_is_bad_input(tmp_path: Path) -> None:
     serving_models.save_lean_towers(tmp_path)
     with Server(tmp_path, port=0) as server, pytest.raises(InputError) as caught:
-        ask(Question("lamp"), server.address)
+        search(server.address, "lamp")
     assert str(caught.value).startswith(
         f'the server at {server.address} refused: NOT_FOUND: there is no model "retriever"'
     )
@@ -440,10 +447,10 @@ def test_a_question_that_the_server_refuses_is_bad_input(tmp_path: Path) -> None
 def test_a_version_that_is_not_served_is_bad_input(server: Server) -> None:
     for version in (3, "canary"):
         with pytest.raises(InputError, match="refused: .*(version 3|label .canary)"):
-            ask(Question("lamp", version=version), server.address)
+            search(server.address, "lamp", version=version)
 
 
-def test_the_query_tool_says_in_one_line_what_is_wrong(server: Server, tmp_path: Path) -> None:
+def test_the_query_tool_reports_errors_in_one_line(server: Server, tmp_path: Path) -> None:
     cases = {
         "start one with: python tools/serve.py": ["lamp", "--target", "127.0.0.1:1"],
         "Invalid value for '--k'": ["lamp", "--k", "0"],
@@ -459,7 +466,7 @@ def test_the_query_tool_says_in_one_line_what_is_wrong(server: Server, tmp_path:
 
 def test_tensorflow_is_not_imported_before_it_is_needed() -> None:
     code = (
-        "import sys, q2s_tf.serving, q2s_tf.server.server, q2s_tf.serving.folders, q2s_tf.serving.answers\n"
+        "import sys, q2s_tf.serving, q2s_tf.server.server, q2s_tf.serving.folders, q2s_tf.serving.query_command\n"
         "assert 'tensorflow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=60)

@@ -1,4 +1,4 @@
-"""Exports: the same answers on every path, the fixed signatures, and all or nothing on disk."""
+"""Exports: the same outputs on every path, the fixed signatures, and complete versions on disk."""
 
 import hashlib
 import json
@@ -55,11 +55,11 @@ def partitioned_models(
     return folder, export(run, market.documents, folder, "partitioned", filters=["country", "language"]), before
 
 
-# --- one answer on every path
+# --- the same outputs on every path
 
 
 @pytest.fixture(scope="module")
-def asked(market: TinyMarket) -> dict[tuple[str, str], dict[str, Any]]:
+def requests(market: TinyMarket) -> dict[tuple[str, str], dict[str, Any]]:
     """Inputs by servable and signature."""
     rows = market.document_rows[:9]
     texts = {
@@ -69,14 +69,14 @@ def asked(market: TinyMarket) -> dict[tuple[str, str], dict[str, Any]]:
     for row, vectors in zip(images, (row[IMAGES] or [] for row in rows), strict=True):
         row[: len(vectors)] = np.reshape(vectors, (-1, IMAGE_DIM))
     query = {"query": strings(QUERIES), "country": strings(COUNTRIES)}
-    knobs = {"k": np.int32(7), "effort": np.int32(0), "min_score": np.float32(-1)}
+    parameters = {"k": np.int32(7), "effort": np.int32(0), "min_score": np.float32(-1)}
     turned = np.random.default_rng(1).normal(size=(4, DIMENSION)).astype(np.float32)
     return {
         ("query_tower", "serving_default"): query,
         ("document_tower", "serving_default"): {**texts, IMAGES: images},
         ("retriever", "serving_default"): query,
-        ("retriever", "retrieve"): {**query, **knobs},
-        ("retriever", "by_embedding"): {"embedding": turned, **knobs},
+        ("retriever", "retrieve"): {**query, **parameters},
+        ("retriever", "by_embedding"): {"embedding": turned, **parameters},
     }
 
 
@@ -84,22 +84,22 @@ def asked(market: TinyMarket) -> dict[tuple[str, str], dict[str, Any]]:
 def fresh_answers(
     models: Path,
     partitioned_models: tuple[Path, int, dict[str, str]],
-    asked: dict[tuple[str, str], dict[str, Any]],
+    requests: dict[tuple[str, str], dict[str, Any]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[Any, dict[str, np.ndarray]]:
-    """Everything that is asked of a fresh process, at once: the import of TensorFlow is what it costs."""
+    """All outputs of a fresh process; one process, because the import of TensorFlow takes most of the time."""
     jobs: dict[Any, fresh_process.Job] = {"ops": ("ops", partitioned_models[0], "", {})}
-    for (servable, signature), inputs in asked.items():
+    for (servable, signature), inputs in requests.items():
         for loader in ("tf2", "session"):
             jobs[loader, servable, signature] = (loader, models / servable / "1", signature, inputs)
-    no_images = {**asked["document_tower", "serving_default"], IMAGES: np.zeros((9, 0, IMAGE_DIM), np.float32)}
+    no_images = {**requests["document_tower", "serving_default"], IMAGES: np.zeros((9, 0, IMAGE_DIM), np.float32)}
     jobs["session", "document_tower", "no images"] = (
         "session",
         models / "document_tower/1",
         "serving_default",
         no_images,
     )
-    everywhere = {**asked["retriever", "retrieve"], "effort": np.int32(10**6)}
+    everywhere = {**requests["retriever", "retrieve"], "effort": np.int32(10**6)}
     version_2 = partitioned_models[0] / "retriever/2"
     jobs["session", "retriever", "all partitions"] = ("session", version_2, "retrieve", everywhere)
     wanted = {f"filter_{name}": strings(values) for name, values in FILTERS.items()}
@@ -111,7 +111,7 @@ def fresh_answers(
 
 @pytest.fixture(scope="module")
 def vectors(towers: Towers, market: TinyMarket) -> dict[str, np.ndarray]:
-    """What Keras says: the queries' and the catalogue's embeddings."""
+    """The embeddings of the queries and the catalogue by the Keras towers."""
     columns = ("title", "description", "language", "country", IMAGES)
     return {
         "query": encode(towers.query, {"query": QUERIES, "country": COUNTRIES})["embedding"],
@@ -122,7 +122,7 @@ def vectors(towers: Towers, market: TinyMarket) -> dict[str, np.ndarray]:
 
 
 def check_retrieved(answer: dict[str, np.ndarray], queries: np.ndarray, documents: np.ndarray, k: int) -> None:
-    """The k best cosines, and ids that really have them; a query without channels finds nothing."""
+    """Check for the k best cosines and ids that have them; a query without channels gets no result."""
     assert set(answer) == {"document_id", "score"}
     assert answer["document_id"].shape == answer["score"].shape == (len(queries), k)
     for query, ids, scores in zip(queries, answer["document_id"], answer["score"], strict=True):
@@ -132,7 +132,7 @@ def check_retrieved(answer: dict[str, np.ndarray], queries: np.ndarray, document
             continue
         cosines = documents @ query / np.linalg.norm(query)
         np.testing.assert_allclose(scores, np.sort(cosines)[::-1][:k], atol=1e-5)
-        np.testing.assert_allclose([cosines[int(each.decode()[1:])] for each in ids], scores, atol=1e-5)
+        np.testing.assert_allclose([cosines[int(name.decode()[1:])] for name in ids], scores, atol=1e-5)
         assert len(set(ids)) == k
 
 
@@ -163,11 +163,11 @@ def test_a_document_may_have_no_image_vectors(
 
 @pytest.mark.parametrize("loader", ["tf2", "session"])
 def test_the_retriever_answers_as_a_sort_of_keras_cosines(
-    loader: str, fresh_answers: dict[Any, Any], asked: dict[Any, Any], vectors: dict[str, np.ndarray]
+    loader: str, fresh_answers: dict[Any, Any], requests: dict[Any, Any], vectors: dict[str, np.ndarray]
 ) -> None:
     check_retrieved(fresh_answers[loader, "retriever", "serving_default"], vectors["query"], vectors["document"], 10)
     check_retrieved(fresh_answers[loader, "retriever", "retrieve"], vectors["query"], vectors["document"], 7)
-    turned = asked["retriever", "by_embedding"]["embedding"]
+    turned = requests["retriever", "by_embedding"]["embedding"]
     check_retrieved(fresh_answers[loader, "retriever", "by_embedding"], turned, vectors["document"], 7)
 
 
@@ -178,12 +178,12 @@ def test_all_partitions_answer_as_the_exact_index(
 
 
 @pytest.mark.parametrize("loader", ["tf2", "session"])
-def test_filters_leave_what_they_say(
+def test_filters_return_the_best_matching_documents(
     loader: str, fresh_answers: dict[Any, Any], market: TinyMarket, vectors: dict[str, np.ndarray]
 ) -> None:
     answer = fresh_answers[loader, "retriever", "filtered"]
-    for place, (query, ids) in enumerate(zip(vectors["query"], answer["document_id"], strict=True)):
-        rules = {name: values[place].strip().lower() for name, values in FILTERS.items() if values[place]}
+    for number, (query, ids) in enumerate(zip(vectors["query"], answer["document_id"], strict=True)):
+        rules = {name: values[number].strip().lower() for name, values in FILTERS.items() if values[number]}
         allowed = [
             number
             for number, row in enumerate(market.document_rows)
@@ -191,26 +191,26 @@ def test_filters_leave_what_they_say(
         ]
         best = sorted(allowed, key=lambda number: -float(vectors["document"][number] @ query))[:7]
         expected = [f"d{number:02}" for number in best] if query.any() else []
-        assert [each.decode() for each in ids if each] == expected
+        assert [name.decode() for name in ids if name] == expected
 
 
-# --- knobs at query time
+# --- search parameters of the request
 
 
-def test_k_is_a_number_of_the_request(models: Path, vectors: dict[str, np.ndarray]) -> None:
+def test_k_is_set_by_the_request(models: Path, vectors: dict[str, np.ndarray]) -> None:
     retrieve = tf.saved_model.load(str(models / "retriever/1")).signatures["retrieve"]
 
-    def ask(k: int, min_score: float = -1.0) -> dict[str, np.ndarray]:
-        knobs = {"k": tf.constant(k), "effort": tf.constant(1), "min_score": tf.constant(min_score)}
-        answer = retrieve(query=tf.constant(QUERIES), country=tf.constant(COUNTRIES), **knobs)
+    def retrieve_k(k: int, min_score: float = -1.0) -> dict[str, np.ndarray]:
+        parameters = {"k": tf.constant(k), "effort": tf.constant(1), "min_score": tf.constant(min_score)}
+        answer = retrieve(query=tf.constant(QUERIES), country=tf.constant(COUNTRIES), **parameters)
         return {name: tensor.numpy() for name, tensor in answer.items()}
 
     for k in (1, 3, 60):
-        check_retrieved(ask(k), vectors["query"], vectors["document"], k)
+        check_retrieved(retrieve_k(k), vectors["query"], vectors["document"], k)
     for nothing in (0, -1):
         with pytest.raises(tf.errors.InvalidArgumentError, match="k must be at least 1"):
-            ask(nothing)
-    beyond = ask(100)
+            retrieve_k(nothing)
+    beyond = retrieve_k(100)
     assert beyond["document_id"].shape == (len(QUERIES), 100), "the shape is what was asked for"
     assert (beyond["document_id"][:, 60:] == b"").all()
     assert (beyond["score"][:, 60:] == -1).all()
@@ -219,23 +219,23 @@ def test_k_is_a_number_of_the_request(models: Path, vectors: dict[str, np.ndarra
     )
 
 
-def test_min_score_blanks_what_is_under_it(models: Path) -> None:
+def test_min_score_removes_lower_scores(models: Path) -> None:
     by_embedding = tf.saved_model.load(str(models / "retriever/1")).signatures["by_embedding"]
     embedding = tf.constant(np.random.default_rng(4).normal(size=(3, DIMENSION)).astype(np.float32))
 
-    def ask(min_score: float) -> tuple[np.ndarray, np.ndarray]:
-        knobs = {"k": tf.constant(20), "effort": tf.constant(1), "min_score": tf.constant(min_score)}
-        answer = by_embedding(embedding=embedding, **knobs)
+    def search(min_score: float) -> tuple[np.ndarray, np.ndarray]:
+        parameters = {"k": tf.constant(20), "effort": tf.constant(1), "min_score": tf.constant(min_score)}
+        answer = by_embedding(embedding=embedding, **parameters)
         return answer["document_id"].numpy(), answer["score"].numpy()
 
-    ids, scores = ask(-1.0)
+    ids, scores = search(-1.0)
     assert (ids != b"").all()
     radius = float(np.median(scores))
     assert scores.min() < radius < scores.max()
-    near_ids, near_scores = ask(radius)
+    near_ids, near_scores = search(radius)
     np.testing.assert_array_equal(near_ids, np.where(scores >= radius, ids, b""))
     np.testing.assert_array_equal(near_scores, np.where(scores >= radius, scores, np.float32(-1)))
-    none_ids, none_scores = ask(2.0)
+    none_ids, none_scores = search(2.0)
     assert (none_ids == b"").all()
     assert (none_scores == -1).all()
 
@@ -248,25 +248,25 @@ def test_signatures_are_those_of_the_design(partitioned_models: tuple[Path, int,
     vectors = {"embedding": ("DT_FLOAT", [-1, DIMENSION]), "channel_weights": ("DT_FLOAT", [-1, 3])}
     document = {name: ("DT_STRING", [-1]) for name in ("title", "description", "language", "country")}
     document[IMAGES] = ("DT_FLOAT", [-1, -1, IMAGE_DIM])
-    knobs: dict[str, tuple[str, list[int]]] = {
+    parameters: dict[str, tuple[str, list[int]]] = {
         "k": ("DT_INT32", []),
         "effort": ("DT_INT32", []),
         "min_score": ("DT_FLOAT", []),
     }
-    found = {"document_id": ("DT_STRING", [-1, -1]), "score": ("DT_FLOAT", [-1, -1])}
+    matches = {"document_id": ("DT_STRING", [-1, -1]), "score": ("DT_FLOAT", [-1, -1])}
     expected: dict[str, dict[str, Any]] = {
         "query_tower": {"serving_default": (texts, vectors)},
         "document_tower": {"serving_default": (document, {**vectors, "channel_weights": ("DT_FLOAT", [-1, 5])})},
         "retriever": {
             "serving_default": (texts, {"document_id": ("DT_STRING", [-1, 10]), "score": ("DT_FLOAT", [-1, 10])}),
-            "retrieve": ({**texts, **knobs}, found),
-            "by_embedding": ({"embedding": ("DT_FLOAT", [-1, DIMENSION]), **knobs}, found),
+            "retrieve": ({**texts, **parameters}, matches),
+            "by_embedding": ({"embedding": ("DT_FLOAT", [-1, DIMENSION]), **parameters}, matches),
             "index": ({}, {"partitions": ("DT_INT32", []), "default_effort": ("DT_INT32", [])}),
         },
     }
     filters = {f"filter_{name}": ("DT_STRING", [-1]) for name in FILTERS}
     with_filters = {
-        f"{name}_filtered": ({**expected["retriever"][name][0], **filters}, found)
+        f"{name}_filtered": ({**expected["retriever"][name][0], **filters}, matches)
         for name in ("retrieve", "by_embedding")
     }
     for servable, plain in expected.items():
@@ -284,10 +284,10 @@ def described(tensors: Any, like: dict[str, Any]) -> dict[str, Any]:
     """Data type and shape by name; where a width is known to us but not to the graph, -1 may stand for it."""
     described = {}
     for name, tensor in tensors.items():
-        shape = [each.size for each in tensor.tensor_shape.dim]
+        shape = [dim.size for dim in tensor.tensor_shape.dim]
         expected = like.get(name, ("", []))[1]
         if len(shape) == len(expected):
-            shape = [theirs if mine == -1 else mine for mine, theirs in zip(shape, expected, strict=True)]
+            shape = [wanted if size == -1 else size for size, wanted in zip(shape, expected, strict=True)]
         described[name] = (tf.dtypes.DType(tensor.dtype).as_datatype_enum, shape)
     names = {tf.string.as_datatype_enum: "DT_STRING", tf.float32.as_datatype_enum: "DT_FLOAT"}
     names[tf.int32.as_datatype_enum] = "DT_INT32"
@@ -337,7 +337,7 @@ def test_warm_up_requests_cover_every_signature_and_run(models: Path) -> None:
         assert len({rows for _, rows in covered}) > 1, "more than one batch size"
 
 
-def test_manifests_say_what_was_exported(
+def test_manifests_describe_the_export(
     partitioned_models: tuple[Path, int, dict[str, str]], run: Path, towers: Towers
 ) -> None:
     tokenizer = hashlib.sha256((run / "tokenizer.model").read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""The kinds of index behind one interface: the exact one against NumPy, the others against the exact one."""
+"""The kinds of index: the exact index compared with NumPy, the others with the exact index."""
 
 import subprocess
 import sys
@@ -10,8 +10,7 @@ import pytest
 import tensorflow as tf
 
 from q2s_tf.errors import InputError
-from q2s_tf.index import ExactIndex, Index, PartitionedIndex, build_index, restore_index, stored_embeddings
-from q2s_tf.index.rows import CHUNK, score_rows
+from q2s_tf.index import ExactIndex, Index, PartitionedIndex, build_index, exact, restore_index
 
 DIMENSION = 16
 
@@ -35,15 +34,15 @@ def queries_near(embeddings: np.ndarray, count: int = 20) -> np.ndarray:
     return unit(chosen + generator.normal(scale=0.1, size=chosen.shape))
 
 
-def one_trace(index: Index, accept: Any = None) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
-    """`search` as the servables call it: every knob a tensor, a second trace impossible."""
+def one_trace(index: Index, row_filter: Any = None) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+    """`search` as the servables call it: all parameters are tensors, and it is traced once."""
     specs = [
         tf.TensorSpec([None, DIMENSION], tf.float32),
         tf.TensorSpec([], tf.int32),
         tf.TensorSpec([], tf.int32),
     ]
     function = tf.function(
-        lambda queries, k, effort: index.search(queries, k, effort, accept), input_signature=specs, autograph=False
+        lambda queries, k, effort: index.search(queries, k, effort, row_filter), input_signature=specs, autograph=False
     )
     order = getattr(index, "order", None)
 
@@ -65,24 +64,23 @@ def build_in_order(kind: str, embeddings: np.ndarray, **options: Any) -> Any:
 
 
 def check_answer(embeddings: np.ndarray, queries: np.ndarray, scores: np.ndarray, rows: np.ndarray) -> None:
-    """What holds for any answer: falling scores, each the cosine of its row, no row twice, blanks last."""
+    """Check what holds for all results: falling scores, each the cosine of its row, no row twice, −1 last."""
     assert scores.dtype == np.float32
     assert rows.dtype == np.int32
     assert (np.diff(scores, axis=1) <= 1e-6).all()
-    for query, row_scores, found in zip(queries, scores, rows, strict=True):
-        there = found >= 0
-        assert (found[~there] == -1).all()
-        assert (row_scores[~there] == -1).all()
-        assert there[: there.sum()].all()
-        assert len(set(found[there].tolist())) == there.sum()
-        np.testing.assert_allclose(row_scores[there], embeddings[found[there]] @ query, atol=1e-5)
+    for query, row_scores, results in zip(queries, scores, rows, strict=True):
+        present = results >= 0
+        assert (results[~present] == -1).all()
+        assert (row_scores[~present] == -1).all()
+        assert present[: present.sum()].all()
+        assert len(set(results[present].tolist())) == present.sum()
+        np.testing.assert_allclose(row_scores[present], embeddings[results[present]] @ query, atol=1e-5)
 
 
 def recall(embeddings: np.ndarray, queries: np.ndarray, rows: np.ndarray, k: int) -> float:
     best = np.argsort(-(queries @ embeddings.T), axis=1)[:, :k]
-    return float(
-        np.mean([len(set(mine) & set(found)) / k for mine, found in zip(best.tolist(), rows.tolist(), strict=True)])
-    )
+    pairs = zip(best.tolist(), rows.tolist(), strict=True)
+    return float(np.mean([len(set(expected) & set(results)) / k for expected, results in pairs]))
 
 
 @pytest.fixture(scope="module")
@@ -242,20 +240,20 @@ def test_more_recall_costs_more_effort(embeddings: np.ndarray, partitioned: Inde
 
 
 def test_real_queries_set_the_effort(embeddings: np.ndarray) -> None:
-    """Queries that are documents need less than queries from nowhere."""
+    """Queries that are documents need less effort than random queries."""
     near = build_index("partitioned", embeddings, 1, queries=embeddings[:200])[0]
     far = build_index("partitioned", embeddings, 1, queries=unit(np.random.default_rng(5).normal(size=(200, 16))))[0]
     assert near.default_effort < far.default_effort
     assert near.parameters["sample"] == "queries"
 
 
-def test_refused_rows_are_never_found_and_the_others_are(
+def test_excluded_rows_are_never_returned_and_the_others_are(
     index: Any, embeddings: np.ndarray, queries: np.ndarray
 ) -> None:
     order = getattr(index, "order", np.arange(len(embeddings)))
     odd = tf.constant(order % 2 == 1)
     scores, rows = one_trace(index, lambda rows: tf.gather(odd, rows))(queries, 20, 10**6)
-    assert (rows % 2 == 1).all(), "none is refused, none is missing"
+    assert (rows % 2 == 1).all(), "no excluded row, no missing row"
     assert recall(embeddings[1::2], queries, (rows - 1) // 2, 20) >= 0.9
     assert (np.diff(scores, axis=1) <= 1e-6).all()
 
@@ -280,11 +278,10 @@ def test_a_restored_index_answers_as_the_one_that_was_saved(
     restored = restore_index(dict(index.parameters), tensors)
     restored.order = getattr(index, "order", None)  # type: ignore[attr-defined]
     for effort in (3, 10**6):
-        for mine, theirs in zip(
-            one_trace(restored)(queries, 30, effort), one_trace(index)(queries, 30, effort), strict=True
-        ):
-            np.testing.assert_allclose(mine, theirs, atol=1e-6)
-    stored = stored_embeddings(dict(index.parameters), tensors)
+        results, expected = (one_trace(each)(queries, 30, effort) for each in (restored, index))
+        np.testing.assert_allclose(results[0], expected[0], atol=1e-6)
+        np.testing.assert_array_equal(results[1], expected[1])
+    stored = restored.stored_embeddings()
     assert stored.dtype == np.float32
     np.testing.assert_allclose(stored, embeddings[getattr(index, "order", np.arange(2_000))], atol=1e-2)
 
@@ -296,17 +293,18 @@ def test_int8_takes_a_quarter_of_the_memory(index: Any, embeddings: np.ndarray) 
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 11])
-def test_scoring_in_chunks_changes_nothing(count: int) -> None:
-    values = tf.constant(np.random.default_rng(2).normal(size=20).astype(np.float32))
-    rows = tf.constant(np.random.default_rng(count).integers(20, size=count), tf.int32)
-    scores = score_rows(lambda some: tf.gather(values, some), rows, dimension=CHUNK // 4)
-    np.testing.assert_array_equal(scores, tf.gather(values, rows))
+def test_scores_in_chunks_are_those_of_all_rows(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exact, "MAX_GATHERED", 4 * DIMENSION)
+    vectors = clustered(20)
+    rows = np.random.default_rng(count).integers(20, size=count).astype(np.int32)
+    scores = ExactIndex(vectors).score(tf.constant(vectors[0]), tf.constant(rows))
+    np.testing.assert_allclose(scores, vectors[rows] @ vectors[0], atol=1e-6)
 
 
 # --- which kind
 
 
-def test_kinds_by_name_and_by_size(embeddings: np.ndarray) -> None:
+def test_the_kind_is_chosen_by_name_or_by_size(embeddings: np.ndarray) -> None:
     assert isinstance(build_index("exact", embeddings, 1)[0], ExactIndex)
     assert isinstance(build_index("partitioned", embeddings, 1)[0], PartitionedIndex)
     assert isinstance(build_index(None, embeddings, 1)[0], ExactIndex)
@@ -335,7 +333,7 @@ def test_the_default_is_partitions_only_where_they_save_work() -> None:
 
 
 def test_a_batch_takes_no_more_memory_than_its_queries_one_by_one() -> None:
-    """32 queries of all 20,000 documents of 256 numbers: 650 MB of candidates, if they were gathered at once."""
+    """32 queries that score 20,000 documents of 256 numbers: 650 MB of candidates if all were gathered at once."""
     script = """
 import resource, numpy as np, tensorflow as tf
 from q2s_tf.index import PartitionedIndex
@@ -351,7 +349,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     assert int(done.stdout.split()[-1]) < 200_000, "KiB"
 
 
-def test_no_query_gives_no_answer(embeddings: np.ndarray, partitioned: Index) -> None:
+def test_an_empty_batch_gives_empty_results(embeddings: np.ndarray, partitioned: Index) -> None:
     for index in (ExactIndex(embeddings), partitioned):
         scores, _ = one_trace(index)(np.empty((0, DIMENSION), np.float32), 5, 3)
         assert len(scores) == 0

@@ -1,4 +1,4 @@
-"""A live catalogue: what an update changes is found, what it deletes is not, and nothing else moves."""
+"""Updates of a live catalogue: changed documents are found, deleted ones are not, all others stay."""
 
 import json
 import shutil
@@ -20,11 +20,11 @@ from q2s_tf.errors import InputError
 from q2s_tf.models import Towers, encode, load
 from q2s_tf.server.servable import Servable
 from q2s_tf.serving.export import export
-from q2s_tf.serving.update import Update, advise, update_index
+from q2s_tf.serving.update import Update, advise_compaction, update_index
 from q2s_tf.training import train
 
 ROW = {"description": None, "language": "en", "country": "US", "image_embeddings": None}
-KNOBS = {"k": np.int32(100), "effort": np.int32(0), "min_score": np.float32(-1)}
+PARAMETERS = {"k": np.int32(100), "effort": np.int32(0), "min_score": np.float32(-1)}
 
 
 def write_documents(folder: Path, rows: list[dict[str, Any]], name: str = "upsert.parquet") -> Path:
@@ -33,7 +33,7 @@ def write_documents(folder: Path, rows: list[dict[str, Any]], name: str = "upser
 
 
 def write_ids(folder: Path, ids: list[str], name: str = "delete.txt") -> Path:
-    (folder / name).write_text("".join(f"{each}\n" for each in ids))
+    (folder / name).write_text("".join(f"{document_id}\n" for document_id in ids))
     return folder / name
 
 
@@ -42,8 +42,8 @@ def manifest(models: Path, version: int) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def found(models: Path, version: int, query: str, country: str | None = "", k: int = 100) -> list[str]:
-    """The ids that a version answers with, best first, through the session loader; without filters for None."""
+def search(models: Path, version: int, query: str, country: str | None = "", k: int = 100) -> list[str]:
+    """The ids that a version returns, best first, through the session loader; without filters for None."""
     request = predict_pb2.PredictRequest()
     request.model_spec.signature_name = "retrieve" if country is None else "retrieve_filtered"
     inputs: dict[str, Any] = {"query": [query], "country": ["US"], "k": np.int32(k), "effort": np.int32(1)}
@@ -51,7 +51,7 @@ def found(models: Path, version: int, query: str, country: str | None = "", k: i
     for name, value in inputs.items():
         request.inputs[name].CopyFrom(tf.make_tensor_proto(value))
     answer = load_version(models / "retriever" / str(version)).predict(request)
-    return [each.decode() for each in answer.outputs["document_id"].string_val if each]
+    return [name.decode() for name in answer.outputs["document_id"].string_val if name]
 
 
 @cache
@@ -61,7 +61,7 @@ def load_version(folder: Path) -> Servable:
 
 
 def cosines(towers: Towers, documents: list[dict[str, Any]], query: str) -> dict[str, float]:
-    """What Keras says of every document."""
+    """The cosine of every document by the Keras towers."""
     columns = {name: [row[name] for row in documents] for name in towers.document.input}
     vector = encode(towers.query, {"query": [query], "country": ["US"]})["embedding"][0]
     scores = encode(towers.document, columns)["embedding"] @ vector
@@ -72,13 +72,13 @@ def check_order(towers: Towers, documents: list[dict[str, Any]], query: str, ids
     """Every document once, in the order of Keras's cosines."""
     expected = cosines(towers, documents, query)
     assert sorted(ids) == sorted(expected)
-    scores = [expected[each] for each in ids]
+    scores = [expected[name] for name in ids]
     assert (np.diff(scores) <= 1e-5).all()
 
 
 @pytest.fixture(scope="module")
 def run(market: TinyMarket, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of towers without a transformer: what is tested here is not about it."""
+    """A run of towers without a transformer, which these tests do not need."""
     folder = tmp_path_factory.mktemp("runs") / "lean"
     config = read_config(market.lean_config, ["stage1.max_epochs=1"])
     train(config, market.documents, market.positives, market.judgements, folder)
@@ -105,7 +105,7 @@ def models(exported: Path, tmp_path: Path) -> Path:
     return tmp_path / "models"
 
 
-def test_updates_accumulate_and_compact_folds_them(
+def test_updates_accumulate_and_are_compacted(
     run: Path, towers: Towers, market: TinyMarket, models: Path, tmp_path: Path
 ) -> None:
     first, other, gone = market.document_rows[0], market.document_rows[21], market.document_rows[5]
@@ -116,9 +116,9 @@ def test_updates_accumulate_and_compact_folds_them(
     assert update == Update(version=2, upserted=2, deleted=1, unknown=1, documents=60)
     documents = [row for row in market.document_rows if row not in (first, gone)] + [changed, new]
     for query in ("blue electric guitar", first["title"]):
-        check_order(towers, documents, query, found(models, 2, query))
-    assert set(found(models, 2, "guitar", "CA")) == {first["document_id"], "new"}
-    assert first["document_id"] not in found(models, 2, "guitar", "US")
+        check_order(towers, documents, query, search(models, 2, query))
+    assert set(search(models, 2, "guitar", "CA")) == {first["document_id"], "new"}
+    assert first["document_id"] not in search(models, 2, "guitar", "US")
     facts = manifest(models, 2)
     counts = {name: facts[name] for name in ("documents", "indexed", "delta", "deleted", "filters")}
     assert counts == {"documents": 60, "indexed": 60, "delta": 2, "deleted": 2, "filters": ["country"]}
@@ -129,8 +129,8 @@ def test_updates_accumulate_and_compact_folds_them(
     deleted = write_documents(tmp_path, [{"document_id": other["document_id"]}, changed], "delete.parquet")
     assert update_index(run, models, upsert, deleted) == Update(3, 2, 2, 0, 59)
     documents = [row for row in market.document_rows if row not in (first, other)] + [again]
-    check_order(towers, documents, "pine shelf", found(models, 3, "pine shelf"))
-    assert found(models, 3, "guitar", "CA") == ["new"]
+    check_order(towers, documents, "pine shelf", search(models, 3, "pine shelf"))
+    assert search(models, 3, "guitar", "CA") == ["new"]
 
     assert update_index(run, models, compact=True) == Update(4, 0, 0, 0, 59)
     facts = manifest(models, 4)
@@ -138,17 +138,17 @@ def test_updates_accumulate_and_compact_folds_them(
     assert counts == {"documents": 59, "indexed": 59, "delta": 0, "deleted": 0}
     assert facts["index"]["kind"] == "partitioned"
     for query in ("pine shelf", "ランプ"):
-        check_order(towers, documents, query, found(models, 4, query))
-    assert found(models, 4, "guitar", "CA") == ["new"]
+        check_order(towers, documents, query, search(models, 4, query))
+    assert search(models, 4, "guitar", "CA") == ["new"]
     assert sorted(path.name for path in (models / "query_tower").iterdir()) == ["1"]
 
-    # What TF Serving does, in a process that knows nothing of this one.
+    # The loader of TF Serving in a fresh process.
     texts = {"query": np.array([b"pine shelf"], object), "country": np.array([b"US"], object)}
     jobs: list[fresh_process.Job] = [
-        ("session", models / "retriever" / version, "retrieve", {**texts, **KNOBS}) for version in "34"
+        ("session", models / "retriever" / version, "retrieve", {**texts, **PARAMETERS}) for version in "34"
     ]
     for answer in fresh_process.answers(jobs, tmp_path):
-        ids = [each.decode() for each in answer["document_id"][0] if each]
+        ids = [name.decode() for name in answer["document_id"][0] if name]
         check_order(towers, documents, "pine shelf", ids)
 
 
@@ -157,10 +157,10 @@ def test_scann_is_updated_without_training_it_again(
     run: Path, towers: Towers, market: TinyMarket, tmp_path: Path
 ) -> None:
     rows = [
-        {**market.document_rows[place % 60], "document_id": f"s{place}", "image_embeddings": None}
-        for place in range(1_300)
+        {**market.document_rows[number % 60], "document_id": f"s{number}", "image_embeddings": None}
+        for number in range(1_300)
     ]
-    documents = [{**row, "title": f"{row['title']} {place:b}"} for place, row in enumerate(rows)]
+    documents = [{**row, "title": f"{row['title']} {number:b}"} for number, row in enumerate(rows)]
     models = tmp_path / "models"
     export(run, write_documents(tmp_path, documents, "documents.parquet"), models, "scann", filters=["country"])
     new = {**ROW, "document_id": "new", "title": "oak table"}
@@ -171,13 +171,13 @@ def test_scann_is_updated_without_training_it_again(
         if version == 3:
             left -= {"s1000"}
         for country, k in ((None, 50), (None, 2_000), ("", 2_000)):
-            ids = found(models, version, "oak table", country, k)
+            ids = search(models, version, "oak table", country, k)
             assert set(ids) <= left
             assert len(ids) == len(set(ids)) == min(k, len(left))
     assert manifest(models, 3)["index"]["kind"] == "scann"
 
 
-def test_what_cannot_be_done_publishes_nothing(run: Path, market: TinyMarket, models: Path, tmp_path: Path) -> None:
+def test_a_failed_update_publishes_nothing(run: Path, market: TinyMarket, models: Path, tmp_path: Path) -> None:
     new = {**ROW, "document_id": "new", "title": "oak table"}
     upsert = write_documents(tmp_path, [new])
     twice = write_documents(tmp_path, [new, new], "twice.parquet")
@@ -214,12 +214,12 @@ def test_another_run_is_refused(run: Path, models: Path, tmp_path: Path) -> None
 
 
 def test_many_changes_advise_to_compact(capsys: pytest.CaptureFixture[str]) -> None:
-    advise({"indexed": 60, "delta": 6, "deleted": 6})
+    advise_compaction({"indexed": 60, "delta": 6, "deleted": 6})
     assert capsys.readouterr().err == ""
-    advise({"indexed": 60, "delta": 7, "deleted": 8})
-    said = " ".join(capsys.readouterr().err.split())
-    assert "7 documents are in the delta, 12% of it: run tools/update_index.py --compact" in said
-    assert "8 documents are deleted from the index, 13% of it" in said
+    advise_compaction({"indexed": 60, "delta": 7, "deleted": 8})
+    printed = " ".join(capsys.readouterr().err.split())
+    assert "7 documents are in the delta, 12% of it: run tools/update_index.py --compact" in printed
+    assert "8 documents are deleted from the index, 13% of it" in printed
 
 
 def test_an_unreadable_version_is_named(run: Path, models: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Versions on disk: whole or not at all, growing numbers, one writer at a time, whatever is killed meanwhile."""
+"""Versions on disk: complete or absent, growing numbers, one writer at a time, also after a process was killed."""
 
 import os
 import signal
@@ -62,10 +62,10 @@ def test_a_number_does_not_come_back_when_its_folder_is_removed(tmp_path: Path) 
     assert publish(tmp_path) == 11
 
 
-def test_a_memory_that_is_no_number_is_named(tmp_path: Path) -> None:
+def test_a_last_version_that_is_no_number_is_reported(tmp_path: Path) -> None:
     publish(tmp_path)
     (tmp_path / ".last_version").write_text("two\n")
-    with pytest.raises(InputError, match="must hold the last version's number, and 'two' came"):
+    with pytest.raises(InputError, match="must hold the last version's number, got 'two'"):
         publish(tmp_path)
     (tmp_path / ".last_version").write_text("")  # what a loss of power may leave of it
     assert publish(tmp_path) == 2

@@ -158,17 +158,20 @@ def query(
     Example: q2s query "red sofa" --country US --documents documents.parquet
     """
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # errors are reported once, by q2s_tf; read when it is imported
-    from q2s_tf.serving.answers import Question, ask, look_up, open_catalogue, read_filters, show
     from q2s_tf.serving.connection import read_credentials
+    from q2s_tf.serving.query_command import look_up_titles, print_results, read_filters, search
+    from q2s_tf.tables import Table
 
     credentials = read_credentials(tls_ca, tls_cert, tls_key) if tls_ca or tls_cert or tls_key else None
     selected = int(version) if version is not None and version.isdecimal() else version
-    question = Question(query, country, k, effort, min_score, read_filters(filters or []), selected, pages)
-    catalogue = open_catalogue(documents) if documents else None
-    with cli.console.status("asking"):
-        answer = ask(question, target, models, timeout_seconds, credentials)
-        titles = look_up(catalogue, answer.document_ids) if catalogue else None
-    show(answer, titles, Console(width=None if sys.stdout.isatty() else 160))
+    wanted = read_filters(filters or [])
+    table = Table(documents, "documents", ["document_id", "title"], ["language"]) if documents else None
+    with cli.console.status("searching"):
+        results = search(
+            target, query, country, k, pages, effort, min_score, wanted, selected, models, timeout_seconds, credentials
+        )
+        titles = look_up_titles(table, (name for page in results.pages for name, _ in page)) if table else None
+    print_results(results, titles, Console(width=None if sys.stdout.isatty() else 160))
 
 
 def demo_app(

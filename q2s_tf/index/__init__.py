@@ -1,22 +1,19 @@
-"""Nearest-neighbour indexes as graphs: built from document embeddings, exported inside the retriever."""
+"""Nearest-neighbour indexes as graphs: built from document embeddings and exported inside the retriever."""
 
-from q2s_tf.index.catalogue import Catalogue
 from q2s_tf.index.effort import DEFAULT_RECALL
-from q2s_tf.index.exact import ExactIndex
-from q2s_tf.index.kinds import KINDS, Index, build_index, restore_index, stored_embeddings
-from q2s_tf.index.labels import Labels
-from q2s_tf.index.partitioned import STORAGES, PartitionedIndex
+from q2s_tf.index.exact import ExactIndex, Index
+from q2s_tf.index.filter_columns import FilterColumns
+from q2s_tf.index.indexed_documents import IndexedDocuments
+from q2s_tf.index.kinds import build_index, restore_index
+from q2s_tf.index.partitioned import PartitionedIndex
 
 __all__ = [
     "DEFAULT_RECALL",
-    "KINDS",
-    "STORAGES",
-    "Catalogue",
     "ExactIndex",
+    "FilterColumns",
     "Index",
-    "Labels",
+    "IndexedDocuments",
     "PartitionedIndex",
     "build_index",
     "restore_index",
-    "stored_embeddings",
 ]

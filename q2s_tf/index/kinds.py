@@ -1,32 +1,17 @@
-"""The kinds of index behind one interface, and which is the default."""
+"""Building an index of any kind, choosing the default kind, and restoring a saved index."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from q2s_tf.errors import InputError
 from q2s_tf.index.effort import DEFAULT_RECALL
-from q2s_tf.index.exact import ExactIndex
+from q2s_tf.index.exact import ExactIndex, Index
 from q2s_tf.index.partitioned import STORAGES, PartitionedIndex, build_partitioned
-from q2s_tf.index.rows import Accept, Found
 
 KINDS = ("exact", "partitioned", "scann")
 EXACT_UP_TO = 20_000
-
-
-class Index(Protocol):
-    """What the retriever needs of an index; see `ExactIndex` for the meaning of each."""
-
-    default_effort: int
-    parameters: dict[str, Any]
-
-    def search(self, queries: tf.Tensor, k: tf.Tensor, effort: tf.Tensor, accept: Accept | None = None) -> Found:
-        """Scores `[B, K]`, falling, and rows `[B, K]`; −1 and −1 where there is no document."""
-
-    def score(self, query: tf.Tensor, rows: tf.Tensor | None = None) -> tf.Tensor:
-        """The cosines `[C]` of one query `[D]` to the given rows `[C]`, to all of them when None."""
 
 
 def build_index(
@@ -37,25 +22,25 @@ def build_index(
     storage: str = "float32",
     queries: np.ndarray | None = None,
 ) -> tuple[Index, np.ndarray]:
-    """Builds an index over unit vectors.
+    """Build an index over unit vectors.
 
-    The default kind is `exact` up to 20,000 documents, else `partitioned`: both run on a stock TF Serving. Where the
-    partitions are so blurred that an eighth of them and more must be searched for the recall asked for, a plain product
-    of all documents is the faster one, and is taken.
+    The default kind is `exact` up to 20,000 documents, else `partitioned`. Both run on a stock TF Serving. If more than
+    an eighth of the partitions must be searched for the recall, the default is `exact` for any number of documents,
+    because one product of all documents is faster then.
 
     Args:
-        kind: one of `KINDS`; None for the default.
+        kind: One of `KINDS`, or None for the default.
         embeddings: `[N, D]`.
-        seed: of whatever is drawn.
-        recall: of the exact top 100, which the default effort is chosen for; see `draw_sample`.
-        storage: what the rows of partitions are kept in: one of `STORAGES`.
-        queries: real queries `[Q, D]` to choose it on.
+        seed: Seed of the clustering and of the sample that the recall is measured on.
+        recall: Share of the exact top 100 that the default effort must return; see `draw_sample`.
+        storage: dtype of the rows of a partitioned index, one of `STORAGES`.
+        queries: Real queries `[Q, D]` to measure the recall on.
 
     Returns:
-        The index, and which of the embeddings each of its rows is, `[N]`.
+        The index, and for each of its rows the position of its embedding, int32 `[N]`.
 
     Raises:
-        InputError: an unknown kind or storage, a recall that is no share, a catalogue too small for the kind.
+        InputError: Unknown kind or storage, a recall outside (0, 1], or too few documents for the kind.
     """
     if kind not in (None, *KINDS):
         raise InputError(f"index {kind!r}: must be one of {', '.join(KINDS)}")
@@ -65,23 +50,19 @@ def build_index(
         raise InputError(f"storage {storage}: only the index partitioned can have it: add --index partitioned")
     if not 0 < recall <= 1:
         raise InputError(f"recall {recall}: must be above 0 and at most 1")
-    if kind == "exact" or (kind is None and len(embeddings) <= EXACT_UP_TO):
-        return ExactIndex(embeddings), np.arange(len(embeddings), dtype=np.int32)
     if kind == "scann":
-        return _build_scann(embeddings, seed, recall, queries)
-    index, order = build_partitioned(embeddings, seed, recall, storage, queries)
-    if kind is None and 8 * index.default_effort > index.parameters["partitions"]:
-        return ExactIndex(embeddings), np.arange(len(embeddings), dtype=np.int32)
-    return index, order
+        from q2s_tf.index.scann import build_scann  # loads ScaNN's ops, which the other kinds do not need
+
+        return build_scann(embeddings, seed, recall, queries)
+    if kind == "partitioned" or (kind is None and len(embeddings) > EXACT_UP_TO):
+        index, order = build_partitioned(embeddings, seed, recall, storage, queries)
+        if kind is not None or 8 * index.default_effort <= index.parameters["partitions"]:
+            return index, order
+    return ExactIndex(embeddings), np.arange(len(embeddings), dtype=np.int32)
 
 
 def restore_index(parameters: dict[str, Any], tensors: Mapping[str, np.ndarray]) -> Index:
-    """An index as it was saved, without building it again.
-
-    Args:
-        parameters: of the index that was saved.
-        tensors: the values of its variables by their path in it.
-    """
+    """Restore a saved index from its parameters and the values of its variables by their path in the index."""
     if parameters["kind"] == "exact":
         return ExactIndex(tensors["embeddings"])
     if parameters["kind"] == "partitioned":
@@ -92,21 +73,3 @@ def restore_index(parameters: dict[str, Any], tensors: Mapping[str, np.ndarray])
     from q2s_tf.index.scann import STATE, ScannIndex
 
     return ScannIndex(ScannState([tensors[f"searcher/{name}"] for name in STATE]), parameters)
-
-
-def stored_embeddings(parameters: dict[str, Any], tensors: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The rows `[N, D]` of a saved index as float32; arguments as in `restore_index`."""
-    if parameters["kind"] == "scann":
-        return tensors["searcher/dataset"]
-    embeddings = tensors["embeddings"].astype(np.float32)
-    return embeddings * tensors["scales"][:, np.newaxis] if "scales" in tensors else embeddings
-
-
-def _build_scann(
-    embeddings: np.ndarray, seed: int, recall: float, queries: np.ndarray | None
-) -> tuple[Index, np.ndarray]:
-    from q2s_tf.index.scann import MIN_DOCUMENTS, build_scann  # loads ScaNN's ops, which the other kinds do without
-
-    if len(embeddings) < MIN_DOCUMENTS:
-        raise InputError(f"index scann: needs {MIN_DOCUMENTS} documents; got {len(embeddings)}: use --index exact")
-    return build_scann(embeddings, seed, recall, queries)

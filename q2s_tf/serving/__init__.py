@@ -1,7 +1,7 @@
-"""Serving: exported towers and index over TensorFlow Serving's gRPC API, and a client to ask them.
+"""Export of the servables, and a client for TensorFlow Serving's gRPC API.
 
-The names are imported when they are first used: `Client` needs TensorFlow's messages, the rest of the package does not
-need `Client`.
+The names are imported at their first use, because `Client` imports TensorFlow and not every user of this package needs
+it.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_EFFORT", "Client", "ServingError", "read_credentials"]
 
 DEFAULT_EFFORT = 0
-"""The `effort` that leaves it to the index how many partitions to search."""
+"""The `effort` that stands for the default of the index."""
 
 _MODULES = {"Client": "client", "ServingError": "serving_error", "read_credentials": "connection"}
 

@@ -1,48 +1,126 @@
-"""A client of the servables, over TensorFlow Serving's own gRPC API: for the embedded server and for TF Serving itself.
+"""A client of the servables over TensorFlow Serving's gRPC API, for the embedded server and for TF Serving itself.
 
-Importing this module imports TensorFlow (about 5 s), for the reason that `q2s_tf.serving.messages` gives.
+The import of this module imports TensorFlow (about 5 s): the messages of ``tensorflow-serving-api`` are built on those
+inside the ``tensorflow`` package.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from types import TracebackType
-from typing import Self
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
 
 import grpc
 import numpy as np
 from numpy.typing import ArrayLike
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
 
 from q2s_tf.errors import InputError
-from q2s_tf.serving import DEFAULT_EFFORT
+from q2s_tf.serving import DEFAULT_EFFORT, tensor_proto
 from q2s_tf.serving.connection import connect
-from q2s_tf.serving.messages import (
-    FILTER_PREFIX,
-    Embeddings,
-    Matches,
-    SignatureInfo,
-    Version,
-    VersionStatus,
-    to_strings,
-    to_text,
-)
-from q2s_tf.serving.pages import IndexInfo, Page, turn
-from q2s_tf.serving.requests import REFUSED, Requests
 from q2s_tf.serving.serving_error import ServingError
 
-_KNOWN_INDEXES = 16
+Version = int | str
+"""A version by its number or by its label."""
+Arrays = dict[str, np.ndarray]
+Inputs = Mapping[str, ArrayLike]
+
+FILTER_PREFIX = "filter_"
+"""Prefix of the inputs that a retriever filters by; the rest of the name is the column of the documents."""
+ALL_PARTITIONS = 2**31 - 1
+"""An effort above the partitions of any index; the index searches all that it has."""
+REFUSED = {
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.FAILED_PRECONDITION,  # TensorFlow Serving's code for an unknown signature
+}
+"""The codes of a request that does not fit the served model."""
 
 
-class Client:
-    """Asks one server; safe to share between threads, and to use in a ``with`` statement.
+class Matches(NamedTuple):
+    """The best documents of each query, best first: ``document_ids: str[B, k]``, ``scores: float[B, k]``.
 
-    `retrieve`, `embed_query` and `embed_document` take whatever a query or a document may have, and send what the model
-    has channels for; they ask the server once for its signature. They send ``batch_size`` rows a request, one request
-    after the other, all to the version that answered the first; if that one is taken away meanwhile, they begin again
-    with its successor.
+    Where there are fewer than k (a small index, or scores below ``min_score``) the id is ``""`` and the score is -1.
+    ``version`` is the version of the retriever.
+    """
 
-    ``version`` is a version's number or its label, None for the newest.
+    document_ids: np.ndarray
+    scores: np.ndarray
+    version: int
 
-    Every method raises `ServingError` with the gRPC code and message if the server does not answer with success within
-    the deadline. A request is sent again (at most three times, within the deadline) only if the server was UNAVAILABLE.
+
+class Page(NamedTuple):
+    """Documents of one query, best first, with the ``effort`` of the search and the ``version`` of the retriever."""
+
+    document_ids: list[str]
+    scores: list[float]
+    effort: int
+    version: int
+
+
+class Embeddings(NamedTuple):
+    """The outputs of a tower: ``embedding: float[B, D]`` of unit length and ``channel_weights: float[B, N]``.
+
+    All rows are from one ``version`` of the tower, because vectors of two versions cannot be compared.
+    """
+
+    embedding: np.ndarray
+    channel_weights: np.ndarray
+    version: int
+
+
+class VersionStatus(NamedTuple):
+    """A version of a model, its state (``AVAILABLE``, ``LOADING``, ``END``, …), and the error if it was refused."""
+
+    version: int
+    state: str
+    error: str
+
+
+class TensorInfo(NamedTuple):
+    """An input or output of a signature. A dimension of any size is None in ``shape``; for any rank, ``shape`` is."""
+
+    dtype: str
+    shape: tuple[int | None, ...] | None
+
+
+class SignatureInfo(NamedTuple):
+    """The inputs and outputs of a signature by name."""
+
+    inputs: dict[str, TensorInfo]
+    outputs: dict[str, TensorInfo]
+
+    @property
+    def filters(self) -> list[str]:
+        """The columns that the signature filters by."""
+        return [name.removeprefix(FILTER_PREFIX) for name in self.inputs if name.startswith(FILTER_PREFIX)]
+
+
+class IndexInfo(NamedTuple):
+    """The ``partitions`` of the index in a ``version`` of the retriever, and how many are searched by default."""
+
+    partitions: int
+    default_effort: int
+    version: int
+
+
+class Client(AbstractContextManager["Client"]):
+    """A client of one server. Threads may share it, and a ``with`` statement closes it.
+
+    `retrieve`, `embed_query` and `embed_document` take all parts that a query or a document may have and send those
+    that the model has channels for; they read the model's signature once. They send ``batch_size`` rows in a request,
+    one request after the other, all to the version that answered the first. If that version is removed meanwhile, they
+    start again with its successor.
+
+    ``version`` is the number or the label of a version; None for the newest.
+
+    Every method raises `ServingError` with the gRPC code and message if the server does not succeed within the
+    deadline. A request is sent again (at most three times, within the deadline) only if the server was UNAVAILABLE.
     """
 
     def __init__(
@@ -52,41 +130,40 @@ class Client:
         credentials: grpc.ChannelCredentials | None = None,
         batch_size: int = 64,
     ) -> None:
-        """Connects at the first request.
+        """Create a client, which connects at the first request.
 
         Args:
             target: ``host:port``.
-            timeout_seconds: How long each request may take, with all its attempts.
-            credentials: For TLS, see `q2s_tf.serving.read_credentials`; None for a connection that is not encrypted.
-            batch_size: The most rows that one request has.
+            timeout_seconds: Deadline of each request, including all its attempts.
+            credentials: Credentials for TLS, see `q2s_tf.serving.read_credentials`; None to connect without encryption.
+            batch_size: Most rows of one request.
 
         Raises:
-            InputError: ``timeout_seconds`` is not above 0, or ``batch_size`` under 1.
+            InputError: ``timeout_seconds`` is not above 0, or ``batch_size`` is less than 1.
         """
         if not timeout_seconds > 0:
             raise InputError(f"timeout_seconds must be above 0, got {timeout_seconds}")
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {batch_size}")
         self.target = target
+        self._timeout_seconds, self._batch_size = timeout_seconds, batch_size
         self._channel = connect(target, credentials)
-        self._requests = Requests(self._channel, timeout_seconds, batch_size)
-        self._indexes: dict[Version | None, IndexInfo] = {}
+        self._prediction = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
+        self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
+        self._signatures: dict[tuple[str, str], SignatureInfo] = {}
+        self._indexes: dict[Version | None, IndexInfo] = {}  # the last described index, by its version
 
     def predict(
-        self,
-        model: str,
-        inputs: Mapping[str, ArrayLike],
-        signature: str = "serving_default",
-        version: Version | None = None,
-    ) -> dict[str, np.ndarray]:
-        """Runs one signature, in one request; strings come back as object arrays of ``bytes``.
+        self, model: str, inputs: Inputs, signature: str = "serving_default", version: Version | None = None
+    ) -> Arrays:
+        """Run one signature in one request and return its outputs; strings are object arrays of ``bytes``.
 
-        NumPy arrays are sent with their dtype; plain Python numbers as float32 and int32, as TensorFlow would.
+        NumPy arrays are sent with their dtype; plain Python numbers as float32 and int32, as in TensorFlow.
 
         Raises:
-            InputError: An input is no array of numbers, booleans or strings.
+            InputError: An input is not an array of numbers, booleans or strings.
         """
-        return self._requests.predict(model, inputs, signature, version)[0]
+        return self._predict(model, inputs, signature, version)[0]
 
     def retrieve(
         self,
@@ -98,34 +175,35 @@ class Client:
         filters: Mapping[str, str | Sequence[str]] | None = None,
         version: Version | None = None,
     ) -> Matches:
-        """The ``k`` best documents of each query.
+        """Retrieve the ``k`` best documents of each query.
 
         Args:
             queries: B queries.
             countries: B countries of the searchers, ``""`` where unknown.
-            k: How many documents each.
-            effort: How many partitions of the index are searched: more finds more of the true best, and takes longer.
-                0 leaves it to the index: what its export found to be enough.
-            min_score: The least cosine that counts, the paper's radius; -1 lets all through.
-            filters: By column of the documents the value that they must have, one for all queries or a list of B;
-                ``""`` lets every value through. The columns are those that the export was told to filter by.
-            version: Of the retriever.
+            k: Documents for each query.
+            effort: Partitions of the index to search. More partitions find more of the true best documents and take
+                longer. 0 for the index's default, which its export calibrated.
+            min_score: Least cosine of a match, the paper's radius; -1 for no limit.
+            filters: The value that documents must have by column: one value for all queries, or a list of B values;
+                ``""`` matches every document. The columns are those that were named at export.
+            version: Version of the retriever.
 
         Raises:
-            InputError: ``k`` is under 1, ``effort`` under 0, or one of them no int32; lists of unlike lengths; there is
-                no such filter.
+            InputError: ``k`` is less than 1, ``effort`` is less than 0, or one of them does not fit int32; the lists
+                have different lengths; or there is no such filter.
         """
         for name, value, least in (("k", k, 1), ("effort", effort, 0)):
             if not least <= value < 2**31:
                 raise InputError(f"{name} must be at least {least} and below 2^31, got {value}")
-        rows = {"query": to_strings("queries", queries), "country": to_strings("countries", countries)}
+        rows = {"query": _to_strings("queries", queries), "country": _to_strings("countries", countries)}
         for column, wanted in (filters or {}).items():
             values = [wanted] * len(queries) if isinstance(wanted, str) else wanted
-            rows[FILTER_PREFIX + column] = to_strings(f"filter {column}", values)
-        knobs = {"k": np.int32(k), "effort": np.int32(effort), "min_score": np.float32(min_score)}
+            rows[FILTER_PREFIX + column] = _to_strings(f"filter {column}", values)
+        search_parameters = {"k": np.int32(k), "effort": np.int32(effort), "min_score": np.float32(min_score)}
         signature = "retrieve_filtered" if filters else "retrieve"
-        outputs, answered = self._requests.predict_rows("retriever", rows, knobs, signature, version)
-        return Matches(to_text(outputs["document_id"]), outputs["score"], answered)
+        outputs, answered = self._predict_rows("retriever", signature, rows, search_parameters, version)
+        decode = np.frompyfunc(lambda name: name.decode("utf-8", "backslashreplace"), 1, 1)
+        return Matches(decode(outputs["document_id"]), outputs["score"], answered)
 
     def pages(
         self,
@@ -137,39 +215,39 @@ class Client:
         filters: Mapping[str, str] | None = None,
         version: Version | None = None,
     ) -> Iterator[Page]:
-        """The documents of one query page by page, cheap for the first and costlier for later ones, without repeats.
+        """Iterate over the documents of one query page by page, with little effort for page 1 and more for later ones.
 
-        A page is asked for when it is taken. They end when no document is left that the filters and ``min_score`` let
-        through; only the last page may be short. See `q2s_tf.serving.pages.turn`.
+        Each page is requested when the iterator reaches it; see `q2s_tf.serving.client.paginate`. The pages end when no
+        document is left that matches the filters and ``min_score``, which are those of `retrieve`.
 
         Args:
             query: The query.
-            country: The searcher's.
+            country: Country of the searcher.
             page_size: Documents of a page.
-            efforts: Partitions searched for page 1, 2, …; the last also for all pages after. None: half the index's
-                default effort for the first, then twice that of the page before, up to all partitions.
-            min_score: As for `retrieve`.
-            filters: As for `retrieve`.
-            version: As for `retrieve`; pages after the first are of the version of the first while that is served.
+            efforts: Partitions to search for page 1, 2, …; the last is also for all later pages. None: half the index's
+                default effort for page 1, then twice that of the page before, up to all partitions.
+            min_score: Least cosine.
+            filters: Values by column.
+            version: Version of page 1; later pages are from the same version while that is served.
 
         Raises:
-            InputError: ``page_size`` is under 1, there is no such filter, ``efforts`` is empty.
+            InputError: ``page_size`` is less than 1, there is no such filter, or ``efforts`` is empty.
         """
         if page_size < 1:
             raise InputError(f"page_size must be at least 1, got {page_size}")
         if efforts is not None and not efforts:
-            raise InputError("efforts must have at least one effort, and none came; leave it out for the default")
+            raise InputError("efforts must have at least one effort, got none; leave it out for the default")
 
-        def retrieve(k: int, effort: int, asked: Version | None) -> Matches:
-            return self.retrieve([query], [country], k, effort, min_score, filters, asked)
+        def retrieve(k: int, effort: int, version: Version | None) -> Matches:
+            return self.retrieve([query], [country], k, effort, min_score, filters, version)
 
-        return turn(retrieve, self._describe_index, page_size, efforts, version)
+        return paginate(retrieve, self._describe_index, page_size, efforts, version)
 
     def embed_query(
         self, queries: Sequence[str], countries: Sequence[str], version: Version | None = None
     ) -> Embeddings:
-        """The query tower's vectors and fusion weights of B queries and the searchers' countries."""
-        rows = {"query": to_strings("queries", queries), "country": to_strings("countries", countries)}
+        """Embed B queries with the countries of their searchers by the query tower."""
+        rows = {"query": _to_strings("queries", queries), "country": _to_strings("countries", countries)}
         return self._embed("query_tower", rows, version)
 
     def embed_document(
@@ -181,63 +259,255 @@ class Client:
         image_embeddings: np.ndarray | None = None,
         version: Version | None = None,
     ) -> Embeddings:
-        """The document tower's vectors and fusion weights of B documents.
+        """Embed B documents by the document tower.
 
         Args:
             titles: B titles.
-            descriptions: B descriptions; None, or ``""`` for one, means missing, as in the others.
-            languages: B languages.
-            countries: B countries.
-            image_embeddings: ``float[B, M, I]``, rows of zeros are padding; None means no images.
-            version: Of the document tower.
+            descriptions: B descriptions; ``""`` is missing, and None stands for B times ``""``.
+            languages: B languages, in the same way.
+            countries: B countries, in the same way.
+            image_embeddings: ``float[B, M, I]``; rows of zeros are padding. None for no images.
+            version: Version of the document tower.
         """
-        rows = {"title": to_strings("titles", titles)}
+        rows = {"title": _to_strings("titles", titles)}
         texts = {"description": descriptions, "language": languages, "country": countries}
-        for key, column in texts.items():
-            rows[key] = to_strings(key, [""] * len(titles) if column is None else column)
+        for name, column in texts.items():
+            rows[name] = _to_strings(name, [""] * len(titles) if column is None else column)
         if image_embeddings is not None:
             rows["image_embeddings"] = np.asarray(image_embeddings, np.float32)
         return self._embed("document_tower", rows, version)
 
     def status(self, model: str) -> list[VersionStatus]:
-        """The versions of a model that the server knows, newest first."""
-        return self._requests.status(model)
+        """List the versions of a model that the server knows, newest first."""
+        request = get_model_status_pb2.GetModelStatusRequest(model_spec=_model_spec(model))
+        versions = self._call(self._models.GetModelStatus, request).model_version_status
+        name = get_model_status_pb2.ModelVersionStatus.State.Name
+        return sorted((VersionStatus(v.version, name(v.state), v.status.error_message) for v in versions), reverse=True)
 
     def metadata(self, model: str, version: Version | None = None) -> dict[str, SignatureInfo]:
-        """The signatures of a model by name."""
-        return self._requests.metadata(model, version)
+        """Describe the signatures of a model by name."""
+        request = get_model_metadata_pb2.GetModelMetadataRequest(
+            model_spec=_model_spec(model, version), metadata_field=["signature_def"]
+        )
+        response = self._call(self._prediction.GetModelMetadata, request)
+        signatures = get_model_metadata_pb2.SignatureDefMap()
+        response.metadata["signature_def"].Unpack(signatures)
+        return {
+            name: SignatureInfo(_tensor_infos(definition.inputs), _tensor_infos(definition.outputs))
+            for name, definition in signatures.signature_def.items()
+            if definition.method_name  # an initialiser has none and cannot be called
+        }
 
     def close(self) -> None:
-        """Closes the connection."""
+        """Close the connection."""
         self._channel.close()
 
-    def __enter__(self) -> Self:
-        """Itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Closes."""
+    def __exit__(self, *details: object) -> None:
+        """Close the connection."""
         self.close()
 
-    def _embed(self, tower: str, rows: Mapping[str, np.ndarray], version: Version | None) -> Embeddings:
-        outputs, answered = self._requests.predict_rows(tower, rows, {}, "serving_default", version)
+    def _embed(self, tower: str, rows: Arrays, version: Version | None) -> Embeddings:
+        outputs, answered = self._predict_rows(tower, "serving_default", rows, {}, version)
         return Embeddings(outputs["embedding"], outputs["channel_weights"], answered)
 
-    def _describe_index(self, version: Version | None) -> IndexInfo | None:
-        """What the retriever says of its index; what is known of a label, or of the newest, may be out of date."""
-        known = self._indexes.get(version)
-        if known is not None:
-            return known
+    def _predict(self, model: str, inputs: Inputs, signature: str, version: Version | None) -> tuple[Arrays, int]:
+        """The outputs of one request, and the version that answered."""
+        request = predict_pb2.PredictRequest(model_spec=_model_spec(model, version))
+        request.model_spec.signature_name = signature
+        for name, value in inputs.items():
+            try:
+                request.inputs[name].CopyFrom(tensor_proto.encode(_to_array(value)))
+            except ValueError as error:
+                raise InputError(f'input "{name}" cannot be sent: {error}') from error
+        response = self._call(self._prediction.Predict, request)
+        outputs = {name: tensor_proto.decode(value) for name, value in response.outputs.items()}
+        return outputs, response.model_spec.version.value
+
+    def _predict_rows(
+        self, model: str, signature: str, rows: Arrays, parameters: Inputs, version: Version | None
+    ) -> tuple[Arrays, int]:
+        """The outputs of all rows `[B, …]`, from one version of the model, and that version.
+
+        If the version that answered the first rows is removed before the last, all are sent to its successor.
+        """
+        counts = {name: len(values) for name, values in rows.items()}
+        if len(set(counts.values())) > 1:
+            received = ", ".join(f"{count} of {name}" for name, count in counts.items())
+            raise InputError(f"all inputs must have one value for each row, got {received}; give equally many")
+        starts = range(0, max(1, *counts.values()), self._batch_size)  # without a row, one request gives the shapes
+        answers: list[tuple[Arrays, int]] = []
+        while len(answers) < len(starts):
+            start = starts[len(answers)]
+            batch = {name: values[start : start + self._batch_size] for name, values in rows.items()}
+            pinned = answers[0][1] if answers else version
+            try:
+                answers.append(self._predict_batch(model, signature, batch, parameters, pinned))
+            except ServingError as error:
+                if error.code is not grpc.StatusCode.NOT_FOUND or pinned == version:
+                    raise
+                answers.clear()
+        first, answered = answers[0]
+        return {name: np.concatenate([outputs[name] for outputs, _ in answers]) for name in first}, answered
+
+    def _predict_batch(
+        self, model: str, signature: str, rows: Arrays, parameters: Inputs, version: Version | None
+    ) -> tuple[Arrays, int]:
+        """Predict with the inputs that the signature has; if that is refused and the signature has changed, retry."""
+        known = self._signatures.get((model, signature)) or self._read_signature(model, signature, version)
         try:
-            outputs, answered = self._requests.predict("retriever", {}, "index", version)
-        except ServingError as error:
-            if error.code in REFUSED:
-                return None  # it has no such signature; if it is not there at all, `retrieve` will say so
-            raise
-        index = IndexInfo(int(outputs["partitions"]), int(outputs["default_effort"]), answered)
-        if isinstance(version, int) or len(self._indexes) >= _KNOWN_INDEXES:
-            self._indexes.clear()  # a version that nobody told of: labels have moved
-        self._indexes.update({version: index, answered: index})
+            return self._predict(model, {**_select_inputs(rows, known), **parameters}, signature, version)
+        except (InputError, ServingError) as error:
+            if isinstance(error, ServingError) and error.code not in REFUSED:
+                raise
+            current = self._read_signature(model, signature, version)
+            if current == known:
+                raise
+        return self._predict(model, {**_select_inputs(rows, current), **parameters}, signature, version)
+
+    def _read_signature(self, model: str, signature: str, version: Version | None) -> SignatureInfo:
+        signatures = self.metadata(model, version)
+        if signature not in signatures:
+            if signature == "retrieve_filtered":
+                raise InputError("the retriever has no filters; name columns when it is exported: --filter COLUMN")
+            message = f'model "{model}" has no signature "{signature}"; it has {", ".join(sorted(signatures))}'
+            raise ServingError(grpc.StatusCode.NOT_FOUND, message)
+        self._signatures[model, signature] = signatures[signature]
+        return signatures[signature]
+
+    def _describe_index(self, version: Version | None) -> IndexInfo | None:
+        """The index of a retriever; the last answer is kept, so that of a label or of the newest may be out of date."""
+        index = self._indexes.get(version)
+        if index is None:
+            try:
+                outputs, answered = self._predict("retriever", {}, "index", version)
+            except ServingError as error:
+                if error.code in REFUSED:
+                    return None  # it has no such signature; if there is no such model, `retrieve` raises the error
+                raise
+            index = IndexInfo(int(outputs["partitions"]), int(outputs["default_effort"]), answered)
+            self._indexes = {version: index, answered: index}
         return index
+
+    def _call(self, method: Callable[..., Any], request: Any) -> Any:
+        try:
+            return method(request, timeout=self._timeout_seconds)
+        except grpc.RpcError as error:
+            raise ServingError(error.code(), error.details() or "the server gave no details") from error
+
+
+def choose_efforts(index: IndexInfo | None) -> list[int]:
+    """Choose the effort of each page: half the default for page 1, then twice the last, up to all partitions.
+
+    If nothing is known of the index (None): the default of the index, then all partitions.
+    """
+    if index is None:
+        return [DEFAULT_EFFORT, ALL_PARTITIONS]
+    efforts = [max(1, index.default_effort // 2)]
+    while efforts[-1] < index.partitions:
+        efforts.append(min(2 * efforts[-1], index.partitions))
+    return efforts
+
+
+def paginate(
+    retrieve: Callable[[int, int, Version | None], Matches],
+    describe: Callable[[Version | None], IndexInfo | None],
+    page_size: int,
+    efforts: Sequence[int] | None,
+    version: Version | None,
+) -> Iterator[Page]:
+    """Yield pages until no documents are left; only the last may be short.
+
+    Most searchers look at the first page only. The paper searches a small part of the index for it and more for later
+    pages, which keeps engagement at much less work (Que2Search, KDD 2021, section on serving).
+
+    Every page requests all documents of the pages before and one page more, and leaves out the former. So a document
+    that only a higher effort finds is on the next page, whatever its score. A short page is requested again with the
+    next effort, if there is one. All pages are from the version of the first, or from its successor if it is removed.
+
+    Args:
+        retrieve: From k, effort and version to the best documents of the query.
+        describe: From a version to its index. For a label or the newest version the result may be out of date.
+        page_size: Documents of a page.
+        efforts: Effort of each page; the last is also for later pages. None for those of `choose_efforts`.
+        version: The version to search; None for the newest.
+    """
+    shown: set[str] = set()
+    pinned, step = version, 0
+    while True:
+        index = None if efforts else describe(pinned)
+        schedule = efforts or choose_efforts(index)
+        step = min(step, len(schedule) - 1)
+        try:
+            matches = retrieve(len(shown) + page_size, schedule[step], pinned)
+        except ServingError as error:
+            if error.code is not grpc.StatusCode.NOT_FOUND or pinned == version:
+                raise
+            pinned = version
+            continue
+        pinned = matches.version
+        if index is not None and index.version != pinned:  # the efforts are those of another version
+            continue
+        pairs = zip(matches.document_ids[0].tolist(), matches.scores[0].tolist(), strict=True)
+        fresh = [(name, score) for name, score in pairs if name and name not in shown][:page_size]
+        if len(fresh) == page_size or step == len(schedule) - 1:
+            if fresh:
+                shown.update(name for name, _ in fresh)
+                yield Page([name for name, _ in fresh], [score for _, score in fresh], schedule[step], pinned)
+            if len(fresh) < page_size:
+                return
+        step += 1
+
+
+def _select_inputs(rows: Arrays, signature: SignatureInfo) -> Arrays:
+    """The rows of the inputs that the signature has; its other filters and images get empty values.
+
+    Raises:
+        InputError: The signature lacks a filter.
+    """
+    for name in rows:
+        if name.startswith(FILTER_PREFIX) and name not in signature.inputs:
+            columns, column = ", ".join(signature.filters), name.removeprefix(FILTER_PREFIX)
+            raise InputError(f'there is no filter "{column}"; the retriever was exported to filter by {columns}')
+    count = len(next(iter(rows.values())))
+    selected = {name: values for name, values in rows.items() if name in signature.inputs}
+    for column in signature.filters:
+        selected.setdefault(FILTER_PREFIX + column, np.full(count, "", object))
+    images = signature.inputs.get("image_embeddings")
+    if images is not None and images.shape is not None and "image_embeddings" not in rows:
+        selected["image_embeddings"] = np.zeros((count, 0, images.shape[-1] or 0), np.float32)
+    return selected
+
+
+def _model_spec(model: str, version: Version | None = None) -> model_pb2.ModelSpec:
+    if isinstance(version, str):
+        return model_pb2.ModelSpec(name=model, version_label=version)
+    return model_pb2.ModelSpec(name=model, version=None if version is None else {"value": version})
+
+
+def _to_strings(name: str, values: Sequence[str]) -> np.ndarray:
+    """Texts `[B]` as an object array; `InputError` for a single text."""
+    if isinstance(values, str | bytes):
+        raise InputError(f"{name} must be a list of texts, one for each row, got the text {values!r}; wrap it in []")
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array
+
+
+def _to_array(value: Any) -> np.ndarray:
+    if isinstance(value, np.ndarray | np.generic):
+        return np.asarray(value)
+    array = np.asarray(value)
+    if array.dtype.kind in "SU":  # NumPy's own strings drop NULs at the end; objects keep them
+        return np.asarray(value, dtype=object)
+    narrow = {"i": np.int32, "f": np.float32}.get(array.dtype.kind)
+    return array.astype(narrow) if narrow else array
+
+
+def _tensor_infos(infos: Mapping[str, Any]) -> dict[str, TensorInfo]:
+    described = {}
+    for name, info in sorted(infos.items()):
+        sizes = tuple(None if dim.size < 0 else dim.size for dim in info.tensor_shape.dim)
+        described[name] = TensorInfo(
+            tensor_proto.dtype_name(info.dtype), None if info.tensor_shape.unknown_rank else sizes
+        )
+    return described

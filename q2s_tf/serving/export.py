@@ -1,4 +1,4 @@
-"""Export: a run and a catalogue become a new version of the three servables."""
+"""Export of a run and a catalogue as a new version of the three servables."""
 
 import hashlib
 import json
@@ -13,19 +13,18 @@ import tensorflow as tf
 from q2s_tf.cli import console
 from q2s_tf.config import FORMAT
 from q2s_tf.errors import InputError
-from q2s_tf.index import DEFAULT_RECALL, Catalogue, build_index
-from q2s_tf.index.catalogue import new_catalogue
-from q2s_tf.models import Tower, Towers, embed_catalogue, load
+from q2s_tf.index import DEFAULT_RECALL, Index, IndexedDocuments, build_index
+from q2s_tf.models import Tower, Towers, embed_catalogue, encode, load
 from q2s_tf.serving.folders import MANIFEST_FILE
 from q2s_tf.serving.retriever import RetrieverServable
-from q2s_tf.serving.signatures import TowerServable
+from q2s_tf.serving.tower_servable import TowerServable
 from q2s_tf.serving.versions import new_version
 from q2s_tf.serving.warmup import write_warmup
 from q2s_tf.tables import Table, open_documents
 from q2s_tf.text import normalise
 
-SAMPLE_QUERIES = 1_000
-"""Of the queries given, this many different ones are embedded at most."""
+MAX_SAMPLE_QUERIES = 1_000
+"""Different queries of the table that are embedded, at most."""
 
 
 def export(
@@ -38,152 +37,140 @@ def export(
     filters: Sequence[str] = (),
     queries: Path | None = None,
 ) -> int:
-    """Exports a run's towers, and an index of a catalogue's embeddings, as one new version of all three servables.
+    """Export the towers of a run, and an index of a catalogue, as one new version of all three servables.
 
     Args:
-        run: a trained run directory.
-        documents: the catalogue to be searched.
-        models: the folder of the servables; the version is one more than the highest in it.
-        index: `exact`, `partitioned` or `scann`; `build_index` chooses when None.
-        recall: of the exact top 100, which the default effort is chosen for.
-        storage: of the rows of partitions: `float32`, `bfloat16` or `int8`.
-        filters: text columns of the documents that requests can filter by.
-        queries: a table with `query` and, if there is one, `country`, to choose the effort on: judgements, for example.
+        run: A trained run directory.
+        documents: The catalogue to search.
+        models: Folder of the servables. The version is one more than the highest version in it.
+        index: `exact`, `partitioned` or `scann`; None for the default of `build_index`.
+        recall: Share of the exact top 100 that the default effort must return.
+        storage: dtype of the rows of a partitioned index: `float32`, `bfloat16` or `int8`.
+        filters: Text columns of the documents that requests can filter by.
+        queries: A table with `query` and optionally `country`, for example judgements, to measure the recall on.
 
     Returns:
         The version.
 
     Raises:
-        InputError: not a trained run, a catalogue that breaks its contract, an index that cannot be built. Nothing is
-            published then.
+        InputError: `run` is not a trained run, the catalogue violates its contract, or the index cannot be built.
+            Nothing is published then.
     """
     if models.exists() and not models.is_dir():
         raise InputError(f"--out {models}: must be a folder; it is a file")
     open_documents(documents)
-    sample = None if queries is None else Table(queries, "queries", ["query"], ["country"])
+    query_table = None if queries is None else Table(queries, "queries", ["query"], ["country"])
     towers = load(run)
-    table = open_filtered(documents, towers, filters)
-    ids, embeddings = embed_catalogue(towers.document, table)
-    values = read_filters(table, filters)
-    vectors = None if sample is None else _embed_queries(towers.query, sample)
+    ids, embeddings, values = read_documents(documents, towers, filters)
+    sample = None if query_table is None else _embed_queries(towers.query, query_table)
     console.print(f"building the {index or 'default'} index of {len(ids):,} documents")
-    built, order = build_index(index, embeddings, towers.config.seed, recall, storage, vectors)
-    rows = {name: column[order] for name, column in values.items()}
-    catalogue = new_catalogue(to_bytes(ids)[order], rows, embeddings.shape[1])
-    servables: dict[str, Any] = {
-        "query_tower": TowerServable(towers.query),
-        "document_tower": TowerServable(towers.document),
-        "retriever": RetrieverServable(towers.query, built, catalogue),
-    }
+    built, order = build_index(index, embeddings, towers.config.seed, recall, storage, sample)
+    indexed = IndexedDocuments.in_order(ids, values, order, embeddings.shape[1])
     with new_version(models) as (version, folders):
-        for name, servable in servables.items():
-            manifest = describe(name, version, run, towers)
-            if name == "retriever":
-                manifest |= describe_catalogue(catalogue, built.parameters)
-            write_servable(name, servable, folders[name], manifest)
+        for tower, name in ((towers.query, "query_tower"), (towers.document, "document_tower")):
+            write_servable(TowerServable(tower), folders[name], describe(name, version, run, towers))
+        manifest = describe("retriever", version, run, towers, (built, indexed))
+        write_servable(RetrieverServable(towers.query, built, indexed), folders["retriever"], manifest)
     return version
 
 
-def write_servable(name: str, servable: Any, folder: Path, manifest: dict[str, Any]) -> None:
-    """Writes a servable's saved model, its warm-up file and its manifest into a version's folder."""
+def write_servable(servable: Any, folder: Path, manifest: dict[str, Any]) -> None:
+    """Write the saved model, the warm-up file and the manifest of a servable into a version's folder."""
     options = tf.saved_model.SaveOptions(namespace_whitelist=["TFText", "Scann"])
-    with console.status(f"saving {name}"):
-        tf.saved_model.save(servable, str(folder), signatures=servable.endpoints, options=options)
-    write_warmup(name, folder, servable.endpoints)
+    endpoints = servable.endpoints
+    with console.status(f"saving {manifest['servable']}"):
+        tf.saved_model.save(servable, str(folder), signatures=endpoints, options=options)
+    write_warmup(manifest["servable"], folder, endpoints)
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
-def describe(name: str, version: int, run: Path, towers: Towers) -> dict[str, Any]:
-    """What a version is, for people and for tools that read it beside the model: its manifest.
+def describe(
+    name: str, version: int, run: Path, towers: Towers, retriever: tuple[Index, IndexedDocuments] | None = None
+) -> dict[str, Any]:
+    """Make the manifest of a servable's version, that of a retriever with facts about its index and its documents.
 
-    Servables with the same `weights_sha256` belong together, whatever their versions.
+    Servables with the same `weights_sha256` belong together, whatever their versions are.
     """
     tower = towers.document if name == "document_tower" else towers.query
-    return {
+    manifest = {
         "servable": name,
         "version": version,
         "format": FORMAT,
         "run": run.resolve().name,
-        "channels": tower.channels,
-        "dimension": tower.dimension,
+        "channels": tower.channel_names,
+        "dimension": tower.config.dimension,
         **hash_towers(towers),
     }
-
-
-def describe_catalogue(catalogue: Catalogue, index: dict[str, Any]) -> dict[str, Any]:
-    """What a retriever's manifest says of its documents and its index."""
-    base = len(catalogue.alive)
-    return {
-        "documents": catalogue.live,
-        "indexed": base,
-        "delta": len(catalogue.delta),
-        "deleted": base - int(catalogue.alive.sum()),
-        "filters": list(catalogue.filters),
-        "index": dict(index),
-    }
+    if retriever is not None:
+        index, documents = retriever
+        manifest |= {
+            "documents": int(documents.live_rows.sum()),
+            "indexed": len(documents.alive),
+            "delta": len(documents.delta),
+            "deleted": int((~documents.alive).sum()),
+            "filters": list(documents.filters),
+            "index": dict(index.parameters),
+        }
+    return manifest
 
 
 def hash_towers(towers: Towers) -> dict[str, str]:
-    """Hashes that tell one trained pair of towers from another: of the tokenizers, and of all weights in order."""
+    """Hash the tokenizers, and all weights in order, to tell one trained pair of towers from another."""
     weights = hashlib.sha256()
     for tower in (towers.query, towers.document):
-        for variable in tower.encoder.variables:
+        for variable in tower.weights:
             weights.update(variable.numpy().tobytes())
-    preprocessor = towers.query.preprocessor  # holds the tokenizers of both towers
-    tokenizer = hashlib.sha256(preprocessor.tokenizer.model)
-    for name in sorted(preprocessor.pretrained):
-        tokenizer.update(preprocessor.pretrained[name].model)
+    tokenizer = hashlib.sha256()
+    for tower in (towers.query, towers.document):
+        for layer in tower.token_layers.values():
+            tokenizer.update(layer.tokenizer.model if layer.tokenizer else b"")
     return {"tokenizer_sha256": tokenizer.hexdigest(), "weights_sha256": weights.hexdigest()}
 
 
-def open_filtered(path: Path, towers: Towers, filters: Sequence[str]) -> Table:
-    """A documents table with what the document tower reads, and the columns to filter by.
+def read_documents(
+    path: Path, towers: Towers, filters: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Read and embed a documents table.
+
+    Returns:
+        Ids, bytes `[N]`; embeddings `[N, D]`; and the normalised value of each row by filter column, bytes `[N]` with
+        b"" where there is none.
 
     Raises:
-        InputError: a filter column that is not there, is named twice or holds vectors, and as `open_documents`.
+        InputError: The table violates its contract, or a filter column is absent, is named twice or holds vectors.
     """
     vectors = towers.config.vector_inputs()
-    twice = [name for name in filters if list(filters).count(name) > 1]
-    if twice:
-        raise InputError(f"filter {twice[0]}: is named twice; leave one out")
-    unfit = [name for name in filters if name in vectors or not name.isidentifier()]
-    if unfit:
-        raise InputError(f"filter {unfit[0]}: must be a text column named by letters, digits and _; name another one")
-    table = open_documents(path, [*towers.document.preprocessor.inputs, *filters], vectors)
+    for name in filters:
+        if list(filters).count(name) > 1:
+            raise InputError(f"filter {name}: is named twice; leave one out")
+        if name in vectors or not name.isidentifier():
+            raise InputError(f"filter {name}: must be a text column named by letters, digits and _; name another one")
+    table = open_documents(path, [*towers.document.input, *filters], vectors)
     absent = [name for name in filters if name in table.missing]
     if absent:
-        found = ", ".join(table.columns)
-        raise InputError(f"documents {path}: has no column {absent[0]} to filter by; of its columns are known {found}")
-    return table
-
-
-def read_filters(table: Table, filters: Sequence[str]) -> dict[str, np.ndarray]:
-    """By filter the normalised value of each row of a documents table, bytes `[N]`; b"" where there is none."""
-    if not filters:
-        return {}
-    parts: dict[str, list[pa.Array]] = {name: [] for name in filters}
-    for batch in table.batches():
-        for name, columns in parts.items():
-            columns.append(batch.column(name))
+        known = ", ".join(table.columns)
+        raise InputError(f"documents {path}: has no column {absent[0]} to filter by; known columns of it are {known}")
+    ids, embeddings = embed_catalogue(towers.document, table)
     values = {}
-    for name, columns in parts.items():
-        encoded = pa.chunked_array(columns).combine_chunks().fill_null("").dictionary_encode()
-        words = encoded.dictionary.to_pylist()
-        values[name] = normalise(tf.constant(words, tf.string, [len(words)])).numpy()[encoded.indices.to_numpy()]
-    return values
+    if filters:
+        columns = pa.Table.from_batches([batch.select(list(filters)) for batch in table.batches()])
+        for name in filters:
+            encoded = columns[name].combine_chunks().fill_null("").dictionary_encode()
+            texts = encoded.dictionary.to_pylist()
+            values[name] = normalise(tf.constant(texts, tf.string, [len(texts)])).numpy()[encoded.indices.to_numpy()]
+    return to_bytes(ids), embeddings, values
 
 
 def to_bytes(texts: pa.Array) -> np.ndarray:
-    """Texts as an array of bytes objects `[N]`."""
+    """Convert texts to an array of bytes objects `[N]`."""
     return np.array(texts.cast(pa.binary()).to_pylist(), object)
 
 
 def _embed_queries(tower: Tower, table: Table) -> np.ndarray:
-    """Unit vectors of different queries `[Q, D]`, in the order of the table."""
-    rows = table.read().group_by(["query", "country"], use_threads=False).aggregate([]).slice(0, SAMPLE_QUERIES)
-    inputs = {name: rows.column(name).to_pylist() for name in ("query", "country")}
-    vectors = tower.predict(inputs)["embedding"]
+    """Unit vectors `[Q, D]` of the different queries of a table, in its order."""
+    rows = table.read().group_by(["query", "country"], use_threads=False).aggregate([]).slice(0, MAX_SAMPLE_QUERIES)
+    vectors = encode(tower, rows)["embedding"]
     vectors = vectors[np.any(vectors != 0, axis=1)]
     if not len(vectors):
-        raise InputError(f"queries {table.path}: none of them has a text; give a table with queries, or none")
+        raise InputError(f"queries {table.path}: no query has a text; give a table with queries, or none")
     return vectors

@@ -1,4 +1,4 @@
-"""The layout that servables have on disk, ``<models>/<model>/<version>/``, read without TensorFlow."""
+"""The layout of servables on disk, ``<models>/<model>/<version>/``, read without TensorFlow."""
 
 import json
 from pathlib import Path
@@ -9,10 +9,10 @@ MANIFEST_FILE = Path("assets.extra", "manifest.json")
 
 
 def models_in(folder: Path) -> list[Path]:
-    """The folders of the models in a folder: those that hold a version.
+    """List the model folders that hold a version.
 
     Raises:
-        InputError: There is none, or no such folder.
+        InputError: There is no such folder, or no model in it.
     """
     if not folder.is_dir():
         raise InputError(f"models folder {folder} does not exist; export a run with tools/export.py")
@@ -23,8 +23,8 @@ def models_in(folder: Path) -> list[Path]:
 
 
 def versions_in(model: Path) -> dict[int, Path]:
-    """The version folders of a model by version; other names, such as those of half-written ones, are none."""
-    children = list(model.iterdir()) if model.is_dir() else []  # a model's folder may be taken away while it serves
+    """List the version folders of a model by version; folders with other names are ignored."""
+    children = list(model.iterdir()) if model.is_dir() else []  # a model may be removed while it is served
     return {
         int(child.name): child
         for child in children
@@ -33,10 +33,10 @@ def versions_in(model: Path) -> dict[int, Path]:
 
 
 def channel_names(models: Path, tower: str, version: int) -> list[str] | None:
-    """The names of a tower's channels, in the order of its ``channel_weights``; None if the export is not there.
+    """Read the names of a tower's channels in the order of ``channel_weights``; None if the export does not exist.
 
     Raises:
-        InputError: The export's manifest cannot be read.
+        InputError: The manifest of the export cannot be read.
     """
     path = models / tower / str(version) / MANIFEST_FILE
     if not path.exists():

@@ -1,12 +1,12 @@
-"""Versions of the servables on disk: a version is there whole, or not at all, and numbers only grow.
+"""Versions of the servables on disk: each is published completely or not at all, and numbers are never reused.
 
-``<models>/.last_version`` holds the highest number ever given, so that a number does not come back when its folder has
-been removed; who writes locks it (``flock``), so that a second export waits for the first. Beside it there may be, for
-a moment or after a process was killed:
+``<models>/.last_version`` holds the highest number that was ever given, so that the number of a removed version does
+not come back. Writers lock this file (``flock``), so a second export waits for the first. For a moment, or after a
+process was killed, there may also be:
 
-* ``.writing-<version>/``: a version under way; the next writer removes it;
-* ``.ready-<version>/``: a version that is complete and being moved into place; the next writer moves the rest;
-* ``.removing-<version>-<servable>/``: an old version on its way out; the next writer removes it.
+* ``.writing-<version>/``: a version that is being written; the next writer removes it;
+* ``.ready-<version>/``: a complete version that is being moved into place; the next writer moves the rest;
+* ``.removing-<version>-<servable>/``: an old version that is being removed; the next writer removes it.
 """
 
 import fcntl
@@ -21,106 +21,108 @@ from q2s_tf.errors import InputError
 from q2s_tf.serving.folders import versions_in
 
 SERVABLES = ("query_tower", "document_tower", "retriever")
-MEMORY_FILE = ".last_version"
+LAST_VERSION_FILE = ".last_version"
 
 
 def next_version(models: Path) -> int:
-    """One more than the highest version that any servable in the folder has or ever had; 1 in an empty one.
+    """Return one more than the highest version that any servable has or had; 1 in an empty folder.
 
     Raises:
-        InputError: The folder's memory of the last version is no number.
+        InputError: The file with the last version does not hold a number.
     """
-    numbers = [version for name in SERVABLES for version in versions_in(models / name)]
-    return max([*numbers, _last_version(models)]) + 1
+    path = models / LAST_VERSION_FILE
+    last = path.read_text().strip() if path.exists() else ""
+    if last and not last.isdecimal():
+        raise InputError(f"{path} must hold the last version's number, got {last!r}; write the number into it")
+    versions = [version for name in SERVABLES for version in versions_in(models / name)]
+    return max([*versions, int(last or 0)]) + 1
 
 
 @contextmanager
 def new_version(models: Path, servables: Sequence[str] = SERVABLES) -> Iterator[tuple[int, dict[str, Path]]]:
-    """Gives folders to write a new version of some servables into, and publishes them when the block ends well.
+    """Yield a new version and the folder to fill for each servable, and publish them if the block succeeds.
 
-    They are written aside on the same file system, flushed to disk and renamed into place; after an exception nothing
-    is left of them. One writer at a time: a second one waits at the entrance, so what it reads in its block is the
-    newest there is.
+    The folders are flushed to disk and then renamed into place; after an exception they are removed. A second writer
+    waits at the start of its block, so what it reads inside is the newest version.
 
     Args:
-        models: The folder of the servables; it is made if it is not there.
-        servables: Which of them get the new version. All versions of one block have one number.
-
-    Yields:
-        The version's number, and by servable the folder to fill.
+        models: Folder of the servables; it is created if needed.
+        servables: Which servables get the new version, all with the same number.
 
     Raises:
-        InputError: ``models`` is a file, or its memory of the last version is no number.
-        OSError: A servable's folder cannot be made or written.
+        InputError: ``models`` is a file, or the file with the last version does not hold a number.
+        OSError: A servable's folder cannot be created or written.
     """
-    with _locked(models):
+    with _locked(models) as last_version_file:
         version = next_version(models)
-        aside = models / f".writing-{version}"
-        folders = {name: aside / name for name in servables}
+        partial = models / f".writing-{version}"
+        folders = {name: partial / name for name in servables}
         try:
             for folder in folders.values():
                 folder.mkdir(parents=True)
             yield version, folders
             for name in servables:
                 (models / name).mkdir(exist_ok=True)
-            for path in [*aside.rglob("*"), aside]:
+            for path in [*partial.rglob("*"), partial]:
                 _flush(path)
-            _remember(models, version)
-            aside.rename(models / f".ready-{version}")
+            # The locked file itself is written, not replaced. The old number is never longer than the new one.
+            with last_version_file.open("r+") as file:
+                file.write(f"{version}\n")
+            _flush(last_version_file)
+            partial.rename(models / f".ready-{version}")
             _flush(models)
             _move_into_place(models, version)
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def keep_newest(models: Path, keep: int) -> list[Path]:
-    """Removes all but the ``keep`` newest versions of each servable, each with one rename.
+    """Remove all but the newest versions of each servable, each with one rename.
 
-    A server that has one of them loaded goes on with it until it next looks at the folder. Not to be called within a
-    block of `new_version`, whose end it would wait for.
+    A server keeps a loaded version until it next reads the folder. Do not call this inside a block of `new_version`: it
+    would wait for the end of the block.
 
     Args:
-        models: The folder of the servables.
-        keep: How many versions of each servable stay, at least 1.
+        models: Folder of the servables.
+        keep: Versions of each servable that stay, at least 1.
 
     Returns:
-        The folders of the versions that were removed.
+        The folders of the removed versions.
 
     Raises:
-        InputError: ``keep`` is under 1, or ``models`` is a file.
+        InputError: ``keep`` is less than 1, or ``models`` is a file.
     """
     if keep < 1:
         raise InputError(f"keep must be at least 1, so that a version is left to serve; got {keep}")
+    removed = []
     with _locked(models):
-        old = [
-            folder
-            for name in SERVABLES
-            for _, folder in sorted(versions_in(models / name).items(), reverse=True)[keep:]
-        ]
-        for folder in old:
-            aside = models / f".removing-{folder.name}-{folder.parent.name}"
-            folder.rename(aside)
-            shutil.rmtree(aside)
-    return old
+        for name in SERVABLES:
+            for version, folder in sorted(versions_in(models / name).items(), reverse=True)[keep:]:
+                renamed = models / f".removing-{version}-{name}"
+                folder.rename(renamed)
+                shutil.rmtree(renamed)
+                removed.append(folder)
+    return removed
 
 
 @contextmanager
-def _locked(models: Path) -> Iterator[None]:
-    """Makes the folder and its memory if need be, waits for other writers, and tidies up after one that was killed."""
+def _locked(models: Path) -> Iterator[Path]:
+    """Lock the folder, create it if needed, and finish or remove what a killed writer left; yields the locked file."""
     if models.exists() and not models.is_dir():
         raise InputError(f"models folder {models} must be a folder, and it is a file; name another one")
     models.mkdir(parents=True, exist_ok=True)
-    with (models / MEMORY_FILE).open("a") as memory:
+    path = models / LAST_VERSION_FILE
+    with path.open("a") as file:
         try:
-            fcntl.flock(memory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             console.print(f"another process is writing into {models}; waiting for it to end")
-            fcntl.flock(memory, fcntl.LOCK_EX)
+            fcntl.flock(file, fcntl.LOCK_EX)
         for ready in models.glob(".ready-*"):
             _move_into_place(models, int(ready.name.removeprefix(".ready-")))
-        for left in [*models.glob(".writing-*"), *models.glob(".removing-*")]:
-            shutil.rmtree(left)
-        yield
+        for leftover in [*models.glob(".writing-*"), *models.glob(".removing-*")]:
+            shutil.rmtree(leftover)
+        yield path
 
 
 def _move_into_place(models: Path, version: int) -> None:
@@ -131,23 +133,8 @@ def _move_into_place(models: Path, version: int) -> None:
     ready.rmdir()
 
 
-def _last_version(models: Path) -> int:
-    memory = models / MEMORY_FILE
-    text = memory.read_text().strip() if memory.exists() else ""
-    if text and not text.isdecimal():
-        raise InputError(f"{memory} must hold the last version's number, and {text!r} came; write the number into it")
-    return int(text or 0)
-
-
-def _remember(models: Path, version: int) -> None:
-    # In place, because the lock is on this very file, and over the old number, which is never longer.
-    with (models / MEMORY_FILE).open("r+") as memory:
-        memory.write(f"{version}\n")
-    _flush(models / MEMORY_FILE)
-
-
 def _flush(path: Path) -> None:
-    """Has what was written to a file, or which names are in a folder, survive a loss of power."""
+    """Flush the content of a file, or the entries of a folder, to disk, so that it survives a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,6 +1,5 @@
-"""Pages and filters: the rule against a simulated index that changes its mind, and the client against a real server."""
+"""Pages and filters: `paginate` with a simulated retriever, and the client with a real server."""
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,33 +14,32 @@ from hypothesis import strategies as st
 from q2s_tf.errors import InputError
 from q2s_tf.server.server import Server
 from q2s_tf.serving import Client, ServingError
-from q2s_tf.serving.messages import Matches
-from q2s_tf.serving.pages import IndexInfo, Page, choose_efforts, turn
+from q2s_tf.serving.client import IndexInfo, Matches, Page, choose_efforts, paginate
 
 PARTITIONS, DEFAULT_EFFORT = 12, 4
 
 
-def test_the_first_page_is_cheap_and_each_further_one_twice_as_hard() -> None:
+def test_the_effort_doubles_from_page_to_page() -> None:
     assert choose_efforts(IndexInfo(partitions=100, default_effort=20, version=1)) == [10, 20, 40, 80, 100]
     assert choose_efforts(IndexInfo(partitions=1, default_effort=1, version=1)) == [1]
     assert choose_efforts(IndexInfo(partitions=8, default_effort=1, version=1)) == [1, 2, 4, 8]
 
 
 class Simulation:
-    """Versions of a retriever whose answer to one query, and even its order, is another at each effort.
+    """Versions of a retriever whose results for one query are in another order at each effort.
 
-    ``served`` is the version in place at each request, the last one for good.
+    ``served`` is the version that is served at each request; the last one stays.
     """
 
     def __init__(self, documents: int, efforts: list[int], served: list[int], keeps_old: bool) -> None:
         self.documents, self.efforts, self.served, self.keeps_old = documents, efforts, served, keeps_old
-        self.asked: list[tuple[int, int]] = []
+        self.requests: list[tuple[int, int]] = []
 
     def retrieve(self, k: int, effort: int, version: int | str | None) -> Matches:
-        newest = self.served[min(len(self.asked), len(self.served) - 1)]
+        newest = self.served[min(len(self.requests), len(self.served) - 1)]
         gone = isinstance(version, int) and version != newest and not self.keeps_old
         answered = version if isinstance(version, int) and not gone else newest
-        self.asked.append((effort, answered))
+        self.requests.append((effort, answered))
         if gone:
             raise ServingError(grpc.StatusCode.NOT_FOUND, f"no version {version}")
         order = np.random.default_rng([answered, effort]).permutation(self.documents)
@@ -59,11 +57,11 @@ class Simulation:
     served=st.lists(st.integers(1, 4), min_size=1, max_size=20).map(sorted),
     keeps_old=st.booleans(),
 )
-def test_every_document_comes_once_whatever_the_index_says(
+def test_every_document_comes_once_for_any_retriever(
     documents: int, page_size: int, efforts: list[int], served: list[int], keeps_old: bool
 ) -> None:
     simulation = Simulation(documents, efforts, served, keeps_old)
-    pages = list(turn(simulation.retrieve, lambda _: None, page_size, efforts, None))
+    pages = list(paginate(simulation.retrieve, lambda _: None, page_size, efforts, None))
     names = [name for page in pages for name in page.document_ids]
     assert sorted(names) == sorted(f"d{number}" for number in range(documents))
     assert all(len(page.document_ids) == page_size for page in pages[:-1])
@@ -73,20 +71,20 @@ def test_every_document_comes_once_whatever_the_index_says(
     assert not keeps_old or len(set(versions)) <= 1
 
 
-def test_a_version_that_was_asked_for_by_number_is_not_replaced_by_another() -> None:
+def test_a_version_given_by_number_is_not_replaced() -> None:
     simulation = Simulation(30, [1], served=[1, 2], keeps_old=False)
-    pages = turn(simulation.retrieve, lambda _: None, 5, [1], 1)
+    pages = paginate(simulation.retrieve, lambda _: None, 5, [1], 1)
     assert next(pages).version == 1
     with pytest.raises(ServingError, match="NOT_FOUND: no version 1"):
         next(pages)
 
 
 def test_efforts_are_those_of_the_version_that_answers() -> None:
-    told = {None: IndexInfo(2, 2, 1), 7: IndexInfo(64, 32, 7)}
+    indexes = {None: IndexInfo(2, 2, 1), 7: IndexInfo(64, 32, 7)}
     simulation = Simulation(100, [1, 64], served=[7], keeps_old=False)
-    pages = turn(simulation.retrieve, lambda version: told[version], 10, None, None)
+    pages = paginate(simulation.retrieve, lambda version: indexes[version], 10, None, None)
     assert next(pages).effort == 16
-    assert simulation.asked == [(1, 7), (16, 7)]
+    assert simulation.requests == [(1, 7), (16, 7)]
 
 
 # --- a real server
@@ -100,7 +98,7 @@ LANGUAGES = np.array(["en", "vi", "en", "en"] * 50)
 IDS = np.array([f"d{number}" for number in range(200)])
 QUERY = tf.TensorSpec([None], tf.string, "query")
 COUNTRY = tf.TensorSpec([None], tf.string, "country")
-KNOBS = [
+PARAMETERS = [
     tf.TensorSpec([], tf.int32, "k"),
     tf.TensorSpec([], tf.int32, "effort"),
     tf.TensorSpec([], tf.float32, "min_score"),
@@ -115,8 +113,8 @@ class Partitioned(tf.Module):
         self.tower = serving_models.Tower(turn)
         self.columns = {name: {"country": COUNTRIES, "language": LANGUAGES}[name] for name in columns}
         filters = [tf.TensorSpec([None], tf.string, f"filter_{name}") for name in columns]
-        self.retrieve = tf.function(self._retrieve, input_signature=[QUERY, COUNTRY, *KNOBS])
-        self.retrieve_filtered = tf.function(self._retrieve, input_signature=[QUERY, COUNTRY, *KNOBS, *filters])
+        self.retrieve = tf.function(self._retrieve, input_signature=[QUERY, COUNTRY, *PARAMETERS])
+        self.retrieve_filtered = tf.function(self._retrieve, input_signature=[QUERY, COUNTRY, *PARAMETERS, *filters])
         self.index = tf.function(
             lambda: {"partitions": tf.constant(PARTITIONS), "default_effort": tf.constant(DEFAULT_EFFORT)},
             input_signature=[],
@@ -132,10 +130,10 @@ class Partitioned(tf.Module):
         for value, column in zip(wanted, self.columns.values(), strict=False):
             accepted &= (value[:, None] == "") | (value[:, None] == column[None])
         scores = tf.where(accepted, tf.matmul(embedding, VECTORS, transpose_b=True), -2.0)
-        found = tf.math.top_k(tf.pad(scores, [[0, 0], [0, k]], constant_values=-2.0), k)
-        there = (found.values >= min_score) & (found.indices < len(IDS))
-        ids = tf.gather(IDS, tf.minimum(found.indices, len(IDS) - 1))
-        return {"document_id": tf.where(there, ids, ""), "score": tf.where(there, found.values, -1.0)}
+        best = tf.math.top_k(tf.pad(scores, [[0, 0], [0, k]], constant_values=-2.0), k)
+        present = (best.values >= min_score) & (best.indices < len(IDS))
+        ids = tf.gather(IDS, tf.minimum(best.indices, len(IDS) - 1))
+        return {"document_id": tf.where(present, ids, ""), "score": tf.where(present, best.values, -1.0)}
 
     def save(self, folder: Path) -> None:
         signatures = {"retrieve": self.retrieve, "retrieve_filtered": self.retrieve_filtered, "index": self.index}
@@ -176,21 +174,21 @@ def test_the_pages_of_a_query_hold_every_document_once(client: Client) -> None:
         assert page.scores == sorted(page.scores, reverse=True)
 
 
-def test_the_first_page_is_the_best_of_the_few_partitions_that_it_searches(client: Client) -> None:
+def test_the_first_page_is_the_best_of_few_partitions(client: Client) -> None:
     vector = client.embed_query(["lamp"], ["FR"]).embedding[0]
     searched = np.isin(PARTITION, np.argsort(-(CENTRES @ vector))[: DEFAULT_EFFORT // 2])
     best = sorted(IDS[searched], key=lambda name: -(VECTORS @ vector)[int(name[1:])])[:5]
     assert next(client.pages("lamp", "FR", page_size=5)).document_ids == best
 
 
-def test_pages_end_where_the_least_score_does(client: Client) -> None:
+def test_pages_end_at_the_minimum_score(client: Client) -> None:
     scores = cosines(client, "lamp")
     pages = list(client.pages("lamp", page_size=7, min_score=0.2))
     assert sorted(names(pages)) == sorted(IDS[scores >= 0.2]) and len(pages) > 2
     assert list(client.pages("lamp", min_score=1.5)) == []
 
 
-def test_pages_keep_to_the_filters(client: Client) -> None:
+def test_pages_match_the_filters(client: Client) -> None:
     wanted = {"country": "VN", "language": "en"}
     pages = list(client.pages("red sofa", page_size=10, filters=wanted))
     assert sorted(names(pages)) == sorted(IDS[(COUNTRIES == "VN") & (LANGUAGES == "en")])
@@ -205,9 +203,7 @@ def test_efforts_can_be_given(client: Client) -> None:
             client.pages("red sofa", **arguments)
 
 
-def test_a_retriever_that_tells_nothing_of_its_index_is_asked_for_what_it_finds_enough_and_then_for_all(
-    tmp_path: Path,
-) -> None:
+def test_without_a_description_of_the_index_the_efforts_are_the_default_and_all(tmp_path: Path) -> None:
     serving_models.save_all(tmp_path)
     with Server(tmp_path, port=0) as server, Client(server.address) as client:
         pages = list(client.pages("lamp", page_size=20))
@@ -215,17 +211,14 @@ def test_a_retriever_that_tells_nothing_of_its_index_is_asked_for_what_it_finds_
     assert sorted(names(pages)) == sorted(serving_models.IDS)
 
 
-def test_pages_go_on_with_the_next_version_when_theirs_is_gone(models: Path, tmp_path: Path) -> None:
+def test_pages_continue_with_the_next_version_when_theirs_is_gone(models: Path, tmp_path: Path) -> None:
     Partitioned().save(tmp_path / "retriever" / "1")
     with Server(tmp_path, port=0, poll_seconds=0.05) as server, Client(server.address) as client:
         pages = client.pages("red sofa", "US", page_size=60)
         first = next(pages)
         Partitioned(turn=3).save(tmp_path / "aside")
         (tmp_path / "aside").rename(tmp_path / "retriever" / "2")
-        deadline = time.monotonic() + 30
-        while [s.version for s in client.status("retriever") if s.state == "AVAILABLE"] != [2]:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        serving_models.wait_for(client, "retriever", 2)
         rest = list(pages)
         assert (first.version, {page.version for page in rest}) == (1, {2})
         assert sorted(names([first, *rest])) == sorted(IDS)
@@ -236,23 +229,23 @@ def test_pages_go_on_with_the_next_version_when_theirs_is_gone(models: Path, tmp
 
 
 def test_filters_are_equalities_that_all_hold(client: Client) -> None:
-    found = client.retrieve(["red sofa", "lamp"], ["US", ""], k=200, effort=PARTITIONS, filters={"country": "US"})
-    for row in found.document_ids:
+    matches = client.retrieve(["red sofa", "lamp"], ["US", ""], k=200, effort=PARTITIONS, filters={"country": "US"})
+    for row in matches.document_ids:
         assert sorted(name for name in row if name) == sorted(IDS[COUNTRIES == "US"])
-    each = {"country": ["US", ""], "language": ["vi", "en"]}
-    found = client.retrieve(["red sofa", "lamp"], ["US", ""], k=200, effort=PARTITIONS, filters=each)
-    assert {name for name in found.document_ids[0] if name} == set(IDS[(COUNTRIES == "US") & (LANGUAGES == "vi")])
-    assert {name for name in found.document_ids[1] if name} == set(IDS[LANGUAGES == "en"])
+    by_query = {"country": ["US", ""], "language": ["vi", "en"]}
+    matches = client.retrieve(["red sofa", "lamp"], ["US", ""], k=200, effort=PARTITIONS, filters=by_query)
+    assert {name for name in matches.document_ids[0] if name} == set(IDS[(COUNTRIES == "US") & (LANGUAGES == "vi")])
+    assert {name for name in matches.document_ids[1] if name} == set(IDS[LANGUAGES == "en"])
 
 
-def test_a_filter_that_is_not_there_is_refused_with_those_that_are(client: Client) -> None:
+def test_an_unknown_filter_is_refused_with_the_known_ones(client: Client) -> None:
     with pytest.raises(InputError, match='no filter "colour"; the retriever was exported to filter by country, langua'):
         client.retrieve(["lamp"], [""], filters={"colour": "red"})
     with pytest.raises(InputError, match="2 of query, 2 of country, 1 of filter_country; give equally many"):
         client.retrieve(["lamp", "sofa"], ["", ""], filters={"country": ["US"]})
 
 
-def test_a_retriever_without_filters_says_so_and_how_it_gets_some(tmp_path: Path) -> None:
+def test_a_retriever_without_filters_refuses_them(tmp_path: Path) -> None:
     serving_models.save_all(tmp_path)
     refused = pytest.raises(InputError, match="the retriever has no filters; .* --filter COLUMN")
     with Server(tmp_path, port=0) as server, Client(server.address) as client, refused:
@@ -267,9 +260,6 @@ def test_a_filter_that_a_new_version_brings_is_found(tmp_path: Path) -> None:
             client.retrieve(["lamp"], [""], filters={"language": "vi"})
         Partitioned().save(tmp_path / "aside")
         (tmp_path / "aside").rename(tmp_path / "retriever" / "2")
-        deadline = time.monotonic() + 30
-        while client.status("retriever")[0] != (2, "AVAILABLE", ""):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        found = client.retrieve(["lamp"], [""], k=20, effort=PARTITIONS, filters={"language": "vi"})
-        assert found.version == 2 and set(found.document_ids[0]) <= set(IDS[LANGUAGES == "vi"])
+        serving_models.wait_for(client, "retriever", 2)
+        matches = client.retrieve(["lamp"], [""], k=20, effort=PARTITIONS, filters={"language": "vi"})
+        assert matches.version == 2 and set(matches.document_ids[0]) <= set(IDS[LANGUAGES == "vi"])

@@ -1,4 +1,4 @@
-"""The towers' exported graph: the Keras tower's numbers, by few ops, all of which a stock server has."""
+"""The exported graph of a tower: the outputs of the Keras tower, few ops, and no op that a stock server lacks."""
 
 import shutil
 from collections import Counter
@@ -17,8 +17,7 @@ from tiny_market import IMAGE_DIM, TinyMarket
 from q2s_tf.config import IMAGES, CategoricalChannel, Config, Encoder, TextChannel, TrigramsChannel
 from q2s_tf.models import Tower, Towers, encode
 from q2s_tf.serving.export import export
-from q2s_tf.serving.lean import LARGEST_CONSTANT, LeanTower
-from q2s_tf.serving.signatures import TowerServable
+from q2s_tf.serving.tower_servable import LARGEST_CONSTANT, TowerServable
 from q2s_tf.text import Tokenizer, train_tokenizer
 
 ALPHABETS = [
@@ -40,7 +39,7 @@ COUNTRIES = [b"US", b"jp", b"", b"zz", b"\xff"]
 
 
 def varied_queries(count: int, seed: int) -> list[bytes]:
-    """Queries in many scripts, and what no shopper means to type: nothing, controls, any bytes, a whole page."""
+    """Queries in many scripts, and unusual ones: empty, control characters, random bytes, a long page."""
     generator = np.random.default_rng(seed)
 
     def letters(alphabet: str, most: int) -> str:
@@ -116,7 +115,7 @@ def check_equal(model: SavedModel, tower: Tower, queries: list[bytes], seed: int
 # --- the same numbers
 
 
-def test_an_export_equals_the_keras_tower_for_whatever_is_typed(models: Path, towers: Towers) -> None:
+def test_an_export_equals_the_keras_tower_for_all_kinds_of_text(models: Path, towers: Towers) -> None:
     queries = varied_queries(240, seed=1)
     check_equal(SavedModel(models / "query_tower/1"), towers.query, queries, seed=2)
     nothing = SavedModel(models / "query_tower/1")(query=[b"", b"\0\xe2\x80\x8b"], country=[b"", b"zz"])
@@ -162,9 +161,9 @@ def test_image_vectors_that_are_not_finite_are_padding(models: Path) -> None:
     expected, answer = model(**texts, **{IMAGES: images}), model(**texts, **{IMAGES: broken})
     for name, values in expected.items():
         np.testing.assert_array_equal(answer[name], values)
-    place = np.flatnonzero(expected["channel_weights"][4] > 0)
-    assert len(place) == 1, "the row that has images alone"
-    assert not answer["channel_weights"][3, place].any(), "no vector is left of this one"
+    channel = np.flatnonzero(expected["channel_weights"][4] > 0)
+    assert len(channel) == 1, "the row that has images alone"
+    assert not answer["channel_weights"][3, channel].any(), "no vector is left of this one"
 
 
 # --- few ops
@@ -174,7 +173,7 @@ def test_the_graph_has_fused_products_and_reads_nothing_but_tables(paper_tower: 
     tables = [weight for weight in paper_tower.encoder.variables if np.prod(weight.shape) > LARGEST_CONSTANT]
     assert [weight.path.split("/")[0] for weight in tables] == ["trigrams_vector"]
     one = {"query": [b"red sofa"], "country": [b"US"]}
-    lean = SavedModel(save(paper_tower, tmp_path / "lean")).ops(**one)
+    folded = SavedModel(save(paper_tower, tmp_path / "folded")).ops(**one)
 
     archive = keras.export.ExportArchive()
     archive.track(paper_tower.encoder)
@@ -185,19 +184,19 @@ def test_the_graph_has_fused_products_and_reads_nothing_but_tables(paper_tower: 
     archive.write_out(str(tmp_path / "plain"), verbose=False)
     plain = SavedModel(tmp_path / "plain").ops(**one)
 
-    assert lean["VarHandleOp"] == len(tables) < plain["VarHandleOp"]
+    assert folded["VarHandleOp"] == len(tables) < plain["VarHandleOp"]
     # Four products in the first layer (q k v; output; two of the feed-forward part), five in the last, where the query
     # is [CLS] alone; the text's projection, the fusion, and the look-up of the country.
     # They are MatMul, _FusedMatMul, or what oneDNN calls them on the machine at hand.
-    assert sum(count for op, count in lean.items() if op.endswith("MatMul")) == 4 + 5 + 3, lean
-    assert lean["ConcatV2"] == 1, "[CLS] before the pieces: no kernels are put together at run time"
-    assert lean.total() < 0.75 * plain.total(), (lean, plain)
+    assert sum(count for op, count in folded.items() if op.endswith("MatMul")) == 4 + 5 + 3, folded
+    assert folded["ConcatV2"] == 1, "[CLS] before the pieces: no kernels are put together at run time"
+    assert folded.total() < 0.75 * plain.total(), (folded, plain)
 
 
 def test_signatures_share_the_constants_of_one_tower(paper_tower: Tower, tmp_path: Path) -> None:
     specs = list(paper_tower.preprocessor.signature().values())
     module = tf.Module()
-    module.tower = LeanTower(paper_tower)
+    module.tower = TowerServable(paper_tower)
 
     def embed(*values: tf.Tensor) -> dict[str, tf.Tensor]:
         return module.tower(dict(zip([spec.name for spec in specs], values, strict=True)))
@@ -230,4 +229,4 @@ def test_default_exports_have_no_op_that_a_stock_server_lacks(every_default_inde
     for path in every_default_index.rglob("saved_model.pb"):
         (graph,) = saved_model_pb2.SavedModel.FromString(path.read_bytes()).meta_graphs
         functions = graph.graph_def.library.function
-        assert not [each.signature.name for each in functions if each.attr["_XlaMustCompile"].b]
+        assert not [function.signature.name for function in functions if function.attr["_XlaMustCompile"].b]

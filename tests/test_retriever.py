@@ -1,13 +1,13 @@
-"""Filters, tombstones and the delta of a retriever against plain NumPy."""
+"""Filters, tombstones and the delta of a retriever, compared with NumPy."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from q2s_tf.index import Catalogue, build_index
+from q2s_tf.index import IndexedDocuments, build_index
 from q2s_tf.models import Towers
 from q2s_tf.serving.retriever import RetrieverServable
 
@@ -61,10 +61,10 @@ def retriever(
     rows = np.concatenate([order, np.arange(BASE, COUNT)])
     ids = np.array([f"d{row}".encode() for row in rows], object)
     filters = {name: values[rows] for name, values in columns.items()}
-    return RetrieverServable(towers.query, index, Catalogue(ids, alive[order], vectors[BASE:], filters))
+    return RetrieverServable(towers.query, index, IndexedDocuments(ids, alive[order], vectors[BASE:], filters))
 
 
-def ask(
+def search(
     retriever: RetrieverServable,
     queries: np.ndarray,
     k: int,
@@ -80,36 +80,40 @@ def ask(
     signature = "by_embedding_filtered" if wanted else "by_embedding"
     function: Any = retriever.endpoints[signature]
     function = function.get_concrete_function()
-    knobs = {"k": tf.constant(k), "effort": tf.constant(effort), "min_score": tf.constant(-1.0)}
-    answer = function(embedding=tf.constant(queries), **knobs, **(filters if wanted else {}))
+    parameters = {"k": tf.constant(k), "effort": tf.constant(effort), "min_score": tf.constant(-1.0)}
+    answer = function(embedding=tf.constant(queries), **parameters, **(filters if wanted else {}))
     ids, scores = answer["document_id"].numpy(), answer["score"].numpy()
     assert ids.shape == scores.shape == (len(queries), k)
-    return np.array([[int(each[1:]) if each else -1 for each in row] for row in ids]), scores
+    return np.array([[int(name[1:]) if name else -1 for name in row] for row in ids]), scores
 
 
 def check(
-    vectors: np.ndarray, query: np.ndarray, allowed: np.ndarray, found: np.ndarray, scores: np.ndarray, recall: float
+    vectors: np.ndarray,
+    query: np.ndarray,
+    allowed: np.ndarray,
+    documents: np.ndarray,
+    scores: np.ndarray,
+    recall: float,
 ) -> None:
     """Allowed documents only, each once, as many as there are; true scores, falling; and nearly the best ones."""
-    count = min(len(found), int(allowed.sum()))
-    assert (found[count:] == -1).all()
+    count = min(len(documents), int(allowed.sum()))
+    assert (documents[count:] == -1).all()
     assert (scores[count:] == -1).all()
-    found, scores = found[:count], scores[:count]
-    assert (found >= 0).all(), "complete"
-    assert allowed[found].all()
-    assert len(set(found)) == count
+    documents, scores = documents[:count], scores[:count]
+    assert (documents >= 0).all(), "complete"
+    assert allowed[documents].all()
+    assert len(set(documents)) == count
     assert (np.diff(scores) <= 1e-6).all()
-    np.testing.assert_allclose(scores, vectors[found] @ query, atol=1e-5)
+    np.testing.assert_allclose(scores, vectors[documents] @ query, atol=1e-5)
     cosines = np.where(allowed, vectors @ query, -2)
     threshold = np.sort(cosines)[::-1][:count][-1] if count else 0
-    assert not count or np.mean(cosines[found] >= threshold - 1e-5) >= recall
+    assert not count or np.mean(cosines[documents] >= threshold - 1e-5) >= recall
 
 
-def allowed_by(columns: Mapping[str, np.ndarray], alive: np.ndarray, **wanted: bytes) -> np.ndarray:
-    allowed = alive.copy()
-    for name, value in wanted.items():
-        allowed &= columns[name] == value
-    return allowed
+@pytest.fixture(scope="module")
+def allowed_by(columns: dict[str, np.ndarray], alive: np.ndarray) -> Callable[..., np.ndarray]:
+    """From values by column to booleans `[COUNT]`: the live documents that have them."""
+    return lambda **wanted: np.all([alive, *(columns[name] == value for name, value in wanted.items())], axis=0)
 
 
 @pytest.fixture(scope="module")
@@ -133,88 +137,83 @@ CASES = [
 
 @pytest.mark.parametrize("wanted", CASES, ids=lambda wanted: "+".join(value.decode() for value in wanted.values()))
 @pytest.mark.parametrize("effort", [1, 10**6])
-def test_a_filter_finds_all_and_only_what_it_leaves(
+def test_a_filter_returns_all_matching_documents_and_no_others(
     wanted: dict[str, bytes],
     effort: int,
     retriever: RetrieverServable,
     queries: np.ndarray,
     vectors: np.ndarray,
-    columns: dict[str, np.ndarray],
-    alive: np.ndarray,
+    allowed_by: Callable[..., np.ndarray],
 ) -> None:
-    """With little effort the answer is complete too, and exact where the filter leaves few documents."""
-    allowed = allowed_by(columns, alive, **wanted)
+    """With little effort the results are complete too, and exact if the filter leaves few documents."""
+    allowed = allowed_by(**wanted)
     everything = effort > 1 or allowed.sum() < 100
-    found, scores = ask(retriever, queries, 100, effort, **wanted)
-    for query, mine, theirs in zip(queries, found, scores, strict=True):
-        check(vectors, query, allowed, mine, theirs, 0.9 if everything else 0.0)
+    documents, scores = search(retriever, queries, 100, effort, **wanted)
+    for query, row, row_scores in zip(queries, documents, scores, strict=True):
+        check(vectors, query, allowed, row, row_scores, 0.9 if everything else 0.0)
     if allowed.sum() < 100:
-        assert (np.sum(found >= 0, axis=1) == allowed.sum()).all()
+        assert (np.sum(documents >= 0, axis=1) == allowed.sum()).all()
 
 
 def test_each_query_of_a_batch_has_its_own_filter(
-    retriever: RetrieverServable,
-    queries: np.ndarray,
-    vectors: np.ndarray,
-    columns: dict[str, np.ndarray],
-    alive: np.ndarray,
+    retriever: RetrieverServable, queries: np.ndarray, vectors: np.ndarray, allowed_by: Callable[..., np.ndarray]
 ) -> None:
-    found, scores = ask(retriever, queries, 10, country=["us", "", "jp", "nowhere"], language=["", "fr", "en", "en"])
+    documents, scores = search(
+        retriever, queries, 10, country=["us", "", "jp", "nowhere"], language=["", "fr", "en", "en"]
+    )
     rules: list[dict[str, bytes]] = [
         {"country": b"us"},
         {"language": b"fr"},
         {"country": b"jp", "language": b"en"},
         {"country": b"nowhere"},
     ]
-    for query, mine, theirs, wanted in zip(queries, found, scores, rules, strict=True):
-        check(vectors, query, allowed_by(columns, alive, **wanted), mine, theirs, 0.8)
+    for query, row, row_scores, wanted in zip(queries, documents, scores, rules, strict=True):
+        check(vectors, query, allowed_by(**wanted), row, row_scores, 0.8)
 
 
-def test_no_filter_is_the_plain_answer(retriever: RetrieverServable, queries: np.ndarray) -> None:
+def test_an_empty_filter_changes_nothing(retriever: RetrieverServable, queries: np.ndarray) -> None:
     for effort in (3, 10**6):
-        plain, filtered = ask(retriever, queries, 20, effort), ask(retriever, queries, 20, effort, country="")
+        plain, filtered = search(retriever, queries, 20, effort), search(retriever, queries, 20, effort, country="")
         np.testing.assert_array_equal(plain[0], filtered[0])
         np.testing.assert_allclose(plain[1], filtered[1], atol=1e-6)
 
 
-def test_values_are_compared_after_the_normalisation_of_texts(
-    retriever: RetrieverServable, queries: np.ndarray
-) -> None:
-    expected = ask(retriever, queries, 5, country="us")[0]
+def test_filter_values_are_normalised(retriever: RetrieverServable, queries: np.ndarray) -> None:
+    expected = search(retriever, queries, 5, country="us")[0]
     for spelling in ("US", "  us ", "ｕｓ", "Us\u200d"):
-        np.testing.assert_array_equal(ask(retriever, queries, 5, country=spelling)[0], expected)
-    assert (ask(retriever, queries, 5, country="u s")[0] == -1).all()
-    np.testing.assert_array_equal(ask(retriever, queries, 5, country=" \t")[0], ask(retriever, queries, 5)[0])
+        np.testing.assert_array_equal(search(retriever, queries, 5, country=spelling)[0], expected)
+    assert (search(retriever, queries, 5, country="u s")[0] == -1).all()
+    np.testing.assert_array_equal(search(retriever, queries, 5, country=" \t")[0], search(retriever, queries, 5)[0])
 
 
-def test_a_deleted_document_never_comes_back_and_no_other_is_lost(
+def test_deleted_documents_are_not_returned_and_no_others_are_lost(
     retriever: RetrieverServable, queries: np.ndarray, vectors: np.ndarray, alive: np.ndarray
 ) -> None:
     for k, effort in ((COUNT, 1), (COUNT, 10**6), (50, 1)):
-        found, scores = ask(retriever, queries[:2], k, effort)
-        for query, mine, theirs in zip(queries, found, scores, strict=False):
-            check(vectors, query, alive, mine, theirs, 1.0 if k == COUNT else 0.0)
+        documents, scores = search(retriever, queries[:2], k, effort)
+        for query, row, row_scores in zip(queries, documents, scores, strict=False):
+            check(vectors, query, alive, row, row_scores, 1.0 if k == COUNT else 0.0)
 
 
 def test_the_delta_is_found_with_the_least_effort(
     retriever: RetrieverServable, vectors: np.ndarray, columns: dict[str, np.ndarray]
 ) -> None:
     new = np.arange(BASE, BASE + 8)
-    np.testing.assert_array_equal(ask(retriever, vectors[new], 1, effort=1)[0][:, 0], new)
+    np.testing.assert_array_equal(search(retriever, vectors[new], 1, effort=1)[0][:, 0], new)
     wanted = [value.decode() for value in columns["country"][new]]
-    np.testing.assert_array_equal(ask(retriever, vectors[new], 1, effort=1, country=wanted)[0][:, 0], new)
+    np.testing.assert_array_equal(search(retriever, vectors[new], 1, effort=1, country=wanted)[0][:, 0], new)
 
 
-def test_what_does_not_fit_is_said(retriever: RetrieverServable, queries: np.ndarray) -> None:
+def test_inputs_of_different_lengths_are_refused(retriever: RetrieverServable, queries: np.ndarray) -> None:
     with pytest.raises(tf.errors.InvalidArgumentError, match="every filter must have as many values"):
-        ask(retriever, queries, 5, country=["us"])
+        search(retriever, queries, 5, country=["us"])
     with pytest.raises(tf.errors.InvalidArgumentError, match="k must be at least 1"):
-        ask(retriever, queries, 0, country="us")
+        search(retriever, queries, 0, country="us")
     retrieve: Any = retriever.endpoints["serving_default"]
-    with pytest.raises(tf.errors.InvalidArgumentError, match="query, country must have as many values"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="query, country must have the same number of values"):
         retrieve.get_concrete_function()(query=tf.constant(["a", "b"]), country=tf.constant(["us"]))
 
 
-def test_no_query_gives_no_answer(retriever: RetrieverServable) -> None:
-    found, _ = ask(retriever, np.empty((0, DIMENSION), np.float32), 5, country="us")
-    assert found.size == 0
+def test_an_empty_batch_gives_empty_results(retriever: RetrieverServable) -> None:
+    documents, _ = search(retriever, np.empty((0, DIMENSION), np.float32), 5, country="us")
+    assert documents.size == 0

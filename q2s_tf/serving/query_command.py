@@ -1,0 +1,130 @@
+"""The query command: documents and channel weights of one query, printed as a table."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import grpc
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from q2s_tf import tables
+from q2s_tf.errors import InputError
+from q2s_tf.serving import DEFAULT_EFFORT
+from q2s_tf.serving.connection import check_reachable
+from q2s_tf.serving.folders import channel_names
+from q2s_tf.serving.serving_error import ServingError
+
+
+class SearchResults(NamedTuple):
+    """Pages of (document id, score), best first, and (channel, weight) of the query."""
+
+    pages: list[list[tuple[str, float]]]
+    channel_weights: list[tuple[str, float]]
+
+
+def read_filters(assignments: Sequence[str]) -> dict[str, str]:
+    """Parse ``column=value`` texts into values by column.
+
+    Raises:
+        InputError: A text has no ``=`` or no column, or a column is named twice.
+    """
+    filters: dict[str, str] = {}
+    for text in assignments:
+        column, equals, value = text.partition("=")
+        if not (column and equals):
+            raise InputError(f'--filter must be column=value, got "{text}"; write for example --filter country=US')
+        if column in filters:
+            raise InputError(f'--filter may name a column once, got "{column}" twice; leave one out')
+        filters[column] = value
+    return filters
+
+
+def search(
+    target: str,
+    query: str,
+    country: str = "",
+    k: int = 10,
+    pages: int = 1,
+    effort: int = DEFAULT_EFFORT,
+    min_score: float = -1.0,
+    filters: Mapping[str, str] | None = None,
+    version: int | str | None = None,
+    models: Path | None = None,
+    timeout_seconds: float = 10.0,
+    credentials: grpc.ChannelCredentials | None = None,
+) -> SearchResults:
+    """Search a server for one query: ``pages`` of ``k`` documents, and the channel weights.
+
+    The arguments are those of `q2s_tf.serving.Client` and its `retrieve`, and ``models``, the folder of the exports, to
+    read the names of the channels. Channels have numbers if the served export is not there.
+
+    Raises:
+        InputError: ``k`` or ``effort`` is out of range, there is no such filter, or the server does not succeed.
+    """
+    check_reachable(target, timeout_seconds, credentials)
+    from q2s_tf.serving.client import Client
+
+    with Client(target, timeout_seconds, credentials) as client:
+        try:
+            weights = client.embed_query([query], [country]).channel_weights[0].tolist()
+            names = [f"channel {number}" for number in range(1, len(weights) + 1)]
+            if models is not None:
+                versions = [status.version for status in client.status("query_tower") if status.state == "AVAILABLE"]
+                known = channel_names(models, "query_tower", versions[0]) if versions else None
+                names = known if known is not None and len(known) == len(weights) else names
+            if pages > 1:
+                efforts = [effort] if effort else None
+                iterator = islice(client.pages(query, country, k, efforts, min_score, filters, version), pages)
+                results = [list(zip(page.document_ids, page.scores, strict=True)) for page in iterator]
+            else:
+                ids, scores, _ = client.retrieve([query], [country], k, effort, min_score, filters, version)
+                results = [[pair for pair in zip(ids[0].tolist(), scores[0].tolist(), strict=True) if pair[0]]]
+        except ServingError as error:
+            raise InputError(f"the server at {target} refused: {error}") from error
+    return SearchResults(results, list(zip(names, weights, strict=True)))
+
+
+def look_up_titles(documents: tables.Table, ids: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Read the title and language of the documents with these ids; ids that are not in the table are left out.
+
+    Raises:
+        InputError: The table cannot be read.
+    """
+    wanted = pa.array(sorted(set(ids)), pa.string())
+    titles: dict[str, tuple[str, str]] = {}
+    for batch in documents.batches():
+        rows = batch.filter(pc.is_in(batch["document_id"], value_set=wanted)).to_pylist()
+        titles.update({row["document_id"]: (row["title"] or "", row["language"] or "") for row in rows})
+        if len(titles) == len(wanted):
+            break
+    return titles
+
+
+def print_results(results: SearchResults, titles: Mapping[str, tuple[str, str]] | None, console: Console) -> None:
+    """Print the ranked documents, with page numbers if there are several pages, and the channel weights."""
+    table = Table(box=None, pad_edge=False)
+    paged = len(results.pages) > 1
+    for column in [*(["page"] if paged else []), "rank", "score", "document_id"]:
+        table.add_column(column)
+    for column in ("language", "title") if titles is not None else ():
+        table.add_column(column, overflow="fold")
+    for number, page in enumerate(results.pages, start=1):
+        for document_id, score in page:
+            cells = [*([str(number)] if paged else []), str(table.row_count + 1), f"{score:.4f}", document_id]
+            if titles is not None:
+                title, language = titles.get(document_id, ("", ""))
+                cells += [language, title]
+            table.add_row(*map(_printable, cells))
+    console.print(table if table.row_count else "no document reaches the minimum score")
+    weights = "  ".join(f"{name} {weight:.2f}" for name, weight in results.channel_weights)
+    console.print(_printable(f"channel weights: {weights}"))
+
+
+def _printable(text: str) -> Text:
+    """Text without effect of rich's markup and of control codes, because sellers write the titles."""
+    return Text("".join(character if character.isprintable() else " " for character in text))
