@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from sklearn.metrics import roc_auc_score
 
-from q2s_tf.models import Towers
+from q2s_tf.models import Towers, encode
 
 IMAGE_DIM = 8
 PRODUCTS = {
@@ -229,8 +229,8 @@ def judged_auc(towers: Towers, market: TinyMarket) -> float:
     documents = {row["document_id"]: row for row in market.document_rows}
     pairs = [(row, documents[row["document_id"]]) for row in market.judgement_rows]
     query, document = (
-        tower.predict({name: [pair[side][name] for pair in pairs] for name in tower.preprocessor.inputs})
+        encode(tower, {name: [pair[side][name] for pair in pairs] for name in tower.input})["embedding"]
         for side, tower in enumerate((towers.query, towers.document))
     )
-    scores = (query["embedding"] * document["embedding"]).sum(axis=1)
+    scores = (query * document).sum(axis=1)
     return float(roc_auc_score([row["relevance"] >= 2 for row, _ in pairs], scores))
