@@ -1,5 +1,6 @@
 """The optimizer: Adam for dense gradients, updates of the rows that were read for sparse ones."""
 
+import itertools
 import math
 from pathlib import Path
 
@@ -62,7 +63,9 @@ def test_it_equals_adam_where_every_row_has_a_gradient() -> None:
     for step in range(3):
         gradient = np.random.default_rng(step + 2).normal(size=(4, 2)).astype(np.float32)
         sparse = sparse_gradient([0, 1, 2, 3], list(gradient), (4, 2))
-        for adam, table, received in zip(adams, tables, (tf.constant(gradient), tf.constant(gradient), sparse), strict=True):
+        for adam, table, received in zip(
+            adams, tables, (tf.constant(gradient), tf.constant(gradient), sparse), strict=True
+        ):
             adam.apply([received], [table])
     for table in tables[1:]:
         np.testing.assert_allclose(table.numpy(), tables[0].numpy(), rtol=1e-5, atol=1e-6)
@@ -73,7 +76,9 @@ def test_the_global_norm_of_all_gradients_is_clipped() -> None:
     table, bias = keras.Variable(np.zeros((3, 2), np.float32)), keras.Variable(np.zeros(2, np.float32))
     adam = LazyAdam(0.1, clip_norm=1.0)
     adam.build([table, bias])
-    adam.apply([sparse_gradient([1, 1], [np.array([1.0, 2.0]), np.array([2.0, 2.0])], (3, 2)), tf.zeros(2)], [table, bias])
+    adam.apply(
+        [sparse_gradient([1, 1], [np.array([1.0, 2.0]), np.array([2.0, 2.0])], (3, 2)), tf.zeros(2)], [table, bias]
+    )
     np.testing.assert_allclose(adam.first_moments[0].numpy()[1], [0.1 * 3 / 5, 0.1 * 4 / 5], rtol=1e-5)
     adam = LazyAdam(0.1, clip_norm=100.0)
     adam.build([bias])
@@ -114,7 +119,7 @@ def test_the_rate_rises_and_falls_to_a_tenth() -> None:
     rate = decaying_rate(0.01, warmup_steps=4, decay_steps=20)
     values = [float(rate(step)) for step in range(30)]
     np.testing.assert_allclose(values[:5], np.linspace(0, 0.01, 5), atol=1e-8)
-    assert all(later < earlier for earlier, later in zip(values[4:20], values[5:21], strict=True))
+    assert all(later < earlier for earlier, later in itertools.pairwise(values[4:21]))
     np.testing.assert_allclose(values[20:], 0.001, rtol=1e-5)
     assert float(decaying_rate(0.01, 0, 20)(0)) == pytest.approx(0.01)
 

@@ -143,7 +143,9 @@ def test_negatives_of_stage_2_can_be_those_of_the_searchers_country(
             for other in range(16)
             if batch["score_mask"].numpy()[row, other]
             and other != row
-            and (negatives == "all" or 0 in (numbers[0, row], numbers[1, other]) or numbers[0, row] == numbers[1, other])
+            and (
+                negatives == "all" or 0 in (numbers[0, row], numbers[1, other]) or numbers[0, row] == numbers[1, other]
+            )
         ]
         if len(competing) > 1:
             hinge = max(0.0, 0.9 - (cosines[row, row] - sorted(competing)[-2]))
@@ -226,7 +228,9 @@ def test_it_is_trained_by_compile_and_fit_with_callbacks_of_keras(
     new_model: RetrievalModel, examples: Examples, tmp_path: Path
 ) -> None:
     new_model.compile(LazyAdam(1e-3, clip_norm=1.0), loss=losses.in_batch_softmax, scale=20)
-    dataset = examples.dataset(batch_size=16, seed=(17,)).map(lambda batch: {k: batch[k] for k in batch if k != "labels"})
+    dataset = examples.dataset(batch_size=16, seed=(17,)).map(
+        lambda batch: {k: batch[k] for k in batch if k != "labels"}
+    )
     stopping, board = keras.callbacks.EarlyStopping(monitor="loss"), keras.callbacks.TensorBoard(str(tmp_path))
     history = new_model.fit(dataset, epochs=3, callbacks=[stopping, board], verbose=0)
     assert set(history.history) == {"loss", "batch_recall@1"}
@@ -333,6 +337,23 @@ def test_it_is_trained_under_a_mixed_policy(policy: str, run: Path, examples: Ex
     plain = RetrievalModel(q2s_tf.load(run, stage=1))
     assert all(variable.dtype == "float32" for variable in mixed.trainable_variables)
     assert len(plain.trainable_variables) == len(mixed.trainable_variables)
+
+
+def test_gradients_are_scaled_and_unscaled_under_float16(run: Path, batch: dict[str, Any]) -> None:
+    """Keras wraps the optimizer of a float16 model; the optimizer inside receives the gradients of the loss."""
+    config = read_config(run / "config.toml", NO_DROPOUT)
+    towers = build_towers(config, read_tokenizers(run, config), dtype="mixed_float16")
+    load_weights(towers, run / "stage1.weights.h5")
+    half = RetrievalModel(towers, dtype="mixed_float16")
+    half.compile(LazyAdam(1e-3), loss=losses.in_batch_softmax, scale=20)
+    assert isinstance(half.optimizer, keras.optimizers.LossScaleOptimizer)
+    with tf.GradientTape() as tape:
+        loss = tf.add_n(list(half.compute_losses(batch)[0].values()))
+    gradients = tape.gradient(loss, half.trainable_variables)
+    expected = float(tf.linalg.global_norm([tf.convert_to_tensor(gradient) for gradient in gradients]))
+    half.train_step(batch)
+    moments = [moment.numpy() for moment in half.optimizer.inner_optimizer.first_moments]
+    assert float(tf.linalg.global_norm(moments)) == pytest.approx(0.1 * expected, rel=1e-2)
 
 
 @pytest.mark.slow
