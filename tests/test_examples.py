@@ -1,4 +1,4 @@
-"""Training examples: what is in a batch equals what the raw rows say."""
+"""Training examples: a batch equals what the raw rows of its positives give."""
 
 import dataclasses
 import datetime
@@ -13,20 +13,18 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from tiny_market import TinyMarket
 
 from q2s_tf.config import read_config
 from q2s_tf.errors import InputError
-from q2s_tf.models import Tower, Towers, build_towers
+from q2s_tf.models import Tower, Towers, build_towers, read_tokenizers
 from q2s_tf.tables import open_documents, open_positives
-from q2s_tf.text import Tokenizer, normalise
+from q2s_tf.text import normalise
 from q2s_tf.training import examples as examples_module
-from q2s_tf.training.build_examples import build_examples
-from q2s_tf.training.examples import Examples, shuffled
+from q2s_tf.training.examples import Examples, frequent_queries, shuffled
+from q2s_tf.training.prepare import build_examples
 from q2s_tf.training.pseudo_queries import pseudo_query
-from q2s_tf.training.step import same_country
-from q2s_tf.training.store import ChannelReader, ChannelWriter
+from q2s_tf.training.retrieval_model import match_countries
 
 MOMENT = datetime.datetime(2024, 3, 1, tzinfo=datetime.UTC)
 
@@ -147,7 +145,7 @@ def test_inputs_equal_the_towers_own_preprocessing_of_the_raw_rows(
 
 
 def check_inputs(tower: Tower, stored: dict[str, np.ndarray], rows: list[dict[str, Any]]) -> None:
-    raw = tower.tensors({name: [row.get(name) for row in rows] for name in tower.preprocessor.inputs})
+    raw = tower.as_inputs({name: [row.get(name) for row in rows] for name in tower.input})
     assert set(stored) == set(tower.channels)
     for name, tensor in tower.preprocessor(raw).items():
         expected, width = tensor.numpy(), stored[name].shape[1]
@@ -185,7 +183,7 @@ def test_countries_are_equal_where_the_raw_strings_say_so(
     changed = [{**row, "country": {"US": " us", "JP": ""}.get(row["country"], row["country"])} for row in rows]
     pq.write_table(pa.Table.from_pylist(changed), tmp_path / "positives.parquet")
     config = read_config(run / "config.toml", ["stage2.negatives=same_country"])
-    towers = build_towers(config, Tokenizer.read(run / "tokenizer.model"))
+    towers = build_towers(config, read_tokenizers(run, config))
     documents, positives = open_documents(market.documents), open_positives(tmp_path / "positives.parquet")
     batch = build_examples(tmp_path / "store", towers, documents, positives).batch(np.arange(47))
     country_of = {row["document_id"]: row["country"] or "" for row in market.document_rows}
@@ -193,9 +191,9 @@ def test_countries_are_equal_where_the_raw_strings_say_so(
     of_document = [country_of[row["document_id"]] for row in changed]
     assert {"", "US"} <= set(of_query) and {"", "US", "JP"} <= set(of_document)
     expected = [[one in ("", other) or not other for other in of_document] for one in of_query]
-    same = same_country({name: tf.constant(batch[name]) for name in ("query_country", "document_country")})
+    same = match_countries({name: tf.constant(batch[name]) for name in ("query_country", "document_country")})
     np.testing.assert_array_equal(same, expected)
-    assert "query_country" not in examples.batch(np.arange(2)), "only those who ask for it carry it"
+    assert "query_country" not in examples.batch(np.arange(2)), "only with negatives of the same country"
 
 
 # --- pseudo-queries
@@ -215,11 +213,10 @@ def test_a_pseudo_query_is_made_of_its_title(title: str, seed: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def with_pseudo(market: TinyMarket, towers: Towers, tmp_path_factory: pytest.TempPathFactory) -> Examples:
+def with_pseudo(market: TinyMarket, tmp_path_factory: pytest.TempPathFactory) -> Examples:
     folder = tmp_path_factory.mktemp("pseudo")
     overrides = ["pseudo_queries.per_document=3", "pseudo_queries.batch_share=0.25"]
-    tokenizer = towers.query.preprocessor.tokenizer
-    lean = build_towers(read_config(market.lean_config, overrides), tokenizer)
+    lean = build_towers(read_config(market.lean_config, overrides), {})
     pq.write_table(pa.Table.from_pylist(market.positive_rows[:90]), folder / "positives.parquet")
     positives = open_positives(folder / "positives.parquet")
     return build_examples(folder / "store", lean, open_documents(market.documents), positives)
@@ -284,34 +281,18 @@ def test_positives_of_another_catalogue_are_refused(towers: Towers, market: Tiny
         )
 
 
-# --- the store
+# --- labels of the head
 
 
-IDS = hnp.arrays(np.int32, st.tuples(st.integers(1, 5), st.integers(1, 6)), elements=st.integers(0, 3))
-VECTORS = hnp.arrays(
-    np.float32, st.tuples(st.integers(1, 4), st.integers(0, 4), st.just(2)), elements=st.sampled_from([0.0, 1.5, -2.0])
-)
-
-
-@given(st.one_of(st.lists(IDS, min_size=1, max_size=4), st.lists(VECTORS, min_size=1, max_size=4)), st.data())
-@settings(deadline=None)
-def test_rows_come_back_in_any_order_padded_with_zeros(
-    tmp_path_factory: pytest.TempPathFactory, batches: list[np.ndarray], data: st.DataObject
-) -> None:
-    path = tmp_path_factory.mktemp("store") / "channel"
-    writer = ChannelWriter(path)
-    for batch in batches:
-        writer.append(batch)
-    writer.close()
-    reader = ChannelReader(path, batches[0].dtype.type, 2 if batches[0].ndim == 3 else None)
-    written = [row for batch in batches for row in batch]
-    assert len(reader) == len(written)
-    numbers = data.draw(st.lists(st.integers(0, len(written) - 1), min_size=1, max_size=8))
-    read = reader.rows(np.array(numbers))
-    assert read.shape[1] >= 1
-    for row, number in zip(read, numbers, strict=True):
-        expected = written[number]
-        shared = min(len(row), len(expected))
-        np.testing.assert_array_equal(row[:shared], expected[:shared])
-        assert not row[shared:].any()
-        assert not expected[shared:].any()
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 4)), min_size=1, max_size=30), st.integers(1, 9))
+@settings(deadline=None, max_examples=60)
+def test_labels_are_the_frequent_queries_of_each_document(pairs: list[tuple[int, int]], count: int) -> None:
+    query, document = (np.array(column) for column in zip(*pairs, strict=True))
+    labels = frequent_queries(query, document, count, num_documents=5)
+    frequency = {number: sum(1 for other, _ in pairs if other == number) for number, _ in pairs}
+    chosen = sorted(frequency, key=lambda number: (-frequency[number], number))[:count]
+    assert labels.count == len(chosen)
+    rows = labels.read(np.arange(5))
+    for row in range(5):
+        expected = {chosen.index(number) for number, its in pairs if its == row and number in chosen}
+        assert sorted(rows[row][rows[row] >= 0]) == sorted(expected)

@@ -352,7 +352,7 @@ def test_manifests_describe_the_export(
             assert common == {
                 "servable": servable,
                 "version": version,
-                "format": 1,
+                "format": 2,
                 "run": run.name,
                 "channels": tower.channel_names,
                 "dimension": DIMENSION,

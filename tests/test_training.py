@@ -1,12 +1,12 @@
-"""Training as a whole: it learns, it repeats itself, it goes on after a kill, and it leaves nothing of a failure."""
+"""Training as a whole: what it learns, repeats, resumes after a kill, refuses, and leaves behind."""
 
+import dataclasses
+import importlib
 import json
 import math
-import re
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,12 @@ import tensorflow as tf
 from tiny_market import TinyMarket, judged_auc
 
 import q2s_tf
-from q2s_tf.config import Config, read_config
+from q2s_tf.config import read_config
 from q2s_tf.errors import InputError
-from q2s_tf.models import Towers, build_towers
-from q2s_tf.text import Tokenizer
+from q2s_tf.files import exclusive
+from q2s_tf.models import Towers, build_towers, read_tokenizers
+from q2s_tf.tables import Table
 from q2s_tf.training import train
-from q2s_tf.training.learner import Learner
-from q2s_tf.training.optimisation import Optimizer
-from q2s_tf.training.workers import Workers
 
 TEXT_OVERRIDES = [
     'channels.query_text={ tower = "query", kind = "text", input = "query", encoder = "query", max_tokens = 8 }',
@@ -59,32 +57,50 @@ def weights_of(towers: Towers) -> list[np.ndarray]:
 def test_a_run_directory_holds_what_the_design_says(run: Path, market: TinyMarket) -> None:
     names = {path.name for path in run.iterdir()}
     files = {"config.toml", "tokenizer.model", "stage1.weights.h5", "stage2.weights.h5", "metrics.jsonl"}
-    assert names == files | {"tensorboard", "checkpoints"}
+    logs = {"stage1.csv", "stage2.csv", "tensorboard", "checkpoints", "training.lock"}
+    assert names == files | logs
     resolved, given = read_config(run / "config.toml"), read_config(market.config)
     assert resolved.channels["query_country"].values == ("ae", "jp", "us")  # type: ignore[union-attr]
     assert resolved.channels["language"].values == ("ar", "en", "ja", "ru")  # type: ignore[union-attr]
     assert resolved.model_copy(update={"channels": given.channels}) == given, "nothing else is filled in"
 
 
-def test_metrics_are_lines_of_json_and_the_same_in_tensorboard(run: Path) -> None:
+def test_metrics_are_lines_of_json_and_the_same_in_tensorboard_and_csv(run: Path) -> None:
     lines = metrics(run)
-    assert [(line["stage"], line["epoch"], line["step"]) for line in lines] == [(1, 1, 11), (2, 1, 11)]
-    board: dict[tuple[str, int], float] = {}
-    for path in (run / "tensorboard").glob("events.*"):
-        for event in tf.compat.v1.train.summary_iterator(str(path)):
-            for value in event.summary.value:
-                board[value.tag, event.step] = float(tf.make_ndarray(value.tensor))
-    for line in lines:
+    assert [(line["stage"], line["epoch"], line["step"]) for line in lines] == [
+        (1, 0, 0),
+        (1, 1, 11),
+        (2, 0, 0),
+        (2, 1, 11),
+    ]
+    assert lines[2]["val_roc_auc"] == pytest.approx(max(line["val_roc_auc"] for line in lines[:2]), abs=1e-9)
+    for line in lines[1::2]:
+        folder = run / "tensorboard" / f"stage{line['stage']}"
+        board = {name: value for part in ("train", "validation") for name, value in scalars(folder / part).items()}
+        header, values = (run / f"stage{line['stage']}.csv").read_text().splitlines()
+        row = dict(zip(header.split(","), values.split(","), strict=True))
         assert all(math.isfinite(value) for value in line.values())
         assert 0 <= line["batch_recall@1"] <= 1
-        for name in ("loss", "validation_roc_auc", "batch_recall@1", "gradient_norm", "seconds", "pairs_per_second"):
-            assert board[f"stage{line['stage']}/{name}", line["step"]] == pytest.approx(line[name], rel=1e-5)
+        assert {"loss", "val_roc_auc", "batch_recall@1", "seconds", "pairs_per_second"} <= set(line)
+        for name in set(line) - {"stage", "epoch", "step"}:
+            assert float(row[name]) == pytest.approx(line[name], rel=1e-5)
+            assert board[f"epoch_{name.removeprefix('val_')}"] == pytest.approx(line[name], rel=1e-5)
 
 
-def test_the_second_stage_never_ends_below_the_first(run: Path, market: TinyMarket) -> None:
+def scalars(folder: Path) -> dict[str, float]:
+    """The scalars of a TensorBoard log by tag."""
+    values = {}
+    for path in folder.glob("events.*"):
+        for event in tf.compat.v1.train.summary_iterator(str(path)):
+            values |= {value.tag: float(tf.make_ndarray(value.tensor)) for value in event.summary.value}
+    return values
+
+
+def test_each_stage_leaves_its_best_weights_and_the_second_is_never_worse(run: Path, market: TinyMarket) -> None:
     first, second = (judged_auc(q2s_tf.load(run, stage), market) for stage in (1, 2))
     assert second >= first - 1e-9
-    assert first == pytest.approx(metrics(run)[0]["validation_roc_auc"], abs=1e-6)
+    by_stage = [[line["val_roc_auc"] for line in metrics(run) if line["stage"] == stage] for stage in (1, 2)]
+    assert [first, second] == pytest.approx([max(values) for values in by_stage], abs=1e-6)
 
 
 # --- it learns
@@ -111,20 +127,45 @@ def slang(market: TinyMarket, tmp_path_factory: pytest.TempPathFactory) -> dict[
     }
 
 
-def test_training_learns_what_only_the_positives_tell_and_stops_when_it_knows(
+def test_training_learns_the_positives_and_stops_with_the_best_weights(
     market: TinyMarket, slang: dict[str, Path], tmp_path: Path
 ) -> None:
-    overrides = ["stage1.max_epochs=40", "stage1.patience=2"]
-    train_lean(market, tmp_path / "run", overrides, **slang)
+    towers = train_lean(market, tmp_path / "run", ["stage1.max_epochs=40", "stage1.patience=2"], **slang)
     lines = metrics(tmp_path / "run")
-    aucs, losses = [line["validation_roc_auc"] for line in lines], [line["loss"] for line in lines]
+    aucs, losses = [line["val_roc_auc"] for line in lines], [line["loss"] for line in lines[1:]]
     assert losses[-1] < 0.5 * losses[0]
+    assert aucs[0] < 0.7, "the task is not solved before training"
     assert max(aucs) > 0.95
-    assert len(aucs) < 40, "it stopped by itself"
+    assert len(aucs) < 41, "it has stopped early"
     assert len(aucs) == 1 + aucs.index(max(aucs)) + 2, "two epochs after the first of the best"
-    untrained = ["stage1.max_epochs=1", "stage1.learning_rate=1e-9", "stage1.text_learning_rate=1e-9"]
-    train_lean(market, tmp_path / "untrained", untrained, **slang)
-    assert metrics(tmp_path / "untrained")[0]["validation_roc_auc"] < 0.7, "the task is not solved before training"
+    judged = dataclasses.replace(market, judgement_rows=pq.read_table(slang["validation"]).to_pylist())
+    assert judged_auc(towers, judged) == pytest.approx(max(aucs), abs=1e-6)
+    assert judged_auc(q2s_tf.load(tmp_path / "run"), judged) == pytest.approx(max(aucs), abs=1e-6)
+
+
+def test_epoch_0_can_be_the_best_one(market: TinyMarket, tmp_path: Path) -> None:
+    """Titles answer the queries of this market by their 3-grams alone; training cannot exceed a ROC AUC of 1."""
+    towers = train_lean(market, tmp_path / "run", ["stage1.patience=1"])
+    assert [line["epoch"] for line in metrics(tmp_path / "run")] == [0, 1]
+    config = read_config(tmp_path / "run/config.toml")
+    fresh = build_towers(config, read_tokenizers(tmp_path / "run", config))
+    for trained, initial in zip(weights_of(towers), weights_of(fresh), strict=True):
+        np.testing.assert_array_equal(trained, initial)
+
+
+def test_the_catalogue_is_read_twice(market: TinyMarket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[str] = []
+    batches = Table.batches
+
+    def counted(table: Table, *arguments: Any) -> Iterator[pa.RecordBatch]:
+        reads.append(table.kind)
+        yield from batches(table, *arguments)
+
+    monkeypatch.setattr(Table, "batches", counted)
+    pseudo = ["pseudo_queries.per_document=1", "head.queries=5", "stage2.max_epochs=1", "stage2.unconverged=true"]
+    train_lean(market, tmp_path / "run", ["stage1.max_epochs=1", *pseudo])
+    assert reads.count("documents") <= 2
+    assert reads.count("positives") <= 2
 
 
 # --- it repeats itself
@@ -137,72 +178,126 @@ def test_the_same_seed_gives_the_same_weights(market: TinyMarket, tmp_path: Path
         np.testing.assert_allclose(mine, theirs, atol=1e-5)
 
 
-KILLED_IN_AN_EPOCH = """
-import os, signal, sys
+KILLED = """
+import os, sys
 from pathlib import Path
 from q2s_tf.config import read_config
 from q2s_tf.training import train
+from q2s_tf.training.callbacks import EpochBackups
 from q2s_tf.training.examples import Examples
 
 config, documents, positives, validation, run = map(Path, sys.argv[1:6])
-stage, epoch, resume = int(sys.argv[6]), int(sys.argv[7]), sys.argv[8] == "resume"
-batches = Examples.batches
+moment, stage, epoch, resume = sys.argv[6], int(sys.argv[7]), int(sys.argv[8]), sys.argv[9] == "resume"
+batches, write_backup = Examples.batches, EpochBackups.on_epoch_end
 
 def batches_until_the_kill(self, batch_size, seed):
     for number, batch in enumerate(batches(self, batch_size, seed)):
-        if seed[1:] == (stage, epoch) and number == 8:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if (moment, *seed[1:]) == ("batch", stage, epoch) and number == 8:
+            os._exit(77)
         yield batch
 
-Examples.batches = batches_until_the_kill
+def no_backup_at_the_kill(self, number, logs=None):
+    if (moment, self.folder.name, number + 1) == ("backup", f"stage{stage}", epoch):
+        os._exit(77)
+    write_backup(self, number, logs)
+
+Examples.batches, EpochBackups.on_epoch_end = batches_until_the_kill, no_backup_at_the_kill
 train(read_config(config), documents, positives, validation, run, resume=resume)
 """
+"""Ends without cleaning up, in the middle of an epoch or after the metrics and the best weights of one are written."""
 
 
-def killed(config: Path, market: TinyMarket, run: Path, stage: int, epoch: int, resume: bool) -> None:
-    """Trains in another process, which is killed in the middle of an epoch."""
-    files = [config, market.documents, market.positives, market.judgements, run]
-    arguments = [*map(str, files), str(stage), str(epoch), "resume" if resume else "anew"]
-    done = subprocess.run([sys.executable, "-c", KILLED_IN_AN_EPOCH, *arguments], capture_output=True, timeout=300)
-    assert done.returncode == -signal.SIGKILL, done.stderr[-3000:].decode()
+def train_until_killed(config: Path, files: dict[str, Path], run: Path, *moment: Any, resume: bool) -> None:
+    """Trains in another process, which ends in an epoch: `moment` is "batch" or "backup", the stage and the epoch."""
+    paths = [config, files["documents"], files["positives"], files["validation"], run]
+    arguments = [*map(str, paths), *map(str, moment), "resume" if resume else "anew"]
+    done = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, timeout=500)
+    assert done.returncode == 77, done.stderr[-3000:].decode()
 
 
-def assert_same_run(run: Path, whole: Path) -> None:
-    measured = ("stage", "epoch", "step", "loss", "batch_recall@1", "validation_roc_auc", "gradient_norm")
-    lines, expected = metrics(run), metrics(whole)
-    assert len(lines) == len(expected)
+def test_a_run_with_dropout_and_head_that_is_killed_in_both_stages_has_the_weights_of_one_that_is_not(
+    market: TinyMarket, slang: dict[str, Path], tmp_path: Path
+) -> None:
+    config = tmp_path / "config.toml"
+    encoder = "{ num_layers = 1, num_heads = 2, hidden_dim = 16, intermediate_dim = 32, dropout = 0.2 }"
+    channel = '{ tower = "query", kind = "text", input = "query", encoder = "query", max_tokens = 8 }'
+    text = market.lean_config.read_text(encoding="utf-8")
+    text = text.replace("max_epochs = 4", "max_epochs = 2")
+    text = text.replace("max_epochs = 0", "max_epochs = 2, batch_size = 16, unconverged = true")
+    text += f"channels.query_text = {channel}\nencoders.query = {encoder}\nhead.queries = 10\n"
+    config.write_text(text, encoding="utf-8")
+    files = {"documents": market.documents, **slang}
+    train_until_killed(config, files, tmp_path / "run", "backup", 1, 1, resume=False)
+    assert [line["epoch"] for line in metrics(tmp_path / "run")] == [0, 1]
+    assert metrics(tmp_path / "run")[1]["val_roc_auc"] > metrics(tmp_path / "run")[0]["val_roc_auc"]
+    train_until_killed(config, files, tmp_path / "run", "batch", 1, 2, resume=True)
+    train_until_killed(config, files, tmp_path / "run", "batch", 2, 2, resume=True)
+    assert [line["epoch"] for line in metrics(tmp_path / "run")] == [0, 1, 2, 0, 1]
+    resumed = train(read_config(config), run=tmp_path / "run", resume=True, **files)
+    uninterrupted = train(read_config(config), run=tmp_path / "whole", **files)
+    lines, expected = (
+        [{name: value for name, value in line.items() if "second" not in name} for line in metrics(tmp_path / name)]
+        for name in ("run", "whole")
+    )
+    assert len(lines) == len(expected) == 6
     for line, other in zip(lines, expected, strict=True):
-        assert {name: line[name] for name in measured} == pytest.approx(
-            {name: other[name] for name in measured}, rel=1e-3
-        )
-    for mine, theirs in zip(weights_of(q2s_tf.load(run)), weights_of(q2s_tf.load(whole)), strict=True):
-        np.testing.assert_allclose(mine, theirs, atol=1e-3)
+        assert line == pytest.approx(other, rel=1e-5)
+    for mine, theirs in zip(weights_of(resumed), weights_of(uninterrupted), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-6)
+    for stage in (1, 2):
+        for mine, theirs in zip(
+            *(weights_of(q2s_tf.load(tmp_path / name, stage)) for name in ("run", "whole")), strict=True
+        ):
+            np.testing.assert_allclose(mine, theirs, atol=1e-6)
+        rows = [(tmp_path / name / f"stage{stage}.csv").read_text().splitlines() for name in ("run", "whole")]
+        assert [row.split(",")[0] for row in rows[0]] == [row.split(",")[0] for row in rows[1]] == ["epoch", "0", "1"]
 
 
-def test_a_killed_run_goes_on_to_the_same_end(market: TinyMarket, tmp_path: Path) -> None:
-    config = tmp_path / "config.toml"
-    stage2 = "max_epochs = 1, batch_size = 16, unconverged = true"
-    text = market.lean_config.read_text(encoding="utf-8").replace("max_epochs = 0", stage2)
-    config.write_text(text, encoding="utf-8")
-    files = (market.documents, market.positives, market.judgements)
-    killed(config, market, tmp_path / "run", stage=1, epoch=3, resume=False)
-    assert [line["epoch"] for line in metrics(tmp_path / "run")] == [1, 2]
-    train(read_config(config), *files, tmp_path / "run", resume=True)
-    train(read_config(config), *files, tmp_path / "whole")
-    assert_same_run(tmp_path / "run", tmp_path / "whole")
+# --- one training in a run directory
 
 
-@pytest.mark.slow
-def test_a_run_with_dropout_killed_in_both_stages_goes_on_to_the_same_end(market: TinyMarket, tmp_path: Path) -> None:
-    config = tmp_path / "config.toml"
-    text = market.config.read_text(encoding="utf-8").replace("max_epochs = 1", "max_epochs = 3")
-    config.write_text(text, encoding="utf-8")
-    files = (market.documents, market.positives, market.judgements)
-    killed(config, market, tmp_path / "run", stage=1, epoch=2, resume=False)
-    killed(config, market, tmp_path / "run", stage=2, epoch=2, resume=True)
-    train(read_config(config), *files, tmp_path / "run", resume=True)
-    train(read_config(config), *files, tmp_path / "whole")
-    assert_same_run(tmp_path / "run", tmp_path / "whole")
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_two_trainings_of_one_run_exclude_each_other(market: TinyMarket, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train_lean(market, run, ["stage1.max_epochs=1"])
+    with exclusive(run / "training.lock", "held"):
+        before = contents(run)
+        with pytest.raises(InputError, match="another process trains in it"):
+            train_lean(market, run, ["stage1.max_epochs=2"], resume=True)
+        with pytest.raises(InputError, match="exists and is not empty"):
+            train_lean(market, run, ["stage1.max_epochs=1"])
+        assert contents(run) == before
+    train_lean(market, run, ["stage1.max_epochs=2"], resume=True)
+
+
+def test_of_two_trainings_that_start_together_the_first_is_undisturbed(
+    market: TinyMarket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one has found no run directory when the first one creates it."""
+    run = tmp_path / "run"
+    train_module = importlib.import_module("q2s_tf.training.train")
+    second: list[InputError] = []
+    prepare: Callable[..., None] = train_module._prepare_run
+    refuse = train_module._refuse_existing
+
+    def start_the_second(*arguments: Any) -> None:
+        monkeypatch.setattr(train_module, "_refuse_existing", lambda run: None)
+        (run / "mine.txt").write_text("mine")
+        with pytest.raises(InputError, match="another process trains in it") as refused:
+            train_lean(market, run, ["stage1.max_epochs=1"])
+        second.append(refused.value)
+        monkeypatch.setattr(train_module, "_refuse_existing", refuse)
+        monkeypatch.setattr(train_module, "_prepare_run", prepare)
+        prepare(*arguments)
+
+    monkeypatch.setattr(train_module, "_prepare_run", start_the_second)
+    train_lean(market, run, ["stage1.max_epochs=1"])
+    assert len(second) == 1
+    assert (run / "mine.txt").read_text() == "mine"
+    assert (run / "stage1.weights.h5").is_file()
 
 
 # --- what it refuses
@@ -226,10 +321,10 @@ def test_resuming_a_finished_run_changes_nothing(run: Path, market: TinyMarket, 
         np.testing.assert_array_equal(mine, theirs)
 
 
-def test_a_run_that_is_there_is_not_touched(market: TinyMarket, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_not_touched(market: TinyMarket, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").write_text("mine")
-    with pytest.raises(InputError, match="is there already and is not empty"):
+    with pytest.raises(InputError, match="exists and is not empty"):
         train_lean(market, tmp_path / "run", [])
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine.txt"]
 
@@ -259,6 +354,10 @@ def test_a_failure_leaves_no_run_directory(market: TinyMarket, tmp_path: Path) -
         with pytest.raises(InputError, match=message):
             train_lean(market, tmp_path / "run", [], **wrong)
         assert not (tmp_path / "run").exists(), message
+    (tmp_path / "run").mkdir()
+    with pytest.raises(InputError, match=message):
+        train_lean(market, tmp_path / "run", [], **wrong)
+    assert not list((tmp_path / "run").iterdir()), "an empty folder is kept"
 
 
 def test_a_rank_that_no_batch_has_is_refused_before_anything_is_trained(market: TinyMarket, tmp_path: Path) -> None:
@@ -277,44 +376,13 @@ def test_a_rank_that_no_batch_has_is_refused_before_anything_is_trained(market: 
 def test_image_vectors_of_another_dimension_are_refused(market: TinyMarket, tmp_path: Path) -> None:
     rows = [{**row, "image_embeddings": [[1.0, 2.0]]} for row in market.document_rows]
     documents = write_rows(tmp_path / "wide.parquet", rows)
-    with pytest.raises(InputError, match=r"image_embeddings: row 0 must be a list of vectors of 8 finite numbers; got"):
+    with pytest.raises(InputError, match=r"document_id 'd00': image_embeddings must be a list of vectors of 8 finite"):
         train(read_config(market.config), documents, market.positives, market.judgements, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_given_tokenizer_is_the_runs_own(run: Path, market: TinyMarket, tmp_path: Path) -> None:
+def test_a_given_tokenizer_is_used(run: Path, market: TinyMarket, tmp_path: Path) -> None:
     overrides = ["stage1.max_epochs=1"]
     train_lean(market, tmp_path / "run", overrides, tokenizer=run / "tokenizer.model")
     assert (tmp_path / "run/tokenizer.model").read_bytes() == (run / "tokenizer.model").read_bytes()
     assert not (tmp_path / "run/stage2.weights.h5").exists(), "a stage of no epochs is not trained"
-
-
-# --- the optimizer
-
-
-@pytest.fixture(scope="module")
-def fresh(run: Path) -> tuple[Config, Towers]:
-    factor = "encoders.document.learning_rate_factor=0.2"
-    rates = ["stage1.learning_rate=7e-4", "stage1.text_learning_rate=2e-4", factor]
-    config = read_config(run / "config.toml", rates)
-    return config, build_towers(config, Tokenizer.read(run / "tokenizer.model"))
-
-
-def test_text_encoders_learn_at_their_own_rate(fresh: tuple[Config, Towers]) -> None:
-    config, towers = fresh
-    learner = Learner(towers, Workers())
-    optimizer = Optimizer(
-        learner.variables, learner.workers, learner.text_variables(), config.stage1, config.clip_norm, decay_steps=100
-    )
-    document = towers.document.encoder.get_layer("document_text_encoder").trainable_variables
-    before = weights_of(towers)
-    norm = optimizer.apply([tf.ones(variable.shape) for variable in towers.trainable_variables])
-    assert float(norm) == pytest.approx(math.sqrt(sum(weight.size for weight in before)), rel=1e-4), "before clipping"
-    # Adam's first step is the rate itself, whatever the size of the gradient.
-    seen = set()
-    for variable, old in zip(towers.trainable_variables, before, strict=True):
-        text = not re.search("_vector/|^fusion/", variable.path)
-        rate = (4e-5 if any(variable is inside for inside in document) else 2e-4) if text else 7e-4
-        seen.add(rate)
-        np.testing.assert_allclose(old - variable.numpy(), rate, rtol=0.01, err_msg=variable.path)
-    assert seen == {4e-5, 2e-4, 7e-4}

@@ -24,13 +24,20 @@ METRIC = "val_roc_auc"
 
 
 class EpochNumber(keras.callbacks.Callback):
-    """Holds the number of the current epoch, from 1, for the seed of `Examples.dataset`."""
+    """Sets all that is random in an epoch by its number, so that a resumed epoch is the same as an uninterrupted one.
+
+    Attributes:
+        number: number of the current epoch, from 1, for the seed of `Examples.dataset`.
+    """
 
     number = 1
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Sets the number before the data set of the epoch is iterated."""
+        """Sets the number before the data set of the epoch is iterated, and the random state of dropout."""
         self.number = epoch + 1
+        for variable in self.model.non_trainable_variables:
+            if variable.name == "seed_generator_state":  # weights files do not hold it
+                variable.assign([int(variable.numpy()[0]), epoch << 32])
 
 
 class StepProgress(keras.callbacks.Callback):
@@ -57,6 +64,17 @@ class StepProgress(keras.callbacks.Callback):
     def on_train_end(self, logs: Any = None) -> None:
         """Removes the bar."""
         self.bar.stop()
+
+
+class EpochCallbackList(keras.callbacks.CallbackList):
+    """A `CallbackList` that passes metrics at the end of an epoch only.
+
+    That of Keras copies every metric from the device after each step if any callback counts steps.
+    """
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Calls the callbacks without metrics."""
+        super().on_train_batch_end(batch)
 
 
 class EpochMetrics(keras.callbacks.Callback):
@@ -155,9 +173,15 @@ class ResumableEarlyStopping(keras.callbacks.EarlyStopping):
         self.best = max(entry[METRIC] for entry in self.history)
         self.wait = epochs_since_best(self.history)
 
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Ends the stage after `patience` epochs without a better one."""
+        super().on_epoch_end(epoch + 1, logs)  # that of Keras never stops after its epoch 0, the first one
+
 
 class TowersCheckpoint(keras.callbacks.ModelCheckpoint):
     """`ModelCheckpoint` of the towers of a `RetrievalModel`, with the weights of the best epoch.
+
+    The file is complete whenever the process ends.
 
     Args:
         path: the weights file.
@@ -166,11 +190,19 @@ class TowersCheckpoint(keras.callbacks.ModelCheckpoint):
 
     def __init__(self, path: Path, best: float):
         options = {"save_best_only": True, "save_weights_only": True, "initial_value_threshold": best}
-        super().__init__(str(path), monitor=METRIC, mode="max", **options)
+        self.path, self.partial = path, path.with_name(f"partial.{path.name}")
+        self.partial.unlink(missing_ok=True)
+        super().__init__(str(self.partial), monitor=METRIC, mode="max", **options)
 
     def set_model(self, model: keras.Model) -> None:
         """Sets the model whose weights are saved."""
         super().set_model(model.towers)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Saves the weights if the epoch is the best one."""
+        super().on_epoch_end(epoch, logs)
+        if self.partial.exists():
+            os.replace(self.partial, self.path)
 
 
 class EpochBackups(keras.callbacks.Callback):
@@ -186,11 +218,11 @@ class EpochBackups(keras.callbacks.Callback):
         self.folder, self.write = folder, write
 
     def newest(self) -> int | None:
-        """Number of the last complete epoch with a backup, None without one."""
+        """Number of the last complete epoch with a backup, 0 for the beginning of the stage, None without a backup."""
         return max((int(path.name) for path in self.folder.glob("[0-9]*") if path.name.isdigit()), default=None)
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Restores weights, optimizer, random state and the number of the epoch."""
+        """Restores weights, optimizer and the number of the epoch."""
         epoch = self.newest()
         if epoch is None:
             return
@@ -202,7 +234,8 @@ class EpochBackups(keras.callbacks.Callback):
                 f"backup {self.folder / str(epoch)}: damaged, or of another model ({reason}): delete {self.folder} to "
                 "begin the stage again"
             ) from error
-        console.print(f"continuing after epoch {epoch} of {self.folder.name}")
+        if epoch:
+            console.print(f"continuing after epoch {epoch} of {self.folder.name}")
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Writes a backup and removes the one before."""
@@ -210,6 +243,7 @@ class EpochBackups(keras.callbacks.Callback):
             return
         shutil.rmtree(self.folder / "partial", ignore_errors=True)
         self._backup("partial").on_epoch_end(epoch)
+        shutil.rmtree(self.folder / str(epoch + 1), ignore_errors=True)
         os.replace(self.folder / "partial", self.folder / str(epoch + 1))
         for path in self.folder.iterdir():
             if path.name != str(epoch + 1):

@@ -147,7 +147,7 @@ class RetrievalModel(keras.Model):
         with tf.GradientTape() as tape:
             parts, embeddings = self.compute_losses(batch)
             loss = losses.gradient_blending(list(parts.values()))
-            share = loss / num_replicas()
+            share = self.optimizer.scale_loss(loss / num_replicas())  # for float16; the optimizer divides again
         self.optimizer.apply(tape.gradient(share, self.trainable_variables), self.trainable_variables)
         rows = tf.shape(batch["score_mask"])[0] if self.reduction == "sum" else 1
         values = {"loss": loss, **(parts if len(parts) > 1 else {})}

@@ -91,10 +91,10 @@ def train(
     workers = Workers()
     if workers.chief and not resume:
         _refuse_existing(run)
-    with workers.lost_worker_errors(), _removed_on_error(run, unless=resume or not workers.chief):
+    with workers.lost_worker_errors():
         if resume:
             config = _resumed_config(config, run)
-        with _locked(run, workers.chief):
+        with _run_directory(run, workers.chief, resume):
             prepared = prepare_training(config, documents, positives, validation, run, tokenizer, resume, workers)
             towers, config = prepared.towers, prepared.towers.config
             if prepared.undistilled:
@@ -211,6 +211,8 @@ def _train_stage(stage: int, run: Path, prepared: Prepared, workers: Workers) ->
         if workers.chief:
             best.parent.mkdir(exist_ok=True)
             save_weights(towers, best)
+            backups.set_model(model)
+            backups.on_epoch_end(-1)
         recorder.record(0, {METRIC: before})
     if epochs_done >= settings.max_epochs or epochs_since_best(history) >= settings.patience:
         backups.set_model(model)  # the stage has ended: restore what the best weights do not hold
@@ -244,29 +246,26 @@ def _train_stage(stage: int, run: Path, prepared: Prepared, workers: Workers) ->
 
 
 @contextmanager
-def _removed_on_error(run: Path, unless: bool) -> Iterator[None]:
-    """Removes a run directory in which no stage has begun after an error; an empty one that existed is kept."""
-    existed = run.exists()
-    try:
-        yield
-    except Exception:
-        if not unless and not read_history(run / "metrics.jsonl"):
-            shutil.rmtree(run, ignore_errors=True)
-            if existed:
-                run.mkdir(exist_ok=True)
-        raise
+def _run_directory(run: Path, chief: bool, resume: bool) -> Iterator[None]:
+    """Creates a run directory and keeps other trainings out of it; the chief of several workers does.
 
-
-@contextmanager
-def _locked(run: Path, chief: bool) -> Iterator[None]:
-    """Keeps other trainings out of a run directory; the chief of several workers holds the lock."""
+    After an error a new run directory in which no stage has begun is removed; an empty one that existed is kept.
+    """
     if not chief:
         yield
         return
+    existed = run.exists()
     run.mkdir(parents=True, exist_ok=True)
     message = f"run {run}: another process trains in it: wait for it to end, or train into another --out"
     with exclusive(run / LOCK, message):
-        yield
+        try:
+            yield
+        except Exception:
+            if not resume and not read_history(run / "metrics.jsonl"):
+                shutil.rmtree(run, ignore_errors=True)
+                if existed:
+                    run.mkdir(exist_ok=True)
+            raise
 
 
 def _prepare_run(config: Config, run: Path, scans: list[TableScan], tokenizer: Path | None, resume: bool) -> None:

@@ -18,6 +18,7 @@ import keras
 import tensorflow as tf
 
 from q2s_tf.errors import InputError
+from q2s_tf.training.callbacks import EpochCallbackList
 
 LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
 """Errors in the remaining workers after one has stopped."""
@@ -76,15 +77,16 @@ class Workers:
 
         Keras's `fit` does not run under `MultiWorkerMirroredStrategy`: its symbolic build fails on per-replica values.
         """
+        options = {"model": model, "epochs": epochs, "steps": len(dataset), "verbose": 0}
+        hooks = EpochCallbackList(list(callbacks), add_history=True, **options)
         if self.count == 1:
-            model.fit(dataset, epochs=epochs, callbacks=list(callbacks), shuffle=False, verbose=0)
+            model.fit(dataset, epochs=epochs, callbacks=hooks, shuffle=False, verbose=0)
             return
 
         @tf.function(input_signature=[dataset.element_spec], autograph=False)
         def step(batch: Any) -> Any:
             return self.strategy.run(model.train_step, args=(batch,))
 
-        hooks = keras.callbacks.CallbackList(list(callbacks), model=model, epochs=epochs, steps=len(dataset))
         model.stop_training = False
         hooks.on_train_begin()
         for epoch in range(int(model.optimizer.iterations) // len(dataset), epochs):

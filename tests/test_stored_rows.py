@@ -1,0 +1,38 @@
+"""Stored rows: what was written is read in any order, and towers have the inputs that preprocessing gives."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from q2s_tf.training.stored_rows import RowReader, RowWriter
+
+IDS = hnp.arrays(np.int32, st.tuples(st.integers(1, 5), st.integers(1, 6)), elements=st.integers(0, 3))
+VECTORS = hnp.arrays(
+    np.float32, st.tuples(st.integers(1, 4), st.integers(0, 4), st.just(2)), elements=st.sampled_from([0.0, 1.5, -2.0])
+)
+
+
+@given(st.one_of(st.lists(IDS, min_size=1, max_size=4), st.lists(VECTORS, min_size=1, max_size=4)), st.data())
+@settings(deadline=None)
+def test_rows_come_back_in_any_order_padded_with_zeros(
+    tmp_path_factory: pytest.TempPathFactory, batches: list[np.ndarray], data: st.DataObject
+) -> None:
+    path = tmp_path_factory.mktemp("rows") / "channel"
+    writer = RowWriter(path)
+    for batch in batches:
+        writer.append(batch)
+    writer.close()
+    reader = RowReader(path, batches[0].dtype.type, 2 if batches[0].ndim == 3 else None)
+    written = [row for batch in batches for row in batch]
+    assert len(reader) == len(written)
+    numbers = data.draw(st.lists(st.integers(0, len(written) - 1), min_size=1, max_size=8))
+    read = reader.read(np.array(numbers))
+    assert read.shape[1] >= 1
+    for row, number in zip(read, numbers, strict=True):
+        expected = written[number]
+        shared = min(len(row), len(expected))
+        np.testing.assert_array_equal(row[:shared], expected[:shared])
+        assert not row[shared:].any()
+        assert not expected[shared:].any()
