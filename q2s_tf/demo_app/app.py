@@ -100,7 +100,7 @@ def make_app(search: Search, target: str) -> Starlette:
 
 def _explain(error: ServingError, target: str) -> str:
     if error.code is grpc.StatusCode.UNAVAILABLE:
-        return f"no server answers at {target}; start one with: python tools/serve.py --models saved_models"
+        return f"no server answers at {target}; start one with: q2s serve --models saved_models"
     if error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return f"the server at {target} did not answer in time; try again"
     return f"the server at {target} refused: {' '.join(str(error).split())}"

@@ -33,7 +33,7 @@ def find_retriever(models: Path, towers: Towers) -> tuple[Path, dict[str, Any]]:
                 return folder, manifest
     raise InputError(
         f"--models {models}: must hold a retriever with the weights of the run; there is none: export the run with "
-        "tools/export.py"
+        "q2s export"
     )
 
 

@@ -64,7 +64,7 @@ def read_preset(preset: str, weights: bool = True) -> Preset:
         raise
     except ModuleNotFoundError as error:
         raise InputError(
-            f"preset {preset}: a Hugging Face folder needs safetensors: pip install safetensors"
+            f"preset {preset}: a Hugging Face folder needs safetensors: pip install 'q2s_tf[pretrained]'"
         ) from error
     except Exception as error:  # KerasHub, its downloads and its readers of files raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]

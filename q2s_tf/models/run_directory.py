@@ -25,7 +25,7 @@ def read_run_config(run: Path) -> Config:
     """
     path = run / "config.toml"
     if not path.is_file():
-        raise InputError(f"run {run}: not a run directory (no config.toml in it): give the --out of tools/train.py")
+        raise InputError(f"run {run}: not a run directory (no config.toml in it): give the --out of q2s train")
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -75,7 +75,7 @@ def load(run: Path | str, stage: int | None = None) -> Towers:
     weights = [run / STAGE_WEIGHTS[number] for number in stages if (run / STAGE_WEIGHTS[number]).is_file()]
     if not weights:
         wanted = " or ".join(STAGE_WEIGHTS[number] for number in stages)
-        raise InputError(f"run {run}: no trained weights ({wanted}) in it: finish its training with tools/train.py")
+        raise InputError(f"run {run}: no trained weights ({wanted}) in it: finish its training with q2s train")
     towers = build_towers(config, tokenizers)
     load_weights(towers, weights[0])
     return towers

@@ -137,7 +137,7 @@ def _second_stage(analysis: Analysis) -> Iterator[Finding]:
             f"The best validation ROC AUC is {best[1]:.4f} in stage 1 and {best[2]:.4f} in stage 2 "
             f"({best[2] - best[1]:+.4f})."
         )
-        action = "To test the difference, compare the run with itself: --stage-a 1 --stage-b 2 of tools/compare.py."
+        action = "To test the difference, compare the run with itself: --stage-a 1 --stage-b 2 of q2s compare."
         yield Finding("note", text, action, "training")
 
 
@@ -186,7 +186,7 @@ def _idle_channels(analysis: Analysis) -> Iterator[Finding]:
     idle = [name for name in dict.fromkeys(row.channel for row in present) if name not in useful]
     if idle:
         text = f"ROC AUC and recall@10 do not fall without the channel {', '.join(idle)}."
-        action = "Train once without it, and compare the two runs with tools/compare.py."
+        action = "Train once without it, and compare the two runs with q2s compare."
         yield Finding("note", text, action, "importance")
 
 

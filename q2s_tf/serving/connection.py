@@ -60,7 +60,7 @@ def check_reachable(target: str, timeout_seconds: float, credentials: grpc.Chann
             if credentials is not None:
                 raise InputError(f"no server answers over TLS at {target}: {error.details()}") from error
             raise InputError(
-                f"no server answers at {target}; start one with: python tools/serve.py --models saved_models, "
+                f"no server answers at {target}; start one with: q2s serve --models saved_models, "
                 "or give --tls-ca if it answers over TLS only"
             ) from error
 

@@ -15,10 +15,10 @@ def models_in(folder: Path) -> list[Path]:
         InputError: There is no such folder, or no model in it.
     """
     if not folder.is_dir():
-        raise InputError(f"models folder {folder} does not exist; export a run with tools/export.py")
+        raise InputError(f"models folder {folder} does not exist; export a run with q2s export")
     models = [child for child in sorted(folder.iterdir()) if child.is_dir() and versions_in(child)]
     if not models:
-        raise InputError(f"models folder {folder} holds no <model>/<version>/; export a run with tools/export.py")
+        raise InputError(f"models folder {folder} holds no <model>/<version>/; export a run with q2s export")
     return models
 
 
@@ -44,4 +44,4 @@ def channel_names(models: Path, tower: str, version: int) -> list[str] | None:
     try:
         return [str(name) for name in json.loads(path.read_text(encoding="utf-8"))["channels"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"manifest {path} holds no list of channels; export again with tools/export.py") from error
+        raise InputError(f"manifest {path} holds no list of channels; export again with q2s export") from error

@@ -61,7 +61,7 @@ def update_index(
     if upsert is None and delete is None and not compact:
         raise InputError("nothing to do: give --upsert, --delete or --compact")
     if not versions_in(models / "retriever"):
-        raise InputError(f"models folder {models} holds no version of the retriever; export one with tools/export.py")
+        raise InputError(f"models folder {models} holds no version of the retriever; export one with q2s export")
     towers = load(run)
     with new_version(models, ("retriever",)) as (version, folders):
         index, documents = _read_retriever(models, run, towers)
@@ -112,11 +112,11 @@ def _read_retriever(models: Path, run: Path, towers: Towers) -> tuple[Index, Ind
         index = restore_index(manifest["index"], parts)
     except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
         reason = (str(error).splitlines() or ["?"])[0]
-        raise InputError(f"retriever {folder}: cannot be read ({reason}); export again with tools/export.py") from error
+        raise InputError(f"retriever {folder}: cannot be read ({reason}); export again with q2s export") from error
     if hashes != hash_towers(towers):
         raise InputError(
             f"run {run}: retriever {version} was exported from other weights (run {manifest['run']}); give that run, "
-            "or export this one with tools/export.py"
+            "or export this one with q2s export"
         )
     return index, documents
 
@@ -141,4 +141,4 @@ def advise_compaction(manifest: dict[str, Any]) -> None:
     for what, count in (("in the delta", manifest["delta"]), ("deleted from the index", manifest["deleted"])):
         share = count / manifest["indexed"]
         if share > COMPACT_ABOVE:
-            console.print(f"{count:,} documents are {what}, {share:.0%} of it: run tools/update_index.py --compact")
+            console.print(f"{count:,} documents are {what}, {share:.0%} of it: run q2s update-index --compact")
