@@ -452,7 +452,7 @@ def test_a_version_that_is_not_served_is_bad_input(server: Server) -> None:
 
 def test_the_query_tool_reports_errors_in_one_line(server: Server, tmp_path: Path) -> None:
     cases = {
-        "start one with: python tools/serve.py": ["lamp", "--target", "127.0.0.1:1"],
+        "start one with: q2s serve": ["lamp", "--target", "127.0.0.1:1"],
         "Invalid value for '--k'": ["lamp", "--k", "0"],
         "Invalid value for '--effort'": ["lamp", "--effort", "-1"],
         "retriever has no filters": ["lamp", "--filter", "country=US", "--target", server.address],

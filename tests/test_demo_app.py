@@ -159,7 +159,7 @@ def test_a_stopped_server_is_an_error_of_one_line_until_it_is_back(
         other = stack.enter_context(demo_page.serve_page(first.address, folder / "documents.parquet", None))
         first.stop()
         answer = httpx.get(f"{other.address}/api/search", params={"query": "sofa"}, timeout=30)
-        line = f"no server answers at {first.address}; start one with: python tools/serve.py --models saved_models"
+        line = f"no server answers at {first.address}; start one with: q2s serve --models saved_models"
         assert (answer.status_code, answer.json()) == (503, {"error": line})
         stack.enter_context(Server(folder / "models", port=int(first.address.rpartition(":")[2])))
         statuses = (httpx.get(f"{other.address}/api/search", params={"query": "sofa"}, timeout=30) for _ in range(60))

@@ -218,12 +218,12 @@ def test_many_changes_advise_to_compact(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().err == ""
     advise_compaction({"indexed": 60, "delta": 7, "deleted": 8})
     printed = " ".join(capsys.readouterr().err.split())
-    assert "7 documents are in the delta, 12% of it: run tools/update_index.py --compact" in printed
+    assert "7 documents are in the delta, 12% of it: run q2s update-index --compact" in printed
     assert "8 documents are deleted from the index, 13% of it" in printed
 
 
 def test_an_unreadable_version_is_named(run: Path, models: Path, tmp_path: Path) -> None:
     (models / "retriever/1/variables/variables.index").write_bytes(b"")
     upsert = write_documents(tmp_path, [{**ROW, "document_id": "new", "title": "oak table"}])
-    with pytest.raises(InputError, match="retriever .*1: cannot be read .*export again with tools/export.py"):
+    with pytest.raises(InputError, match="retriever .*1: cannot be read .*export again with q2s export"):
         update_index(run, models, upsert)

@@ -198,6 +198,5 @@ def _import_ops(folder: Path) -> None:
         try:
             importlib.import_module("scann")
         except ImportError as error:
-            raise ImportError(
-                "the model has ScaNN's ops, and scann is not installed; pip install 'q2s_tf[scann]'"
-            ) from error
+            message = "the model has ScaNN's ops, and scann is not installed; pip install 'q2s_tf[scann]'"
+            raise ImportError(message) from error

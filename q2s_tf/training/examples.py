@@ -68,14 +68,16 @@ class Examples:
         num_positives: number of positives.
         group: int64 by query row: queries that are equal after normalisation have the same number.
         known: sorted int64 keys `group · num_documents + document` of every positive.
-        queries, documents: preprocessed inputs by row.
+        queries: preprocessed inputs by query row.
+        documents: preprocessed inputs by document row.
         num_documents: size of the catalogue.
         pseudo_share: share of pseudo-queries in a batch.
         document_probability: float32 `[num_documents]`, probability that a row of a batch holds a document.
         labels: targets of the classification head, None without head.
         teacher: teacher embeddings by query row, None without teacher.
-        query_country, document_country: int32 by row, equal numbers for equal countries, 0 for a missing one; None if
-            stage 2 uses negatives of all countries.
+        query_country: int32 by query row, equal numbers for equal countries, 0 for a missing one; None if stage 2 uses
+            negatives of all countries.
+        document_country: the same by document row.
     """
 
     pairs: np.ndarray

@@ -22,7 +22,9 @@ class LazyAdam(keras.optimizers.Optimizer):
 
     Args:
         learning_rate: α, a number or a `keras.optimizers.schedules.LearningRateSchedule`.
-        beta_1, beta_2, epsilon: β₁, β₂, ε.
+        beta_1: β₁.
+        beta_2: β₂.
+        epsilon: ε.
         clip_norm: largest global norm of the gradients; None for no clipping.
         learning_rate_factors: factors on α by variable path; 1 for other variables.
 
