@@ -89,7 +89,7 @@ class Workers:
 
         model.stop_training = False
         hooks.on_train_begin()
-        for epoch in range(int(model.optimizer.iterations) // len(dataset), epochs):
+        for epoch in range(int(model.optimizer.iterations.numpy()) // len(dataset), epochs):
             for metric in model.metrics:
                 metric.reset_state()
             hooks.on_epoch_begin(epoch)
