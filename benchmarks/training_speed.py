@@ -35,7 +35,7 @@ from q2s_tf import cli
 
 if TYPE_CHECKING:
     from q2s_tf.config import Config
-    from q2s_tf.training.examples import Examples
+    from q2s_tf.examples.batches import Examples
 
 Batch = dict[str, Any]
 Training = Callable[..., Iterator[float]]
@@ -112,10 +112,10 @@ def paper_config(buckets: int) -> "Config":
 def prepare(documents: Path, positives: Path, buckets: int, folder: Path) -> tuple["Config", bytes, "Examples"]:
     """The config, a tokenizer of the titles, and the tables cut into ids with it."""
     from q2s_tf.evaluation.rankers import normalised
+    from q2s_tf.examples.prepare import build_examples
     from q2s_tf.models import build_towers
     from q2s_tf.tables import open_documents, open_positives
     from q2s_tf.text import train_tokenizer
-    from q2s_tf.training.prepare import build_examples
 
     config, catalogue = paper_config(buckets), open_documents(documents)
     pairs = open_positives(positives)

@@ -1,6 +1,6 @@
 """The paper's towers in PyTorch, as one would write them with it: XLM-R of transformers, `EmbeddingBag`, fused Adam.
 
-They learn from the batches of `q2s_tf.training.examples`, with the same loss and the same kind of first weights (one
+They learn from the batches of `q2s_tf.examples.batches`, with the same loss and the same kind of first weights (one
 random table for all 3-grams, silent projections of the text). Token tables have dense gradients, as in transformers;
 3-gram tables have sparse ones and `SparseAdam`. Attention is PyTorch's fused one.
 """

@@ -31,7 +31,6 @@ KERAS_CLASSES = (
     "AttentionFusion",
     "CategoryIds",
     "DeepSets",
-    "LazyAdam",
     "TextEncoder",
     "TextNormalization",
     "TokenIds",

@@ -15,12 +15,12 @@ from tiny_presets import make_bert
 import q2s_tf
 from q2s_tf.config import Distillation, check_config, read_config
 from q2s_tf.errors import InputError
+from q2s_tf.examples.prepare import build_examples
 from q2s_tf.losses import cosine_distillation
 from q2s_tf.models import aligned_projection, build_towers, encode, load_weights, read_tokenizers
 from q2s_tf.tables import open_documents, open_positives
 from q2s_tf.training import RetrievalModel, train
 from q2s_tf.training.distillation import read_teacher
-from q2s_tf.training.prepare import build_examples
 from q2s_tf.training.retrieval_model import compile_stage
 
 QUERIES: dict[str, list[Any]] = {"query": ["red sofa", "Лампа", "", "ソファ"], "country": ["US", None, "US", "JP"]}

@@ -15,7 +15,7 @@ from tiny_market import TinyMarket, filled_config, market_tokenizer, random_towe
 
 from q2s_tf.models import encode
 
-IMPORT = "q2s_tf.models"
+IMPORT = "q2s_tf"
 """The module whose import registers the layers of a `.keras` file."""
 
 POLICIES = ["float32", "mixed_bfloat16", "mixed_float16"]
@@ -189,9 +189,7 @@ def test_the_summary_lists_channels_and_preprocessing(facts: dict[str, dict[str,
         assert name in facts["document"]["summary"]
 
 
-def test_fit_and_evaluate_train_a_tower(
-    facts: dict[str, dict[str, Any]], saved: tuple[Path, dict[str, Any]]
-) -> None:
+def test_fit_and_evaluate_train_a_tower(facts: dict[str, dict[str, Any]], saved: tuple[Path, dict[str, Any]]) -> None:
     for side, fact in facts.items():
         assert np.isfinite(fact["loss"]).all()
         before, after = fact["evaluate"]

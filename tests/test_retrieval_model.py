@@ -19,14 +19,14 @@ import q2s_tf
 from q2s_tf import losses
 from q2s_tf.config import read_config
 from q2s_tf.errors import InputError
+from q2s_tf.examples.batches import Examples
+from q2s_tf.examples.prepare import build_examples
 from q2s_tf.models import build_towers, encode, load_weights, read_tokenizers
 from q2s_tf.serving.export import export
 from q2s_tf.tables import open_documents, open_positives
 from q2s_tf.training import RetrievalModel, train
 from q2s_tf.training.callbacks import EpochNumber, StepProgress
-from q2s_tf.training.examples import Examples
 from q2s_tf.training.optimizer import LazyAdam
-from q2s_tf.training.prepare import build_examples
 from q2s_tf.training.retrieval_model import classification_head, compile_stage
 from q2s_tf.training.workers import Workers
 

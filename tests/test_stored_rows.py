@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from q2s_tf.training.stored_rows import RowReader, RowWriter
+from q2s_tf.examples.stored_rows import RowReader, RowWriter
 
 IDS = hnp.arrays(np.int32, st.tuples(st.integers(1, 5), st.integers(1, 6)), elements=st.integers(0, 3))
 VECTORS = hnp.arrays(

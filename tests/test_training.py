@@ -184,7 +184,7 @@ from pathlib import Path
 from q2s_tf.config import read_config
 from q2s_tf.training import train
 from q2s_tf.training.callbacks import EpochBackups
-from q2s_tf.training.examples import Examples
+from q2s_tf.examples.batches import Examples
 
 config, documents, positives, validation, run = map(Path, sys.argv[1:6])
 moment, stage, epoch, resume = sys.argv[6], int(sys.argv[7]), int(sys.argv[8]), sys.argv[9] == "resume"

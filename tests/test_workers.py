@@ -46,7 +46,7 @@ from q2s_tf.config import read_config
 from q2s_tf.models import build_towers, load_weights, read_tokenizers
 from q2s_tf.tables import open_documents, open_positives
 from q2s_tf.training import RetrievalModel
-from q2s_tf.training.prepare import build_examples
+from q2s_tf.examples.prepare import build_examples
 from q2s_tf.training.retrieval_model import classification_head, compile_stage
 
 run, documents, positives, folder = map(Path, sys.argv[1:5])

@@ -1,6 +1,6 @@
 """Distillation: the query tower's text channels are trained towards the query embeddings of a teacher."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ from keras import ops
 
 from q2s_tf.cli import console
 from q2s_tf.config import Config, Distillation
+from q2s_tf.examples.batches import Examples
+from q2s_tf.examples.prepare import Teacher
 from q2s_tf.losses import cosine_distillation
 from q2s_tf.models import (
     Tower,
@@ -22,12 +24,8 @@ from q2s_tf.models import (
     read_preset,
 )
 from q2s_tf.training.callbacks import StepProgress
-from q2s_tf.training.examples import Examples
 from q2s_tf.training.optimizer import LazyAdam, decaying_rate
 from q2s_tf.training.workers import Workers
-
-Teacher = Callable[[Mapping[str, list[Any]]], np.ndarray]
-"""From columns `query` and `country` to vectors `[B, D]` in the space of the channel vectors; zeros without text."""
 
 MAX_TOKENS = 64
 """Longest query of a preset."""

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from q2s_tf import losses
 from q2s_tf.config import TOWERS, Config, Stage
+from q2s_tf.examples.batches import NO_COUNTRY
 from q2s_tf.models import Towers
 from q2s_tf.training.optimizer import LazyAdam, decaying_rate
 from q2s_tf.training.recommenders import tfrs
@@ -16,9 +17,6 @@ from q2s_tf.training.workers import gather, num_replicas, own_rows
 
 Loss = Callable[..., Any]
 """A function of `q2s_tf.losses` of scores, mask, sample_weight and reduction."""
-
-NO_COUNTRY = 0
-"""Number of a missing country."""
 
 
 class RetrievalModel(keras.Model):

@@ -12,6 +12,8 @@ from q2s_tf.cli import console
 from q2s_tf.config import Config, save_config
 from q2s_tf.errors import InputError
 from q2s_tf.evaluation.judgements import read_judgements
+from q2s_tf.examples.batches import Examples
+from q2s_tf.examples.prepare import TableScan, build_examples
 from q2s_tf.files import atomic_write, exclusive
 from q2s_tf.models import (
     ENCODER_TOKENIZER,
@@ -42,8 +44,6 @@ from q2s_tf.training.callbacks import (
     read_history,
 )
 from q2s_tf.training.distillation import distil, read_teacher
-from q2s_tf.training.examples import Examples
-from q2s_tf.training.prepare import TableScan, build_examples
 from q2s_tf.training.retrieval_model import RetrievalModel, classification_head, compile_stage
 from q2s_tf.training.validation import Validation, relevant_pairs
 from q2s_tf.training.workers import Workers

@@ -9,8 +9,8 @@ from q2s_tf.config import Config
 from q2s_tf.errors import InputError
 from q2s_tf.evaluation.judgements import Judgements
 from q2s_tf.evaluation.metrics import roc_auc
+from q2s_tf.examples.stored_rows import TowerRows, store_rows
 from q2s_tf.models import Tower, Towers
-from q2s_tf.training.stored_rows import TowerRows, store_rows
 
 BATCH = 256
 

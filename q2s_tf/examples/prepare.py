@@ -8,7 +8,7 @@ document and each distinct query once; a positive is a pair of row numbers. The 
 import random
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,16 @@ import tensorflow as tf
 from q2s_tf.cli import console, track
 from q2s_tf.config import Config
 from q2s_tf.errors import InputError
+from q2s_tf.examples.batches import NO_COUNTRY, Examples, frequent_queries
+from q2s_tf.examples.pseudo_queries import common_words, count_words, pseudo_query
+from q2s_tf.examples.stored_rows import RowReader, RowWriter, TowerRows, store_rows
 from q2s_tf.models import Tower, Towers, unique_ids
 from q2s_tf.models.encoding import documents_named
 from q2s_tf.tables import Table
 from q2s_tf.text import normalise
-from q2s_tf.training.distillation import Teacher
-from q2s_tf.training.examples import Examples, frequent_queries
-from q2s_tf.training.pseudo_queries import common_words, count_words, pseudo_query
-from q2s_tf.training.retrieval_model import NO_COUNTRY
-from q2s_tf.training.stored_rows import RowReader, RowWriter, TowerRows, store_rows
+
+Teacher = Callable[[Mapping[str, list[Any]]], np.ndarray]
+"""From columns `query` and `country` to vectors `[B, D]` in the space of the channel vectors; zeros without text."""
 
 
 class TableScan:

@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from q2s_tf.training.stored_rows import RowReader, TowerRows
+from q2s_tf.examples.stored_rows import RowReader, TowerRows
 
 Batch = dict[str, Any]
+
+NO_COUNTRY = 0
+"""Number of a missing country."""
 
 
 @dataclass

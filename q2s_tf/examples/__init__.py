@@ -1,0 +1,6 @@
+"""Training examples: from tables to shuffled batches of preprocessed rows."""
+
+from q2s_tf.examples.batches import Examples
+from q2s_tf.examples.prepare import TableScan, build_examples
+
+__all__ = ["Examples", "TableScan", "build_examples"]
