@@ -78,7 +78,7 @@ def bad(market: TinyMarket, run: Path, tmp_path_factory: pytest.TempPathFactory)
     (folder / "latin1.tsv").write_bytes("query\tcountry\tdocument_id\trelevance\ncafé\tFR\td00\t2\n".encode("latin-1"))
     (folder / "broken.toml").write_text("dimension = [", encoding="utf-8")
     (folder / "other_format").mkdir()
-    config = (run / "config.toml").read_text(encoding="utf-8").replace("format = 1", "format = 7")
+    config = (run / "config.toml").read_text(encoding="utf-8").replace("format = 2", "format = 7")
     (folder / "other_format/config.toml").write_text(config, encoding="utf-8")
     (folder / "occupied").mkdir()
     (folder / "occupied/mine.txt").write_text("mine", encoding="utf-8")
@@ -97,16 +97,16 @@ WRONG = [
     ("train", "documents", "empty", "empty.parquet: the catalogue is empty"),
     ("train", "documents", "twice", "twice.parquet: a document_id may occur once; 'd00'"),
     ("train", "validation", "latin1", "latin1.tsv: must be UTF-8 and is not: save it as UTF-8"),
-    ("train", "out", "occupied", "occupied: is there already and is not empty"),
+    ("train", "out", "occupied", "occupied: exists and is not empty"),
     ("train", "tokenizer", "file", "tokenizer: not a SentencePiece model"),
     ("evaluate", "run", "absent", "not a run directory"),
-    ("evaluate", "run", "other_format", "its format is 7, this q2s_tf reads 1"),
+    ("evaluate", "run", "other_format", "its format is 7, this q2s_tf reads 2"),
     ("evaluate", "documents", "absent", "absent.parquet: there is no such file"),
     ("evaluate", "documents", "empty", "empty.parquet: the catalogue is empty"),
     ("evaluate", "judgements", "latin1", "latin1.tsv: must be UTF-8 and is not: save it as UTF-8"),
     ("evaluate", "judgements", "unanswered", "unanswered.parquet: needs the column document_id"),
     ("evaluate", "out", "file", "must be a folder; it is a file"),
-    ("export", "run", "other_format", "its format is 7, this q2s_tf reads 1"),
+    ("export", "run", "other_format", "its format is 7, this q2s_tf reads 2"),
     ("export", "run", "occupied", "not a run directory"),
     ("export", "documents", "absent", "absent.parquet: there is no such file"),
     ("export", "documents", "untitled", "untitled.parquet: needs the column title"),

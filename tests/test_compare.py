@@ -16,7 +16,7 @@ from q2s_tf.errors import InputError
 from q2s_tf.evaluation.compare import compare, comparison_tables
 from q2s_tf.evaluation.evaluate import evaluate
 from q2s_tf.evaluation.system_metrics import SystemMetrics
-from q2s_tf.models import Towers, build_towers, load, save_weights
+from q2s_tf.models import Towers, build_towers, load, read_tokenizers, save_weights
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def untrained(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("config.toml", "tokenizer.model"):
         shutil.copy(run / name, other / name)
     towers = load(run)
-    fresh: Towers = build_towers(towers.config, towers.query.preprocessor.tokenizer)
+    fresh: Towers = build_towers(towers.config, read_tokenizers(run, towers.config))
     generator = np.random.default_rng(9)
     for tower in (fresh.query, fresh.document):
         tower.set_weights([generator.normal(size=weight.shape) for weight in tower.get_weights()])

@@ -16,12 +16,11 @@ from tiny_market import TinyMarket
 from q2s_tf.config import save_config
 from q2s_tf.evaluation.evaluate import evaluate
 from q2s_tf.evaluation.results import RunEvaluation
-from q2s_tf.models import build_towers, save_weights
+from q2s_tf.models import build_towers, read_tokenizers, save_weights
 from q2s_tf.report.analysis import Analysis, analyse
 from q2s_tf.report.findings import check_paper, summarise
 from q2s_tf.report.fusion_weights import GroupWeights
 from q2s_tf.report.report import SECTIONS, write_report
-from q2s_tf.text import Tokenizer
 
 HOSTILE = """</script><script>alert(1)</script><img src=https://x.test/a onerror="alert(2)"> {{ 7 * 7 }} | `x` '"&"""
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -298,7 +297,7 @@ def test_a_run_of_one_channel_a_tower_on_later_positives(run: Path, market: Tiny
     lean.mkdir()
     shutil.copy(run / "tokenizer.model", lean)
     save_config(config, lean / "config.toml")
-    save_weights(build_towers(config, Tokenizer.read(run / "tokenizer.model")), lean / "stage1.weights.h5")
+    save_weights(build_towers(config, read_tokenizers(run, config)), lean / "stage1.weights.h5")
     evaluation = evaluate(lean, market.documents, market.positives, tmp_path / "out")
     text = Page(write_report(evaluation, tmp_path / "out")).text
     assert "the query tower has no 3-gram channel or no text channel" in text

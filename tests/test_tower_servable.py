@@ -18,7 +18,7 @@ from q2s_tf.config import IMAGES, CategoricalChannel, Config, Encoder, TextChann
 from q2s_tf.models import Tower, Towers, encode
 from q2s_tf.serving.export import export
 from q2s_tf.serving.tower_servable import LARGEST_CONSTANT, TowerServable
-from q2s_tf.text import Tokenizer, train_tokenizer
+from q2s_tf.text import SentencePiece, train_tokenizer
 
 ALPHABETS = [
     "abcdefghijklmnopqrstuvwxyz",
@@ -134,9 +134,10 @@ def paper_tower() -> Tower:
         "title": TrigramsChannel(tower="document", input="title", kind="trigrams"),
     }
     config = Config(channels=channels, encoders={"query": Encoder()})
-    tower = Tower(config, "query", Tokenizer(train_tokenizer([text for text in texts if text.strip()], 2_000)))
+    model = train_tokenizer([text for text in texts if text.strip()], 2_000)
+    tower = Tower(config, "query", {"query": SentencePiece(model).vocabulary_size}, {"query": model})
     generator = np.random.default_rng(4)
-    for weight in tower.encoder.trainable_variables:
+    for weight in tower.trainable_variables:
         weight.assign(weight.numpy() + generator.normal(scale=0.1, size=weight.shape).astype(np.float32))
     return tower
 
@@ -170,16 +171,16 @@ def test_image_vectors_that_are_not_finite_are_padding(models: Path) -> None:
 
 
 def test_the_graph_has_fused_products_and_reads_nothing_but_tables(paper_tower: Tower, tmp_path: Path) -> None:
-    tables = [weight for weight in paper_tower.encoder.variables if np.prod(weight.shape) > LARGEST_CONSTANT]
+    tables = [weight for weight in paper_tower.weights if np.prod(weight.shape) > LARGEST_CONSTANT]
     assert [weight.path.split("/")[0] for weight in tables] == ["trigrams_vector"]
     one = {"query": [b"red sofa"], "country": [b"US"]}
     folded = SavedModel(save(paper_tower, tmp_path / "folded")).ops(**one)
 
     archive = keras.export.ExportArchive()
-    archive.track(paper_tower.encoder)
+    archive.track(paper_tower)
     inputs = [tf.TensorSpec([None], tf.string, name=name) for name in one]
     archive.add_endpoint(
-        "serving_default", lambda query, country: paper_tower.call({"query": query, "country": country}), inputs
+        "serving_default", lambda query, country: paper_tower({"query": query, "country": country}), inputs
     )
     archive.write_out(str(tmp_path / "plain"), verbose=False)
     plain = SavedModel(tmp_path / "plain").ops(**one)
@@ -194,7 +195,7 @@ def test_the_graph_has_fused_products_and_reads_nothing_but_tables(paper_tower: 
 
 
 def test_signatures_share_the_constants_of_one_tower(paper_tower: Tower, tmp_path: Path) -> None:
-    specs = list(paper_tower.preprocessor.signature().values())
+    specs = list(paper_tower.signature().values())
     module = tf.Module()
     module.tower = TowerServable(paper_tower)
 

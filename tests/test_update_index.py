@@ -205,7 +205,8 @@ def test_another_run_is_refused(run: Path, models: Path, tmp_path: Path) -> None
     other = tmp_path / "other"
     shutil.copytree(run, other)
     towers = load(other)
-    towers.query.encoder.variables[0].assign_add(tf.ones_like(towers.query.encoder.variables[0]))
+    weight = towers.query.trainable_variables[0]
+    weight.assign(weight + 1)
     towers.save_weights(other / "stage1.weights.h5")
     upsert = write_documents(tmp_path, [{**ROW, "document_id": "new", "title": "oak table"}])
     with pytest.raises(InputError, match="retriever 1 was exported from other weights .run lean.; give that run"):
