@@ -10,10 +10,8 @@ import sentencepiece
 from tiny_market import TinyMarket
 
 from q2s_tf.config import Config, check_config, read_config
-from q2s_tf.models import Towers, build_towers, pretrained_tokenizer
-from q2s_tf.text import Tokenizer, train_tokenizer
+from q2s_tf.models import Towers, build_towers, fill_encoders, load_pretrained
 from q2s_tf.training import train
-from q2s_tf.training.pretrained import fill_encoders, load_pretrained
 
 GEOMETRY = {"num_layers": 3, "num_heads": 2, "hidden_dim": 8, "intermediate_dim": 16, "max_sequence_length": 24}
 WORDS = ["sofa", "chair", "red", "lamp", "диван", "красный", "лампа", "ソファ", "أريكة", "blue", "table"]
@@ -72,16 +70,14 @@ def tower_config(preset: Path, dimension: int = 8, max_tokens: int = MAX_TOKENS,
 
 
 def build(config: Config) -> Towers:
-    config, files = fill_encoders(config)
-    own = {name: pretrained_tokenizer(config.encoders[name].pretrained, file) for name, file in files.items()}  # type: ignore[arg-type]
-    towers = build_towers(config, Tokenizer(train_tokenizer(["red sofa and lamp"] * 20, 64)), own)
+    towers = build_towers(*fill_encoders(config))
     load_pretrained(towers)
     return towers
 
 
 def prepared(towers: Towers, texts: list[str]) -> np.ndarray:
     """The token ids of the text channel."""
-    return towers.document.preprocessor(towers.document.tensors({"title": texts}))["text"].numpy()
+    return towers.document.preprocessor(towers.document.as_inputs(texts))["text"].numpy()
 
 
 SLOW_RATES = ["stage1.learning_rate=1e-12", "stage1.text_learning_rate=1e-12"]
