@@ -22,7 +22,7 @@ SCRIPT = Path(__file__).with_name("keras_user.py")
 
 def run_script(task: str, folders: list[Path]) -> None:
     command = [sys.executable, "-W", "error::UserWarning:keras.src.saving.saving_lib", str(SCRIPT), task]
-    done = subprocess.run([*command, *map(str, folders)], capture_output=True, text=True, timeout=500)
+    done = subprocess.run([*command, *map(str, folders)], capture_output=True, text=True, timeout=1_500)
     assert done.returncode == 0, done.stderr[-4000:]
 
 

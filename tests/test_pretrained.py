@@ -244,7 +244,7 @@ def test_an_encoder_that_is_not_trainable_gives_what_one_with_a_tiny_rate_gives(
 ) -> None:
     def best_validation(run: Path) -> float:
         lines = (run / "metrics.jsonl").read_text().splitlines()
-        return max(json.loads(line)["validation_roc_auc"] for line in lines)
+        return max(json.loads(line)["val_roc_auc"] for line in lines)
 
     preset, common = presets / "bert", ["clip_norm=1e9", "stage1.max_epochs=2"]  # the norm is over all gradients
     tiny_rate = ["encoders.own.dropout=0", "encoders.own.learning_rate_factor=1e-12"]
