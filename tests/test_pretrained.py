@@ -1,4 +1,4 @@
-"""Pretrained text encoders: the model's own vectors and tokens, in a run that needs its preset no more."""
+"""Pretrained text encoders: the vectors and tokens of the model, in a run that is independent of its preset."""
 
 import functools
 import json
@@ -31,10 +31,11 @@ from tiny_presets import (
 import q2s_tf
 from q2s_tf.config import check_config
 from q2s_tf.errors import InputError
-from q2s_tf.serving.export import export
+from q2s_tf.layers import TextEncoder
+from q2s_tf.models import Tower, Towers, fill_encoders
+from q2s_tf.models.towers import precomputed_input
 from q2s_tf.text import WordPiece
-from q2s_tf.training.prepared import PreparedRows
-from q2s_tf.training.pretrained import fill_encoders
+from q2s_tf.training.stored_rows import store_rows
 
 TEXTS = [
     "red sofa",
@@ -94,6 +95,16 @@ def vectors_of_the_model(model: Model, texts: list[str], num_layers: int, poolin
     return np.array(vectors)
 
 
+def own_encoder(towers: Towers) -> TextEncoder:
+    return towers.document.text_encoders["own"]
+
+
+def inner_kernel(model: Model, layer: int) -> np.ndarray:
+    """A weight of the preset."""
+    weights = model.backbone.transformer_layers[layer].weights
+    return next(weight.numpy() for weight in weights if weight.path.endswith("feedforward_intermediate_dense/kernel"))
+
+
 # --- tokens
 
 
@@ -103,13 +114,13 @@ def test_tokens_are_the_models_own_with_0_as_padding(model: Model) -> None:
     own = [[swap.get(token, token) for token in row] for row in rows_of_the_model(model, TEXTS)]
     assert ids.shape[1] == max(map(len, own)) == MAX_TOKENS
     assert [[token for token in row if token] for row in ids.tolist()] == own
-    assert all(not any(row[len(its) :]) for row, its in zip(ids.tolist(), own, strict=True)), "padding comes last"
+    assert all(not any(row[len(ids_) :]) for row, ids_ in zip(ids.tolist(), own, strict=True)), "padding comes last"
 
 
-def test_a_text_of_nothing_is_missing(model: Model) -> None:
+def test_a_text_of_invisible_characters_is_missing(model: Model) -> None:
     towers = build(tower_config(model.folder))
     assert not prepared(towers, ["", " \t ", "\u200d"]).any()
-    assert not towers.document.predict({"title": ["", "red"]})["embedding"][0].any()
+    assert not towers.encode_documents(["", "red"])[0].any()
 
 
 RARE = ["İ", "ẞ", "\u00a0", "\u3000", " ", " ", "猫", "#", "\u0301", "\u200b", "가", *"AÉÀŽЁЙСВИ"]
@@ -139,12 +150,11 @@ def test_word_pieces_are_those_of_bert(text: str, lowercase: bool) -> None:
 @pytest.mark.parametrize(("num_layers", "pooling"), [(3, "mean"), (3, "cls"), (1, "mean"), (2, "cls")])
 def test_vectors_are_the_models_own(model: Model, num_layers: int, pooling: str) -> None:
     towers = build(tower_config(model.folder, num_layers=num_layers, pooling=pooling))
-    encoder = towers.document.encoder.get_layer("own_text_encoder")
     expected = vectors_of_the_model(model, TEXTS, num_layers, pooling)
-    np.testing.assert_allclose(encoder(prepared(towers, TEXTS)), expected, atol=1e-5)
+    np.testing.assert_allclose(own_encoder(towers)(prepared(towers, TEXTS)), expected, atol=1e-5)
 
 
-def test_all_layers_are_taken_when_none_are_asked_for(model: Model) -> None:
+def test_all_layers_are_used_by_default(model: Model) -> None:
     (encoder,) = fill_encoders(tower_config(model.folder))[0].encoders.values()
     sizes = (encoder.num_layers, encoder.num_heads, encoder.hidden_dim, encoder.intermediate_dim)
     assert sizes == (3, 2, 8, 16)
@@ -155,7 +165,7 @@ def test_a_tower_begins_with_the_cosines_of_its_encoder(model: Model) -> None:
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     for dimension in (8, 20):
         towers = build(tower_config(model.folder, dimension=dimension, pooling="mean"))
-        embeddings = towers.document.predict({"title": TEXTS})["embedding"]
+        embeddings = towers.encode_documents(TEXTS)
         np.testing.assert_allclose(embeddings @ embeddings.T, vectors @ vectors.T, atol=1e-5)
 
 
@@ -170,51 +180,53 @@ def presets(models_by_family: dict[str, Model], tmp_path: Path) -> Path:
     return tmp_path / "presets"
 
 
-def test_a_run_needs_its_presets_no_more(
+def test_a_run_is_independent_of_its_presets(
     market: TinyMarket, models_by_family: dict[str, Model], presets: Path, tmp_path: Path
 ) -> None:
     """BERT in the document tower, XLM-R in the query tower."""
     query = '{ tower = "query", kind = "text", input = "query", encoder = "typed", max_tokens = 8 }'
     typed = f'encoders.typed={{ preset = "{presets / "xlm_roberta"}", pooling = "cls" }}'
-    asked = (f"channels.query_text={query}", typed, *SLOW_RATES)
+    overrides = (f"channels.query_text={query}", typed, *SLOW_RATES)
     run, begun, texts = tmp_path / "run", tmp_path / "begun", ["red sofa", "красный диван", "Blue LAMP", ""]
-    towers = train_pretrained(market, presets / "bert", run, *asked)
-    own, given_ = towers.document.encoder.get_layer("own_text_encoder").backbone, models_by_family["bert"].backbone
-    kernels = [each.transformer_layers[1]._feedforward_intermediate_dense.kernel for each in (own, given_)]
-    np.testing.assert_allclose(kernels[0], kernels[1], atol=1e-6, err_msg="training begins with the preset's weights")
-    expected = {
-        "query": towers.query.predict({"query": texts})["embedding"],
-        "document": towers.document.predict({"title": texts})["embedding"],
-    }
+    towers = train_pretrained(market, presets / "bert", run, *overrides)
+    kernel = own_encoder(towers).blocks[1]["inner_kernel"]
+    expected = inner_kernel(models_by_family["bert"], 1)
+    np.testing.assert_allclose(kernel, expected, atol=1e-6, err_msg="training begins with the preset's weights")
+    queries, documents = towers.encode_queries(texts), towers.encode_documents(texts)
     begun.mkdir()
     for path in [run / "config.toml", *run.glob("tokenizer*.model")]:
         shutil.copy(path, begun)
-    resumed = train_pretrained(market, presets / "bert", begun, *asked, resume=True)
-    embeddings = resumed.document.predict({"title": texts})["embedding"]
-    np.testing.assert_allclose(embeddings, expected["document"], atol=1e-5, err_msg="killed before its first weights")
+    resumed = train_pretrained(market, presets / "bert", begun, *overrides, resume=True)
+    embeddings = resumed.encode_documents(texts)
+    np.testing.assert_allclose(embeddings, documents, atol=1e-5, err_msg="interrupted before its first weights")
 
     shutil.rmtree(presets)
-    export(run, market.documents, tmp_path / "models", "exact")
-    jobs: list[Any] = []
-    for name, column in (("query", "query"), ("document", "title")):
-        tower = {"query": towers.query, "document": towers.document}[name]
-        raw = {key: tensor.numpy() for key, tensor in tower.tensors({column: texts}).items()}
-        jobs.append(("towers", run, name, {column: texts}))
-        jobs.append(("session", tmp_path / f"models/{name}_tower/1", "serving_default", raw))
-    replies = [answer["embedding"] for answer in answers(jobs, tmp_path)]
-    for reply, name in zip(replies, ("query", "query", "document", "document"), strict=True):
-        np.testing.assert_allclose(reply, expected[name], atol=1e-5)
+    jobs: list[Any] = [("towers", run, "query", {"query": texts}), ("towers", run, "document", {"title": texts})]
+    for outputs, embeddings in zip(answers(jobs, tmp_path), (queries, documents), strict=True):
+        np.testing.assert_allclose(outputs["embedding"], embeddings, atol=1e-5)
+    for tower, inputs, embeddings in (
+        (towers.query, towers.query.as_inputs(texts), queries),
+        (towers.document, towers.document.as_inputs(texts), documents),
+    ):
+        tower.save(tmp_path / "tower.keras")
+        loaded = keras.saving.load_model(tmp_path / "tower.keras")
+        np.testing.assert_allclose(loaded.predict(inputs, verbose=0)["embedding"], embeddings, atol=1e-5)
 
-    longer = train_pretrained(market, presets / "bert", run, *asked, "stage1.max_epochs=2", resume=True)
-    np.testing.assert_allclose(longer.query.predict({"query": texts})["embedding"], expected["query"], atol=1e-5)
+    longer = train_pretrained(market, presets / "bert", run, *overrides, "stage1.max_epochs=2", resume=True)
+    np.testing.assert_allclose(longer.encode_queries(texts), queries, atol=1e-5)
     with pytest.raises(InputError, match="was trained with another config .differs in encoders."):
-        train_pretrained(market, presets / "bert", run, *asked, 'encoders.own.pooling="cls"', resume=True)
+        train_pretrained(market, presets / "bert", run, *overrides, 'encoders.own.pooling="cls"', resume=True)
     (run / "tokenizer-own.model").unlink()
     with pytest.raises(InputError, match=r"tokenizer .*tokenizer-own.model: there is no such file"):
         q2s_tf.load(run)
 
 
-def test_a_pretrained_encoder_learns_beside_a_small_query_tower(
+def losses(run: Path) -> list[float]:
+    entries = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [entry["loss"] for entry in entries if "loss" in entry]
+
+
+def test_a_pretrained_encoder_learns_with_a_small_query_tower(
     market: TinyMarket, models_by_family: dict[str, Model], tmp_path: Path
 ) -> None:
     query = '{ tower = "query", kind = "text", input = "query", encoder = "query", max_tokens = 8 }'
@@ -222,62 +234,62 @@ def test_a_pretrained_encoder_learns_beside_a_small_query_tower(
     overrides = (f"channels.query_text={query}", small, "stage1.max_epochs=6", "stage1.text_learning_rate=5e-3")
     model = models_by_family["bert"]
     towers = train_pretrained(market, model.folder, tmp_path / "run", *overrides)
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert losses[-1] < losses[0] / 2
-    kernel = towers.document.encoder.get_layer("own_text_encoder").backbone.transformer_layers[0]
-    before = model.backbone.transformer_layers[0]._feedforward_output_dense.kernel.numpy()
-    assert np.abs(kernel._feedforward_output_dense.kernel.numpy() - before).max() > 1e-3
+    epochs = losses(tmp_path / "run")
+    assert epochs[-1] < epochs[0] / 2
+    assert np.abs(own_encoder(towers).blocks[0]["inner_kernel"].numpy() - inner_kernel(model, 0)).max() > 1e-3
 
 
-def test_a_frozen_encoder_gives_what_one_that_hardly_learns_gives(
+def test_an_encoder_that_is_not_trainable_gives_what_one_with_a_tiny_rate_gives(
     market: TinyMarket, models_by_family: dict[str, Model], presets: Path, tmp_path: Path
 ) -> None:
-    def losses(name: str) -> list[float]:
-        return [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-
     def best_validation(run: Path) -> float:
         lines = (run / "metrics.jsonl").read_text().splitlines()
-        return max(json.loads(line)["validation_roc_auc"] for line in lines)
+        return max(json.loads(line)["val_roc_auc"] for line in lines)
 
-    preset, both = presets / "bert", ["clip_norm=1e9", "stage1.max_epochs=2"]  # clipped by all gradients together
-    still = ["encoders.own.dropout=0", "encoders.own.learning_rate_factor=1e-12"]
-    learning = train_pretrained(market, preset, tmp_path / "learning", *both, *still)
-    frozen = train_pretrained(market, preset, tmp_path / "frozen", *both, "encoders.own.frozen=true")
-    assert best_validation(tmp_path / "frozen") == pytest.approx(judged_auc(frozen, market), abs=1e-6)
-    np.testing.assert_allclose(losses("frozen"), losses("learning"), rtol=1e-4)
-    texts = ["red sofa", "lamp"]
-    embeddings = [towers.document.predict({"title": texts})["embedding"] for towers in (frozen, learning)]
+    preset, common = presets / "bert", ["clip_norm=1e9", "stage1.max_epochs=2"]  # the norm is over all gradients
+    tiny_rate = ["encoders.own.dropout=0", "encoders.own.learning_rate_factor=1e-12"]
+    trainable = train_pretrained(market, preset, tmp_path / "trainable", *common, *tiny_rate)
+    fixed = train_pretrained(market, preset, tmp_path / "fixed", *common, "encoders.own.trainable=false")
+    assert best_validation(tmp_path / "fixed") == pytest.approx(judged_auc(fixed, market), abs=1e-6)
+    np.testing.assert_allclose(losses(tmp_path / "fixed"), losses(tmp_path / "trainable"), rtol=1e-4)
+    embeddings = [towers.encode_documents(["red sofa", "lamp"]) for towers in (fixed, trainable)]
     np.testing.assert_allclose(*embeddings, atol=1e-4)
 
     shutil.rmtree(presets)
-    more = ("clip_norm=1e9", "stage1.max_epochs=3", "encoders.own.frozen=true")
-    longer = train_pretrained(market, preset, tmp_path / "frozen", *more, resume=True)
-    assert len(losses("frozen")) == 3
-    own, given_ = longer.document.encoder.get_layer("own_text_encoder").backbone, models_by_family["bert"].backbone
-    for layer, source in zip(own.transformer_layers, given_.transformer_layers, strict=False):
-        for weight, value in zip(layer.weights, source.weights, strict=True):
-            np.testing.assert_array_equal(weight, value)
+    more = ("clip_norm=1e9", "stage1.max_epochs=3", "encoders.own.trainable=false")
+    longer = train_pretrained(market, preset, tmp_path / "fixed", *more, resume=True)
+    assert len(losses(tmp_path / "fixed")) == 3
+    for layer, block in enumerate(own_encoder(longer).blocks):
+        expected = inner_kernel(models_by_family["bert"], layer)
+        np.testing.assert_array_equal(block["inner_kernel"], expected)
 
 
-def test_prepared_rows_follow_what_learns_and_ask_a_frozen_encoder_once(model: Model) -> None:
-    tower = build(tower_config(model.folder, frozen=True)).document
-    rows = PreparedRows(tower, {"title": TEXTS, "description": [None] * len(TEXTS)})
-    begun = rows.embed()
-    np.testing.assert_allclose(begun, tower.predict({"title": TEXTS})["embedding"], atol=1e-5)
-    kernel = tower.encoder.get_layer("text_vector").kernel
+def test_the_outputs_of_an_encoder_that_is_not_trainable_are_stored(model: Model, tmp_path: Path) -> None:
+    tower = build(tower_config(model.folder, trainable=False)).document
+    raw = tf.data.Dataset.from_tensor_slices(tower.as_inputs(TEXTS)).batch(4)
+    rows = store_rows(tmp_path / "rows", tower, raw)
+    before = embed_stored(tower, rows.read(np.arange(len(TEXTS))))
+    np.testing.assert_allclose(before, tower.predict(tower.as_inputs(TEXTS), verbose=0)["embedding"], atol=1e-5)
+    assert precomputed_input("text") in rows.read(np.arange(2))
+    kernel = tower.channel_layers["text"].kernel
     kernel.assign(np.random.default_rng(1).normal(size=kernel.shape))
-    learnt = rows.embed()
-    np.testing.assert_allclose(learnt, tower.predict({"title": TEXTS})["embedding"], atol=1e-5)
-    assert np.abs(learnt - begun).max() > 0.1
-    for weight in tower.encoder.get_layer("own_text_encoder").weights:
+    after = embed_stored(tower, rows.read(np.arange(len(TEXTS))))
+    np.testing.assert_allclose(after, tower.predict(tower.as_inputs(TEXTS), verbose=0)["embedding"], atol=1e-5)
+    assert np.abs(after - before).max() > 0.1
+    for weight in tower.text_encoders["own"].weights:
         weight.assign(tf.zeros_like(weight))
-    np.testing.assert_array_equal(rows.embed(), learnt, "its vectors were there already")
+    unchanged = embed_stored(tower, rows.read(np.arange(len(TEXTS))))
+    np.testing.assert_array_equal(unchanged, after, "the encoder is not computed again")
+
+
+def embed_stored(tower: Tower, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    return np.asarray(tower.fuse(*tower.encode_channels(inputs))[0])
 
 
 # --- what is refused
 
 
-def test_what_cannot_be_a_preset_is_refused(model: Model, tmp_path: Path) -> None:
+def test_a_folder_that_is_no_preset_is_refused(model: Model, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"preset .*nowhere: there is no such folder, nor a keras_hub preset"):
         fill_encoders(tower_config(tmp_path / "nowhere"))
     (tmp_path / "config.json").write_text('{"model_type": "mamba"}', encoding="utf-8")
@@ -301,7 +313,7 @@ def test_a_preset_of_another_family_is_refused(tmp_path: Path) -> None:
 def test_what_contradicts_a_preset_is_refused() -> None:
     with pytest.raises(InputError, match="hidden_dim: comes from the preset there: leave it out"):
         tower_config(Path("there"), hidden_dim=16)
-    with pytest.raises(InputError, match="frozen is for a pretrained encoder: give it a preset"):
-        check_config({"encoders": {"own": {"frozen": True}}, "channels": {}}, "test")
+    with pytest.raises(InputError, match="trainable = false needs a pretrained encoder: give it a preset"):
+        check_config({"encoders": {"own": {"trainable": False}}, "channels": {}}, "test")
     with pytest.raises(InputError, match="max_tokens is 2: .* must be at least 3"):
         tower_config(Path("there"), max_tokens=2)

@@ -24,8 +24,8 @@ class RowWriter:
 
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._values = path.with_suffix(".values").open("wb")
-        self._lengths = path.with_suffix(".lengths").open("wb")
+        self._values = path.with_name(f"{path.name}.values").open("wb")
+        self._lengths = path.with_name(f"{path.name}.lengths").open("wb")
 
     def append(self, rows: np.ndarray) -> None:
         """Adds rows `[B, L]` or `[B, L, I]`; trailing zeros (zero vectors) of a row are padding."""
@@ -51,10 +51,10 @@ class RowReader:
     """
 
     def __init__(self, path: Path, dtype: type, dimension: int | None = None):
-        lengths = np.fromfile(path.with_suffix(".lengths"), np.int64)
+        lengths = np.fromfile(path.with_name(f"{path.name}.lengths"), np.int64)
         self._offsets = np.concatenate([[0], np.cumsum(lengths)])
         self._shape: tuple[int, ...] = () if dimension is None else (dimension,)
-        file = path.with_suffix(".values")
+        file = path.with_name(f"{path.name}.values")
         flat = np.memmap(file, dtype, mode="r") if file.stat().st_size else np.zeros(0, dtype)
         self._values = flat.reshape(-1, *self._shape)
 
