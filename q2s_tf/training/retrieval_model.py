@@ -119,7 +119,7 @@ class RetrievalModel(keras.Model):
 
     def compute_losses(self, batch: Mapping[str, Any]) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
         """The parts of the loss by name, and the embeddings of both towers."""
-        channels: dict[str, Any] = {side: self.encode(side, batch[side]) for side in TOWERS}
+        channels: dict[str, tuple[Any, Any]] = {side: self.encode(side, batch[side]) for side in TOWERS}
         embeddings: dict[str, tf.Tensor] = {side: self.fuse(side, *channels[side]) for side in TOWERS}
         parts = {"retrieval_loss": self.retrieval_loss(batch, **embeddings)}
         if self.groups:
