@@ -49,7 +49,7 @@ def towers(trained: tuple[Path, "Towers"]) -> "Towers":
 @pytest.fixture(scope="session")
 def models(run: Path, market: TinyMarket, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run exported with the exact index, as version 1; tests do not write into it."""
-    from q2s_tf.serving.export import export
+    from q2s_tf.serving.export import export  # needs export
 
     folder = tmp_path_factory.mktemp("models")
     export(run, market.documents, folder, "exact")

@@ -164,13 +164,13 @@ def test_before_stage_1_only_the_text_channels_learn(
     market: TinyMarket, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     encoder = "{ num_layers = 1, num_heads = 2, hidden_dim = 32, intermediate_dim = 64, dropout = 0 }"
-    before = [f'distillation.teacher="{run}"', "distillation.epochs=60", "distillation.learning_rate=0.01"]
+    before = [f'distillation.teacher="{run}"', "distillation.epochs=100", "distillation.learning_rate=0.01"]
     still = ["stage1.max_epochs=1", "stage1.learning_rate=1e-12", "stage1.text_learning_rate=1e-12"]
     overrides = [f"channels.query_text={TEXT_CHANNEL}", f"encoders.query={encoder}", *before, *still]
     config = read_config(market.lean_config, overrides)
     towers = train(config, market.documents, market.positives, market.judgements, tmp_path / "run")
     assert "distillation done: mean cosine" in capsys.readouterr().err
-    queries = {"query": [row["query"] for row in market.positive_rows], "country": [None] * len(market.positive_rows)}
+    queries = {name: [row[name] for row in market.positive_rows] for name in ("query", "country")}
     vectors, mask = towers.query.encode_channels(towers.query.preprocessor(towers.query.as_inputs(queries)))
     texts = towers.query.fuse(vectors, mask & [name == "query_text" for name in towers.query.channel_names])[0]
     cosines = (texts.numpy() * encode(q2s_tf.load(run).query, queries)["embedding"]).sum(axis=1)

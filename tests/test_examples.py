@@ -92,7 +92,7 @@ def test_an_epoch_has_every_positive_at_most_once_and_all_that_fill_batches(
     assert len(examples) == len(rows) == 47
 
     def in_small_pieces(total: int, seed: tuple[int, ...]) -> Any:
-        return shuffled(total, seed, shard=5, together=2)
+        return shuffled(total, seed, shard=5, mixed=2)
 
     for shuffle in (shuffled, in_small_pieces):
         monkeypatch.setattr(examples_module, "shuffled", shuffle)
@@ -155,18 +155,22 @@ def check_inputs(tower: Tower, stored: dict[str, np.ndarray], rows: list[dict[st
         assert not stored[name][:, expected.shape[1] :].any(), f"{name}: only padding may be added"
 
 
-def test_the_dataset_is_the_batches(examples: Examples) -> None:
-    batches = list(examples.batches(10, (3, 1, 1)))
-    from_dataset = list(examples.dataset(10, (3, 1, 1)).as_numpy_iterator())
-    assert len(from_dataset) == len(batches) == 4
-    for batch, other in zip(batches, from_dataset, strict=True):
-        for part in ("query", "document"):
-            assert set(batch[part]) == set(other[part])
-            for name, inputs in batch[part].items():
-                np.testing.assert_array_equal(other[part][name], inputs)
-                assert other[part][name].dtype == inputs.dtype
-        np.testing.assert_array_equal(other["weight"], batch["weight"])
-        np.testing.assert_array_equal(other["score_mask"], batch["score_mask"])
+def test_the_dataset_is_the_batches_in_another_order_in_each_epoch(examples: Examples) -> None:
+    """The seed of an epoch is that of the data set and the number of the epoch, which a resumed training sets."""
+    dataset = examples.dataset(10, (3, 1))
+    assert int(dataset.cardinality()) == 4
+    resumed = examples.dataset(10, (3, 1), epoch=lambda: 2)
+    for epoch, iterated in ((1, dataset), (2, dataset), (2, resumed)):
+        batches, from_dataset = list(examples.batches(10, (3, 1, epoch))), list(iterated.as_numpy_iterator())
+        assert len(from_dataset) == len(batches) == 4
+        for batch, other in zip(batches, from_dataset, strict=True):
+            for part in ("query", "document"):
+                assert set(batch[part]) == set(other[part])
+                for name, inputs in batch[part].items():
+                    np.testing.assert_array_equal(other[part][name], inputs)
+                    assert other[part][name].dtype == inputs.dtype
+            np.testing.assert_array_equal(other["weight"], batch["weight"])
+            np.testing.assert_array_equal(other["score_mask"], batch["score_mask"])
 
 
 def test_a_positive_without_weight_weighs_one(towers: Towers, market: TinyMarket, tmp_path: Path) -> None:

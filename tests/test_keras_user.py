@@ -16,12 +16,6 @@ from tiny_market import TinyMarket, filled_config, market_tokenizer, random_towe
 from q2s_tf.config import IMAGES
 from q2s_tf.models import encode
 
-<<<<<<< HEAD
-IMPORT = "q2s_tf"
-"""The module whose import registers the layers of a `.keras` file."""
-
-=======
->>>>>>> wt-tests1
 POLICIES = ["float32", "mixed_bfloat16", "mixed_float16"]
 SCRIPT = Path(__file__).with_name("keras_user.py")
 
@@ -122,11 +116,7 @@ def test_the_summary_lists_channels_and_preprocessing(facts: dict[str, dict[str,
         assert name in facts["document"]["summary"]
 
 
-<<<<<<< HEAD
-def test_fit_and_evaluate_train_a_tower(facts: dict[str, dict[str, Any]], saved: tuple[Path, dict[str, Any]]) -> None:
-=======
 def test_fit_and_evaluate_train_a_tower(facts: dict[str, dict[str, Any]], saved: Saved) -> None:
->>>>>>> wt-tests1
     for side, fact in facts.items():
         assert np.isfinite(fact["loss"]).all()
         before, after = fact["evaluate"]

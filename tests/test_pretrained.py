@@ -31,11 +31,11 @@ from tiny_presets import (
 import q2s_tf
 from q2s_tf.config import check_config
 from q2s_tf.errors import InputError
+from q2s_tf.examples.stored_rows import store_rows
 from q2s_tf.layers import TextEncoder
 from q2s_tf.models import Tower, Towers, fill_encoders
 from q2s_tf.models.towers import precomputed_input
 from q2s_tf.text import WordPiece
-from q2s_tf.training.stored_rows import store_rows
 
 TEXTS = [
     "red sofa",

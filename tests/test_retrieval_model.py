@@ -36,7 +36,7 @@ NO_DROPOUT = ["encoders.query.dropout=0.0", "encoders.document.dropout=0.0"]
 
 KERAS_3_FIRST = """
 import tensorflow as tf
-import q2s_tf.evaluation.evaluate
+import q2s_tf.models
 before = tf.keras.version()
 from q2s_tf.training.recommenders import tfrs
 task = tfrs.tasks.Retrieval(loss=lambda y_true, y_pred, sample_weight: tf.reduce_sum(y_true * y_pred))

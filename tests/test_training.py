@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
-from tiny_market import TinyMarket, judged_auc
+from tiny_market import TEXT_OVERRIDES, TinyMarket, judged_auc
 
 import q2s_tf
 from q2s_tf.config import read_config
@@ -24,12 +24,6 @@ from q2s_tf.files import exclusive
 from q2s_tf.models import Towers, build_towers, read_tokenizers
 from q2s_tf.tables import Table
 from q2s_tf.training import train
-
-TEXT_OVERRIDES = [
-    'channels.query_text={ tower = "query", kind = "text", input = "query", encoder = "query", max_tokens = 8 }',
-    "encoders.query={ num_layers = 1, num_heads = 2, hidden_dim = 16, intermediate_dim = 32, dropout = 0.2 }",
-]
-"""Gives the lean config a text encoder, and with it dropout."""
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_market import TinyMarket
+from tiny_market import TEXT_OVERRIDES, TinyMarket
 from tiny_presets import make_bert
 
 import q2s_tf
@@ -28,11 +28,6 @@ OVERRIDES = [
     "stage1.batch_size=18",
     "stage1.symmetric=true",
     "clip_norm=1e9",
-]
-
-TEXT_WITH_DROPOUT = [
-    'channels.query_text={ tower = "query", kind = "text", input = "query", encoder = "query", max_tokens = 8 }',
-    "encoders.query={ num_layers = 1, num_heads = 2, hidden_dim = 16, intermediate_dim = 32, dropout = 0.2 }",
 ]
 
 ONE_STEP = """
@@ -136,7 +131,7 @@ cli.run(command)
 
 @pytest.mark.slow
 def test_the_loss_of_a_worker_ends_the_others_and_the_run_is_resumed(market: TinyMarket, tmp_path: Path) -> None:
-    epochs = ["stage1.max_epochs=400", "stage1.patience=400", "stage2.unconverged=true", *TEXT_WITH_DROPOUT]
+    epochs = ["stage1.max_epochs=400", "stage1.patience=400", "stage2.unconverged=true", *TEXT_OVERRIDES]
     run = tmp_path / "run"
     files = [str(path) for path in (market.lean_config, market.documents, market.positives, market.judgements, run)]
     chief, other = start(2, ["-c", TRAIN, *files, "anew", *epochs], tmp_path, chief_output=subprocess.PIPE)

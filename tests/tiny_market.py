@@ -131,7 +131,13 @@ channels.title_trigrams = { tower = "document", kind = "trigrams", input = "titl
 stage1 = { max_epochs = 4, batch_size = 16, learning_rate = 0.02 }
 stage2 = { max_epochs = 0 }
 """
-"""3-grams alone: what is not about the transformer is tested without its cost."""
+"""3-grams alone, for tests that need no text encoder."""
+
+TEXT_OVERRIDES = [
+    'channels.query_text={ tower = "query", kind = "text", input = "query", encoder = "query", max_tokens = 8 }',
+    "encoders.query={ num_layers = 1, num_heads = 2, hidden_dim = 16, intermediate_dim = 32, dropout = 0.2 }",
+]
+"""Gives the lean config a text encoder, and with it dropout."""
 
 
 @dataclass

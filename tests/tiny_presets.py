@@ -70,24 +70,14 @@ def tower_config(preset: Path, dimension: int = 8, max_tokens: int = MAX_TOKENS,
 
 
 def build(config: Config) -> Towers:
-<<<<<<< HEAD
-    """Towers whose encoders have the weights of their presets."""
-    config, tokenizers = fill_encoders(config)
-    towers = build_towers(config, tokenizers)
-=======
     towers = build_towers(*fill_encoders(config))
->>>>>>> wt-tests1
     load_pretrained(towers)
     return towers
 
 
 def prepared(towers: Towers, texts: list[str]) -> np.ndarray:
     """The token ids of the text channel."""
-<<<<<<< HEAD
-    return towers.document.preprocessor(towers.document.as_inputs({"title": texts}))["text"].numpy()
-=======
     return towers.document.preprocessor(towers.document.as_inputs(texts))["text"].numpy()
->>>>>>> wt-tests1
 
 
 SLOW_RATES = ["stage1.learning_rate=1e-12", "stage1.text_learning_rate=1e-12"]
