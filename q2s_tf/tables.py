@@ -100,6 +100,11 @@ class Table:
         """The number of rows (reads a text file to count them)."""
         return self._guard(self._dataset.count_rows)
 
+    def num_batches(self, rows: int) -> int | None:
+        """The number of batches of `rows` rows, for a progress bar; None for a text file, which has no row count."""
+        is_parquet = isinstance(self._dataset.format, ds.ParquetFileFormat)
+        return -(-self.num_rows() // rows) if is_parquet else None
+
     def batches(self, rows: int = 8_192) -> Iterator[pa.RecordBatch]:
         """The table in record batches of at most `rows` rows, with the contract's column names and types.
 

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-import q2s_tf.models  # noqa: F401  (the only import of q2s_tf: it registers the layers)
+import q2s_tf  # noqa: F401  (registers the layers)
 
 
 def read_inputs(folder: Path, side: str) -> dict[str, np.ndarray]:

@@ -17,13 +17,13 @@ from tiny_market import TinyMarket
 
 from q2s_tf.config import read_config
 from q2s_tf.errors import InputError
+from q2s_tf.examples import batches as examples_module
 from q2s_tf.examples.batches import Examples, frequent_queries, shuffled
 from q2s_tf.examples.prepare import build_examples
 from q2s_tf.examples.pseudo_queries import pseudo_query
 from q2s_tf.models import Tower, Towers, build_towers, read_tokenizers
 from q2s_tf.tables import open_documents, open_positives
 from q2s_tf.text import normalise
-from q2s_tf.training import examples as examples_module
 from q2s_tf.training.retrieval_model import match_countries
 
 MOMENT = datetime.datetime(2024, 3, 1, tzinfo=datetime.UTC)

@@ -93,7 +93,7 @@ def embed_collection(towers: Towers, documents: Path, judgements: Path, later: P
         raise InputError(f"--later {later}: must be positives, without a column relevance; --judgements takes ratings")
     texts, outputs = [], []
     missing: dict[str, list[np.ndarray]] = {name: [] for name in inputs}
-    for batch in track(table.batches(ROWS), "embedding documents", -(-table.num_rows() // ROWS)):
+    for batch in track(table.batches(ROWS), "embedding documents", table.num_batches(ROWS)):
         outputs.append(encode(towers.document, batch))
         texts.append(batch.select(TEXTS))
         for name, parts in missing.items():

@@ -70,7 +70,7 @@ class Bm25:
 
     def __init__(self, documents: Table):
         texts = []
-        for batch in track(documents.batches(), "indexing documents for BM25", -(-documents.num_rows() // 8_192)):
+        for batch in track(documents.batches(), "indexing documents for BM25", documents.num_batches(8_192)):
             columns = [batch.column(name).fill_null("").to_pylist() for name in ("title", "description")]
             texts += normalised([" ".join(parts) for parts in zip(*columns, strict=True)])
         self._count = len(texts)

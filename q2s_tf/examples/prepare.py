@@ -59,7 +59,7 @@ class TableScan:
         channels = self.config.tower_channels(self.side)
         inputs = sorted({channel.input for channel in channels.values() if channel.kind in ("text", "trigrams")})
         ids, words, titles = [], Counter[str](), 0
-        batches = -(-self.table.num_rows() // 8_192)
+        batches = self.table.num_batches(8_192)
         for batch in track(self.table.batches(), f"reading {self.table.kind}", batches):
             if self.side == "document":
                 ids.append(batch.column("document_id"))
@@ -192,7 +192,7 @@ def _store_documents(
 
     def inputs() -> Iterator[dict[str, tf.Tensor]]:
         rows = 0
-        for batch in track(documents.batches(1_024), "preparing documents", -(-documents.num_rows() // 1_024)):
+        for batch in track(documents.batches(1_024), "preparing documents", documents.num_batches(1_024)):
             ids, country = batch.column("document_id"), batch.column("country")
             _insert(join, "documents", np.arange(rows, rows + len(batch)), ids, country)
             rows += len(batch)

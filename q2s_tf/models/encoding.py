@@ -30,7 +30,7 @@ def embed_catalogue(tower: Tower, documents: Table) -> tuple[pa.Array, np.ndarra
         InputError: no document, a row without id, an id that occurs twice, image vectors of another width.
     """
     ids, embeddings = [], []
-    for batch in track(documents.batches(ROWS), "embedding documents", -(-documents.num_rows() // ROWS)):
+    for batch in track(documents.batches(ROWS), "embedding documents", documents.num_batches(ROWS)):
         ids.append(batch.column("document_id"))
         with documents_named(documents, batch):
             embeddings.append(encode(tower, batch)["embedding"])
