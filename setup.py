@@ -46,6 +46,7 @@ DEVELOPMENT = {
         "mypy~=2.0",
         "pytest~=9.0",
         "pytest-timeout~=2.3",
+        "pytest-xdist~=3.8",  # runs the tests in two processes
         "pyyaml~=6.0",  # reads the Kubernetes and Compose files in the tests
         "ruff~=0.14",
         "selenium~=4.40",  # drives Debian's Chromium through the demo page
