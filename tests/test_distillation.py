@@ -91,8 +91,9 @@ def test_the_targets_of_a_preset_are_its_vectors_in_the_space_of_pretrained_towe
     inputs = [{"token_ids": np.array([row]), "segment_ids": np.zeros((1, len(row)))} for row in rows]
     hidden = [backbone({**one, "padding_mask": np.ones_like(one["segment_ids"])})["sequence_output"] for one in inputs]
     own = np.array([np.asarray(each)[0].mean(axis=0) for each in hidden])
+    projected = own @ np.asarray(aligned_projection()((8, 12)))
     vectors = teacher(QUERIES)
-    np.testing.assert_allclose(vectors[:2], own @ np.asarray(aligned_projection()((8, 12))), atol=1e-5)
+    np.testing.assert_allclose(vectors[:2], projected / np.linalg.norm(projected, axis=1, keepdims=True), atol=1e-5)
     assert not vectors[2].any(), "a query without text"
 
 
