@@ -120,10 +120,10 @@ def hash_towers(towers: Towers) -> dict[str, str]:
     for tower in (towers.query, towers.document):
         for variable in tower.weights:
             weights.update(variable.numpy().tobytes())
+    layers = [layer for tower in (towers.query, towers.document) for layer in tower.token_layers.values()]
     tokenizer = hashlib.sha256()
-    for tower in (towers.query, towers.document):
-        for layer in tower.token_layers.values():
-            tokenizer.update(layer.tokenizer.model if layer.tokenizer else b"")
+    for model in dict.fromkeys(layer.tokenizer.model for layer in layers if layer.tokenizer):  # once if it is shared
+        tokenizer.update(model)
     return {"tokenizer_sha256": tokenizer.hexdigest(), "weights_sha256": weights.hexdigest()}
 
 
