@@ -22,6 +22,10 @@ class ConcatFusion(keras.layers.Layer):
     an MLP as the alternative to attention and does not describe it; the mean is an addition.
     """
 
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+
     def build(self, channels_shape: tuple[Any, ...]) -> None:
         """Creates W₁, b₁ and W₂ for channels `[batch, N, D]`."""
         _, num_channels, dimension = channels_shape

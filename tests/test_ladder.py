@@ -74,8 +74,8 @@ def test_each_row_adds_one_technique_to_the_one_before(ladder_rows: ModuleType, 
         ("curriculum", "rate"): {"stage1.text_learning_rate", "stage2.text_learning_rate"},
         ("rate", "head"): {"head"},
         ("head", "full"): {"blending.weight"},
-        ("full", "continued"): {"stage2.loss"},
-        ("full", "concat"): {"fusion"},
+        ("full", "continued"): set(),  # these two are variants of the code: see test_comparisons.py
+        ("full", "concat"): set(),
     }
     for (a, b), keys in expected.items():
         assert differences(made[a], made[b]) == keys
