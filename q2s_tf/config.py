@@ -203,8 +203,6 @@ class Stage1(Stage):
     scale: Scale = 20.0
     symmetric: bool = False
     """Use the mean of both directions, query to documents and document to queries (eq. 3)."""
-    popularity_correction: bool = False
-    """Subtract ln(sampling probability of a document) from its scores (logQ correction)."""
 
 
 class Stage2(Stage):

@@ -257,16 +257,6 @@ def recorded_batches(examples: Examples, batch_size: int) -> list[list[int]]:
     return numbers
 
 
-def test_the_probability_of_a_document_is_how_often_batches_hold_it(with_pseudo: Examples, market: TinyMarket) -> None:
-    positives = [row["document_id"] for row in market.positive_rows[:90]]
-    for place, row in enumerate(market.document_rows):
-        expected = 0.75 * positives.count(row["document_id"]) / 90 + 0.25 / 60
-        assert with_pseudo.document_probability[place] == pytest.approx(expected, rel=1e-5)
-    batch = with_pseudo.batch(np.arange(5))
-    documents = with_pseudo.pairs["document"][:5]
-    np.testing.assert_array_equal(batch["document_probability"], with_pseudo.document_probability[documents])
-
-
 def test_a_pseudo_querys_own_document_is_no_negative_of_it(with_pseudo: Examples) -> None:
     numbers = np.arange(90, 120)
     mask = with_pseudo.batch(numbers)["score_mask"]

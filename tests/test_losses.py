@@ -406,8 +406,7 @@ def test_cosine_distillation_does_not_depend_on_lengths(scale: float) -> None:
     ("stage", "overrides"),
     [
         (1, []),
-        (1, ["stage1.popularity_correction=true"]),
-        (1, ["stage1.popularity_correction=true", "stage1.symmetric=true"]),
+        (1, ["stage1.symmetric=true"]),
         (2, []),
         (2, ["stage2.negative_rank=3"]),
         (2, ["stage2.loss=binary_cross_entropy", "stage2.scale=12"]),
@@ -432,11 +431,9 @@ def test_a_compiled_stage_computes_its_equation(market: TinyMarket, stage: int, 
     query[4] = document[3] = 0  # a row without any channel has no part in the loss
     used = ~np.isin(np.arange(6), [3, 4])
     cosines = query @ document.T
-    probability = generator.uniform(0.01, 0.5, 6)
     query_country, document_country = np.array([1, 2, 0, 1, 2, 2]), np.array([1, 1, 2, 2, 0, 2])
     batch = {
         "weight": tf.constant(weights, tf.float32),
-        "document_probability": tf.constant(probability, tf.float32),
         "score_mask": tf.constant(mask),
         "query_country": tf.constant(query_country, tf.int32),
         "document_country": tf.constant(document_country, tf.int32),
@@ -444,9 +441,8 @@ def test_a_compiled_stage_computes_its_equation(market: TinyMarket, stage: int, 
     mask[np.arange(6) != 3, 3] = False
     value = model.retrieval_loss(batch, tf.constant(query, tf.float32), tf.constant(document, tf.float32))
     if stage == 1:
-        # logQ correction: a document that is sampled often is a negative too often.
-        scores = 17 * cosines - np.log(probability) * config.stage1.popularity_correction
-        losses = symmetric_oracle(scores, mask) if config.stage1.symmetric else softmax_oracle(scores, mask)
+        oracle = symmetric_oracle if config.stage1.symmetric else softmax_oracle
+        losses = oracle(17 * cosines, mask)
     elif config.stage2.loss == "binary_cross_entropy":
         losses = cross_entropy_oracle(12 * cosines, mask, config.stage2.negative_rank)
     else:

@@ -75,7 +75,6 @@ class Examples:
         documents: preprocessed inputs by document row.
         num_documents: size of the catalogue.
         pseudo_share: share of pseudo-queries in a batch.
-        document_probability: float32 `[num_documents]`, probability that a row of a batch holds a document.
         labels: targets of the classification head, None without head.
         teacher: teacher embeddings by query row, None without teacher.
         query_country: int32 by query row, equal numbers for equal countries, 0 for a missing one; None if stage 2 uses
@@ -91,7 +90,6 @@ class Examples:
     documents: TowerRows
     num_documents: int
     pseudo_share: float
-    document_probability: np.ndarray
     labels: HeadLabels | None = None
     teacher: RowReader | None = None
     query_country: np.ndarray | None = None
@@ -129,7 +127,7 @@ class Examples:
         """One batch, by numbers of pairs.
 
         Returns:
-            `query` and `document`: inputs of `Tower.encode_channels`; `weight` and `document_probability` `[B]`;
+            `query` and `document`: inputs of `Tower.encode_channels`; `weight` `[B]`;
             `score_mask` `[B, B]`; with a head `labels` `[B, K]`; with a teacher `teacher` `[B, D]`; with negatives of
             the searcher's country `query_country` and `document_country` `[B]`.
         """
@@ -139,7 +137,6 @@ class Examples:
             "query": self.queries.read(query),
             "document": self.documents.read(document),
             "weight": pairs["weight"].copy(),
-            "document_probability": self.document_probability[document],
             "score_mask": self.negatives(query, document),
         }
         if self.labels:

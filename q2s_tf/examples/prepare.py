@@ -135,7 +135,6 @@ def build_examples(
         console.print(f"left out {left_out:,} of {total:,} positives: no such document in the catalogue, or no query")
     share = config.pseudo_queries.batch_share if len(pairs) > num_positives else 0.0
     real = pairs[:num_positives]
-    sampled = np.bincount(real["document"], minlength=num_documents) / num_positives
     return Examples(
         pairs=pairs,
         num_positives=num_positives,
@@ -145,7 +144,6 @@ def build_examples(
         documents=document_rows,
         num_documents=num_documents,
         pseudo_share=share,
-        document_probability=((1 - share) * sampled + share / num_documents).astype(np.float32),
         labels=frequent_queries(group["group"][real["query"]], real["document"], config.head.queries, num_documents)
         if config.head
         else None,

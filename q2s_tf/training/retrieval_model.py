@@ -57,7 +57,6 @@ class RetrievalModel(keras.Model):
         loss: Loss = losses.in_batch_softmax,
         scale: float | None = None,
         reduction: str = "mean",
-        popularity_correction: bool = False,
         same_country: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -68,12 +67,11 @@ class RetrievalModel(keras.Model):
             loss: loss of the scores of a batch.
             scale: s, factor on the cosines; None for 1.
             reduction: "mean" or "sum", of every loss over the rows of a batch. The reported losses are means.
-            popularity_correction: subtract ln(sampling probability of a document) from its scores.
             same_country: use only documents of the searcher's country as negatives.
             **kwargs: of `keras.Model.compile`.
         """
         super().compile(optimizer=optimizer, **{"jit_compile": False, **kwargs})
-        self.reduction, self.popularity_correction, self.same_country = reduction, popularity_correction, same_country
+        self.reduction, self.same_country = reduction, same_country
 
         def task_loss(y_true: tf.Tensor, y_pred: tf.Tensor, sample_weight: tf.Tensor) -> tf.Tensor:
             return loss(y_pred, sample_weight=sample_weight, reduction=reduction)  # the task has masked the scores
@@ -109,7 +107,6 @@ class RetrievalModel(keras.Model):
             query,
             document,
             sample_weight=batch["weight"] * tf.cast(query_present & document_present, tf.float32),
-            candidate_sampling_probability=batch["document_probability"] if self.popularity_correction else None,
             score_mask=batch["score_mask"] & (negatives | tf.eye(tf.shape(query)[0], dtype=tf.bool)),
             compute_metrics=False,
             compute_batch_metrics=False,
@@ -192,7 +189,7 @@ def compile_stage(model: RetrievalModel, stage: int, steps_per_epoch: int) -> No
     optimizer = LazyAdam(rate, clip_norm=config.clip_norm, learning_rate_factors=factors)
     if stage == 1:
         loss: Loss = losses.symmetric_softmax if config.stage1.symmetric else losses.in_batch_softmax
-        model.compile(optimizer, loss, config.stage1.scale, popularity_correction=config.stage1.popularity_correction)
+        model.compile(optimizer, loss, config.stage1.scale)
         return
     rank, same_country = config.stage2.negative_rank, config.stage2.negatives == "same_country"
     if config.stage2.loss == "margin_rank":
