@@ -207,7 +207,7 @@ def test_an_explanation_is_printed_as_tables(explanation: Explanation) -> None:
 def _hand_made(vectors: np.ndarray, present: np.ndarray) -> ChannelVectors:
     """Rows of an artificial tower whose fusion gives equal weights to all channels that are present."""
     fusion = AttentionFusion()
-    fusion.build((None, *vectors.shape[1:]), (None, vectors.shape[1]))
+    fusion.build((None, *vectors.shape[1:]))
     vectors = vectors.astype(np.float32)
     embedding, weights = fuse(fusion, vectors, present)
     names = [f"channel{at}" for at in range(vectors.shape[1])]

@@ -160,8 +160,13 @@ class TextEncoder(keras.layers.Layer):
         """The part of a layer after attention, for tokens `[T, H]` and their attention outputs `[T, H]`."""
         attended = self._drop(tf.cast(attended, tf.float32), training)
         tokens = self._normalise(tokens + attended, weights, "attention_")
-        hidden = self._activate(self._product(tokens, weights["inner_kernel"], weights["inner_bias"]))
-        output = tf.cast(self._product(hidden, weights["outer_kernel"], weights["outer_bias"]), tf.float32)
+        hidden = self._product(tokens, weights["inner_kernel"], weights["inner_bias"])
+        kernel = weights["outer_kernel"].value
+        if self.activation == "gelu":  # x Φ(x) = x erfc(-x / √2) / 2; the half is folded into the kernel
+            hidden, kernel = hidden * tf.math.erfc(-(0.5**0.5) * hidden), 0.5 * kernel
+        else:
+            hidden = tf.nn.gelu(hidden, approximate=True)
+        output = tf.cast(self._product(hidden, kernel, weights["outer_bias"]), tf.float32)
         return self._normalise(tokens + self._drop(output, training), weights, "output_")
 
     def _drop(self, values: Any, training: bool | None) -> Any:
@@ -171,11 +176,6 @@ class TextEncoder(keras.layers.Layer):
         """X W + b in the compute dtype, for rows `[T, I]`."""
         rows, kernel, bias = (tf.cast(part, self.compute_dtype) for part in (rows, kernel, bias))
         return tf.nn.bias_add(tf.matmul(rows, kernel), bias)
-
-    def _activate(self, values: Any) -> Any:
-        if self.activation == "gelu_approximate":
-            return tf.nn.gelu(values, approximate=True)
-        return values * (0.5 * tf.math.erfc(-(0.5**0.5) * values))  # fewer ops than tf.nn.gelu
 
     def _normalise(self, values: Any, weights: Weights, prefix: str = "") -> Any:
         """(x - mean) / √(variance + ε) · γ + β over the last axis, in fewer ops than a layer of Keras."""
