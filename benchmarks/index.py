@@ -35,7 +35,9 @@ class LoadedIndex(NamedTuple):
 
 def main(
     sizes: list[int] = typer.Option([100_000, 1_000_000], help="Number of documents; may be repeated."),
-    kinds: list[str] = typer.Option(["scann", "partitioned"], help="Kinds of index; may be repeated."),
+    kinds: list[str] = typer.Option(
+        ["scann", "partitioned"], help="Kinds of index, with a storage or not: partitioned:int8; may be repeated."
+    ),
     dimension: int = typer.Option(128),
     queries: int = typer.Option(300, help="Queries of each index and effort, after 20 that are not counted."),
     recall: float = typer.Option(0.95, help="Recall that the default effort is chosen for, on 100 other queries."),
@@ -84,7 +86,8 @@ def build(kind: str, documents: Any, recall: float, sample: Any) -> LoadedIndex:
     from q2s_tf.index import build_index
 
     begin = time.perf_counter()
-    index, order = build_index(kind, documents, 0, recall, queries=sample)
+    name, _, storage = kind.partition(":")
+    index, order = build_index(name, documents, 0, recall, storage or "float32", sample)
     seconds = time.perf_counter() - begin
     specs = [
         tf.TensorSpec([None, documents.shape[1]], tf.float32, "queries"),
@@ -145,7 +148,7 @@ def measure(size: int, indexes: list[LoadedIndex], documents: Any, queries: Any)
     for (name, effort), values in sorted(seconds.items()):
         p50, p99 = np.percentile(values, [50, 99]) * 1e3
         print(
-            f"{size:>9,} {name:12} effort {effort:5}  recall@100 {np.mean(recalls[name, effort]):.3f}  "
+            f"{size:>9,} {name:20} effort {effort:5}  recall@100 {np.mean(recalls[name, effort]):.3f}  "
             f"p50 {p50:6.2f} ms  p99 {p99:6.2f} ms"
         )
 
