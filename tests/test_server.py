@@ -327,7 +327,7 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     model.meta_graphs.add().meta_info_def.stripped_op_list.op.add(name="Scann>ScannSearchBatched")
     (tmp_path / "saved_model.pb").write_bytes(model.SerializeToString())
     monkeypatch.setitem(sys.modules, "scann", None)  # as if it were not installed
-    with pytest.raises(ImportError, match="pip install scann"):
+    with pytest.raises(ImportError, match=r"pip install 'q2s_tf\[scann\]'"):
         Servable("retriever", 1, tmp_path)
 
 
