@@ -231,9 +231,10 @@ def _train_stage(stage: int, run: Path, prepared: Prepared, workers: Workers) ->
             callbacks += [
                 TowersCheckpoint(best, max(entry[METRIC] for entry in history)),
                 keras.callbacks.TensorBoard(str(run / "tensorboard" / f"stage{stage}"), write_graph=False),
-                keras.callbacks.CSVLogger(str(run / f"stage{stage}.csv"), append=True),
             ]
         callbacks.append(backups)
+        if workers.chief:  # after the backup: an epoch that is repeated after an interruption has one row
+            callbacks.append(keras.callbacks.CSVLogger(str(run / f"stage{stage}.csv"), append=True))
         dataset = examples.dataset(settings.batch_size, (config.seed, stage), lambda: number.number)
         workers.fit(model, dataset, settings.max_epochs, callbacks)
     workers.barrier()  # the best weights are on disk
