@@ -123,6 +123,7 @@ def test_minilm_learns_from_the_texts_of_the_positives(market: TinyMarket, tmp_p
         minilm.read_pairs(market.positives, titles.slice(0, 0))
 
 
+@pytest.mark.slow  # needs the extra `peers`, with PyTorch
 def test_minilm_learns_words_that_it_does_not_know(market: TinyMarket, tmp_path: Path) -> None:
     """Searchers who call every product by another word, which says nothing before the fine-tuning."""
     pytest.importorskip("sentence_transformers")
