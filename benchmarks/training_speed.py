@@ -44,7 +44,7 @@ Way = tuple[Training, tuple[Any, ...]]
 """A training and its arguments."""
 OURS, OURS_DATA, TORCH, LARGE = "q2s_tf", "q2s_tf, tf.data", "PyTorch", "q2s_tf, tables × 10"
 PIECES = 8_000
-"""Of the tokenizer; the token tables may have more rows."""
+"""Pieces of the tokenizer; the token tables can have more rows."""
 BATCHES = 8
 """Batches in memory, which are learnt from again and again."""
 

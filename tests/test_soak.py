@@ -18,7 +18,7 @@ QUERIES = 50
 ANSWERS = 50
 """The answers that each client receives from a version before the next one is published."""
 PREFIX = b"v000"
-"""Of the ids of the first version; in the files of another version it is replaced by the number of that version."""
+"""A prefix of the ids of the first version; the files of another version have its number in this place."""
 MEBIBYTE = 1 << 20
 
 
