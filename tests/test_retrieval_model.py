@@ -377,3 +377,15 @@ def test_a_run_under_a_mixed_policy_is_resumed_and_leaves_float32(market: TinyMa
         (graph,) = saved_model_pb2.SavedModel.FromString(path.read_bytes()).meta_graphs
         nodes = [*graph.graph_def.node, *(node for each in graph.graph_def.library.function for node in each.node_def)]
         assert not [node for node in nodes if any(value.type == tf.bfloat16 for value in node.attr.values())]
+
+
+def test_a_fit_that_fails_leaves_no_progress_bar(examples: Examples, new_model: RetrievalModel) -> None:
+    class Failing(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            raise InputError("the loss is nan")
+
+    compile_stage(new_model, 1, 10)
+    progress = StepProgress("training", 1)
+    with pytest.raises(InputError, match="the loss is nan"):
+        Workers().fit(new_model, examples.dataset(16, (1,)), 1, [EpochNumber(), progress, Failing()])
+    assert not progress.bar.live.is_started

@@ -46,10 +46,10 @@ class StepProgress(keras.callbacks.Callback):
     def __init__(self, title: str, epochs: int):
         super().__init__()
         self.title, self.epochs = title, epochs
+        self.bar = progress_bar(transient=True)
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Shows the bar."""
-        self.bar = progress_bar(transient=True)
         self.task = self.bar.add_task(self.title, total=self.params["steps"] * self.epochs)
         self.bar.start()
 
@@ -61,8 +61,8 @@ class StepProgress(keras.callbacks.Callback):
         """Counts a step."""
         self.bar.advance(self.task)
 
-    def on_train_end(self, logs: Any = None) -> None:
-        """Removes the bar."""
+    def close(self) -> None:
+        """Removes the bar and shows the cursor again; also after an error, when Keras does not call `on_train_end`."""
         self.bar.stop()
 
 

@@ -18,7 +18,7 @@ import keras
 import tensorflow as tf
 
 from q2s_tf.errors import InputError
-from q2s_tf.training.callbacks import EpochCallbackList
+from q2s_tf.training.callbacks import EpochCallbackList, StepProgress
 
 LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
 """Errors in the remaining workers after one has stopped."""
@@ -79,10 +79,19 @@ class Workers:
         """
         options = {"model": model, "epochs": epochs, "steps": len(dataset), "verbose": 0}
         hooks = EpochCallbackList(list(callbacks), add_history=True, **options)
-        if self.count == 1:
-            model.fit(dataset, epochs=epochs, callbacks=hooks, shuffle=False, verbose=0)
-            return
+        try:
+            if self.count == 1:
+                model.fit(dataset, epochs=epochs, callbacks=hooks, shuffle=False, verbose=0)
+            else:
+                self._fit_replicas(model, dataset, epochs, hooks)
+        finally:
+            for callback in callbacks:
+                if isinstance(callback, StepProgress):
+                    callback.close()
 
+    def _fit_replicas(
+        self, model: keras.Model, dataset: tf.data.Dataset, epochs: int, hooks: keras.callbacks.CallbackList
+    ) -> None:
         @tf.function(input_signature=[dataset.element_spec], autograph=False)
         def step(batch: Any) -> Any:
             return self.strategy.run(model.train_step, args=(batch,))
