@@ -10,6 +10,7 @@ from q2s_tf.text.tokenizers import (
     train_tokenizer,
 )
 from q2s_tf.text.trigrams import trigram_ids
+from q2s_tf.text.words import split_words
 
 __all__ = [
     "MAX_CHARACTERS",
@@ -20,6 +21,7 @@ __all__ = [
     "XlmRobertaSentencePiece",
     "decode",
     "normalise",
+    "split_words",
     "train_tokenizer",
     "trigram_ids",
 ]

@@ -1,0 +1,93 @@
+"""BM25 in core TensorFlow ops, over the posting lists of a catalogue."""
+
+import numpy as np
+import tensorflow as tf
+
+from q2s_tf.index.postings import CORRECTED, GRAM_BUCKETS, HASHES, MAX_GRAMS, Postings
+from q2s_tf.text import split_words, trigram_ids
+
+MAX_WORDS = 32
+"""Words of a query that are read."""
+MIN_SIMILARITY = 0.3
+"""The least share of common 3-grams at which a word of a query is corrected to a word of the catalogue."""
+
+
+class LexicalIndex(tf.Module):
+    """Finds the documents that share a word with a query, and their BM25 scores.
+
+    A word of letters that no document has is replaced by the most similar one of the catalogue, by the Jaccard index
+    of their 3-grams; its score counts in proportion to the similarity.
+
+    Args:
+        postings: The posting lists.
+    """
+
+    def __init__(self, postings: Postings):
+        super().__init__(name="lexical_index")
+        count = len(postings.terms)
+        # A word that is not found is looked up at the end, which has the term after the last, without documents.
+        self.words = _variable(np.append(postings.words, np.iinfo(np.int64).max))
+        self.word_terms = _variable(np.append(postings.word_terms, count).astype(np.int32))
+        self.starts = _variable(np.append(postings.starts, len(postings.rows)).astype(np.int32))
+        self.rows = _variable(postings.rows)
+        self.scores = _variable(postings.weights * np.repeat(postings.idf, np.diff(postings.starts)))
+        self.grams = _variable(postings.grams)
+        self.gram_words = _variable(postings.gram_words)
+        self.gram_counts = _variable(np.bincount(postings.gram_words, minlength=len(postings.words)).astype(np.int32))
+
+    def score(self, query: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Scores of one query.
+
+        Args:
+            query: A normalised string `[]`.
+
+        Returns:
+            Rows int32 `[M]`, and what each adds to the BM25 score of its document, float32 `[M]`. A row occurs once
+            for each word of the query that its document has.
+        """
+        words = split_words(query[tf.newaxis])[0][:MAX_WORDS]
+        hashes = tf.strings.to_hash_bucket_fast(words, HASHES)
+        positions = tf.searchsorted(self.words, hashes, out_type=tf.int32)
+        known = tf.gather(self.words, positions) == hashes
+        positions = tf.where(known, positions, self.words.shape[0] - 1)
+        unknown = tf.logical_and(tf.logical_not(known), tf.strings.regex_full_match(words, CORRECTED))
+
+        def correct() -> tuple[tf.Tensor, tf.Tensor]:
+            indices = tf.where(unknown)
+            specs = tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.float32)
+            nearest, similarity = tf.map_fn(self._nearest, tf.gather_nd(words, indices), fn_output_signature=specs)
+            rows, scores, lengths = self._list(tf.tensor_scatter_nd_update(positions, indices, nearest))
+            similarities = tf.tensor_scatter_nd_update(tf.ones_like(positions, tf.float32), indices, similarity)
+            return rows, scores * tf.repeat(similarities, lengths)
+
+        return tf.cond(tf.reduce_any(unknown), correct, lambda: self._list(positions)[:2])
+
+    def _list(self, positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Rows and scores `[M]` of the lists of words, one after the other, and the lengths of the lists `[W]`."""
+        terms = tf.gather(self.word_terms, positions)
+        starts, limits = tf.gather(self.starts, terms), tf.gather(self.starts, terms + 1)
+        entries = tf.raw_ops.RaggedRange(starts=starts, limits=limits, deltas=1).rt_dense_values
+        return tf.gather(self.rows, entries), tf.gather(self.scores, entries), limits - starts
+
+    def _nearest(self, word: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The position of the word of the catalogue that is most similar to one word, and the similarity."""
+        grams = trigram_ids(word[tf.newaxis], GRAM_BUCKETS, MAX_GRAMS)[0]
+        grams = tf.unique(tf.boolean_mask(grams, grams > 0)).y
+        first = tf.searchsorted(self.grams, grams)
+        last = tf.searchsorted(self.grams, grams, side="right")
+        pairs = tf.raw_ops.RaggedRange(starts=first, limits=last, deltas=1).rt_dense_values
+        candidates, _, common = tf.unique_with_counts(tf.gather(self.gram_words, pairs))
+        counts = tf.size(grams) + tf.gather(self.gram_counts, candidates) - common
+        similarity = tf.cast(common / counts, tf.float32)
+        # Of equally similar words the one that more documents have.
+        frequency = tf.gather(self.starts, tf.gather(self.word_terms, candidates) + 1) - tf.gather(
+            self.starts, tf.gather(self.word_terms, candidates)
+        )
+        order = similarity + 1e-9 * tf.cast(frequency, tf.float32)
+        none = self.words.shape[0] - 1
+        best = tf.argmax(tf.concat([order, [MIN_SIMILARITY]], 0))
+        return tf.concat([candidates, [none]], 0)[best], tf.concat([similarity, [0.0]], 0)[best]
+
+
+def _variable(values: np.ndarray) -> tf.Variable:
+    return tf.Variable(values, trainable=False)
