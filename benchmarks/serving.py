@@ -86,7 +86,7 @@ def make_retriever(
     import numpy as np
     import tensorflow as tf
 
-    from q2s_tf.index import IndexedDocuments, build_index
+    from q2s_tf.index import DocumentRows, IndexedDocuments, build_index
     from q2s_tf.server.servable import Servable
     from q2s_tf.serving.retriever import RetrieverServable
     from q2s_tf.serving.tower_servable import TowerServable
@@ -95,7 +95,7 @@ def make_retriever(
     index, order = build_index(kind, vectors, 0, recall, queries=sample)
     took = time.perf_counter() - begin
     ids = np.array([str(number).encode() for number in range(len(vectors))], object)
-    documents = IndexedDocuments.in_order(ids, {}, order, vectors.shape[1])
+    documents = IndexedDocuments.in_order(DocumentRows(ids, {}), order, vectors.shape[1])
     servables: dict[str, Any] = {
         "query_tower": TowerServable(tower),
         "retriever": RetrieverServable(tower, index, documents),

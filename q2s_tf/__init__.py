@@ -140,6 +140,7 @@ def export(
     storage: str = "float32",
     filters: Sequence[str] = (),
     queries: str | PathLike[str] | None = None,
+    collapse: str | None = None,
     keep: int | None = None,
 ) -> int:
     """Exports a run and a catalogue as one new version of the servables: see `q2s_tf.serving.export.export`.
@@ -153,6 +154,7 @@ def export(
         storage: of a partitioned index: `float32`, `bfloat16` or `int8`.
         filters: text columns of the documents that requests can filter by.
         queries: a table with `query` and `country` to measure the recall on; documents with noise when None.
+        collapse: a text column such as `title`: of documents with the same value, only the best is returned.
         keep: remove all but this many of the newest versions.
 
     Returns:
@@ -169,7 +171,7 @@ def export(
     from q2s_tf.serving.versions import keep_newest
 
     out = Path(out)
-    version = export(Path(run), Path(documents), out, index, recall, storage, filters, _path(queries))
+    version = export(Path(run), Path(documents), out, index, recall, storage, filters, _path(queries), collapse)
     if keep is not None:
         keep_newest(out, keep)
     return version

@@ -14,6 +14,8 @@ from typing import Any
 
 import grpc
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 import serving_models
 import tensorflow as tf
@@ -130,14 +132,71 @@ def test_a_refused_request_carries_code_and_message(client: Client) -> None:
         client.predict("query_tower", {}, version=3)
 
 
-def test_wrong_arguments_are_refused_before_they_are_sent(client: Client) -> None:
-    with pytest.raises(InputError, match="wrap it in"):
-        client.embed_query("red sofa", ["US"])
-    for k in (0, -1, 2**31):
-        with pytest.raises(InputError, match=f"k must be at least 1 and below 2\\^31, got {k}"):
-            client.retrieve(["lamp"], ["FR"], k=k)
-    with pytest.raises(InputError, match='input "query" cannot be sent: a tensor of strings takes str or bytes'):
-        client.predict("query_tower", {"query": np.array([None]), "country": ["US"]})
+def test_every_kind_of_column_is_accepted(client: Client) -> None:
+    expected = client.retrieve(["red sofa", "lamp", ""], ["US", "US", "US"], k=3)
+    texts = ["red sofa", "lamp", None]
+    for queries in (
+        texts, tuple(texts), iter(texts), np.array(texts, object), pd.Series(texts, index=[7, 8, 9]), pa.array(texts),
+        pd.DataFrame({"query": ["red sofa", "lamp", np.nan]}), [b"red sofa", "lamp", pd.NA], pa.chunked_array([texts]),
+    ):  # fmt: skip
+        matches = client.retrieve(queries, "US", k=np.int64(3), effort=np.int32(1), min_score=np.float64(-1))
+        assert matches.document_ids.tolist() == expected.document_ids.tolist()
+    unknown = client.retrieve(["lamp"], None, k=3).document_ids.tolist()
+    assert unknown == client.retrieve(["lamp"], [None], k=3).document_ids.tolist()
+    for empty in ([], np.array([]), pd.Series([], dtype=object)):
+        assert client.retrieve(empty, empty, k=3).document_ids.shape == (0, 3)
+        assert client.embed_query(empty).embedding.shape == (0, serving_models.DIM)
+
+
+def test_a_lone_surrogate_is_sent_as_bytes_that_are_not_utf_8(client: Client) -> None:
+    surrogate = client.embed_query(["red \ud800 sofa"], ["US"])
+    np.testing.assert_array_equal(surrogate.embedding, client.embed_query([b"red \xed\xa0\x80 sofa"], "US").embedding)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"queries": "red sofa"}, "queries must be a list of texts.*'red sofa'; wrap one text in"),
+        ({"queries": None}, "queries must be a list of texts"),
+        ({"queries": 7}, "queries must be a list of texts"),
+        ({"queries": {"query": ["lamp"]}}, "queries must be a list of texts"),
+        ({"queries": ["lamp", 3]}, "queries must be texts, got 3 in row 1"),
+        ({"queries": [["lamp"]]}, "queries must be texts, got .'lamp'. in row 0"),
+        ({"queries": pd.DataFrame({"query": ["a"], "country": ["US"]})}, "queries must be one column.*query, country"),
+        ({"countries": [1.5]}, "countries must be texts, got 1.5 in row 0"),
+        ({"filters": {"brand": [object]}}, "filter brand must be texts"),
+        ({"min_score": np.nan}, "min_score must be a finite number, got nan"),
+        ({"min_score": "high"}, "min_score must be a finite number, got 'high'"),
+        ({"min_score": -np.inf}, "min_score must be a finite number, got -inf"),
+        *(
+            ({name: value}, f"{name} must be a whole number of at least {least} and below 2.31, got")
+            for name, least in (("k", 1), ("effort", 0))
+            for value in (3.5, least - 1, 2**31, "3", None, True, np.float32(2), [3])
+        ),
+    ],
+)
+def test_wrong_arguments_are_refused_before_they_are_sent(
+    client: Client, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        client.retrieve(**{"queries": ["lamp"], "countries": ["FR"], **arguments})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("query", np.array([None]), "a tensor of strings takes str or bytes"),
+        ("query", ["\ud800"], "surrogates not allowed"),
+        ("k", 2**31, "does not fit int32"),
+        ("k", 2**64, "takes str or bytes"),
+        ("embedding", [[1.0], [1.0, 2.0]], "inhomogeneous"),
+        ("embedding", [[1.0, np.nan]], "must hold finite numbers"),
+        ("min_score", np.float32("inf"), "must hold finite numbers"),
+    ],
+)
+def test_inputs_that_cannot_be_sent_are_named(client: Client, name: str, value: Any, message: str) -> None:
+    with pytest.raises(InputError, match=f'input "{name}" cannot be sent: .*{message}'):
+        client.predict("retriever", {name: value})
 
 
 @contextmanager
@@ -248,7 +307,7 @@ def test_lists_of_unlike_lengths_are_refused_before_they_are_sent(client: Client
 def test_deadline_and_batch_size_must_be_positive() -> None:
     with pytest.raises(InputError, match="timeout_seconds must be above 0, got 0"):
         Client(timeout_seconds=0)
-    with pytest.raises(InputError, match="batch_size must be at least 1, got 0"):
+    with pytest.raises(InputError, match="batch_size must be a whole number of at least 1"):
         Client(batch_size=0)
 
 
@@ -403,6 +462,7 @@ def test_the_query_tool_prints_a_ranked_table(server: Server, client: Client, mo
     ]
     titles = {line.split()[2]: line.split()[4:] for line in lines}
     assert titles["d0"] == ["red", "[bold]sofa[/bold]"] and titles["d9"] == []
+    assert f"warning: 1 of 30 results are not in --documents {documents}, for example d9: give the" in errors
     assert "\x1b" not in output and "đỏ" in output
     assert weights.split()[:3] == ["channel", "weights:", "trigrams"] and "text" in weights
 

@@ -4,6 +4,7 @@ import io
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from sklearn.metrics import roc_auc_score
 from tiny_market import TinyMarket
 
 from q2s_tf.errors import InputError
+from q2s_tf.evaluation.collection import MODEL, rank_documents, score_documents
 from q2s_tf.evaluation.evaluate import evaluate
 from q2s_tf.evaluation.judgements import read_judgements
 from q2s_tf.evaluation.rankers import Bm25, top_k
@@ -178,6 +180,16 @@ def test_an_exact_index_finds_what_exact_search_finds(results: dict[str, Any], m
     for metric in ("mrr@100", "recall@10", "later_recall@10"):
         assert systems["q2s_tf index"][metric] == systems["q2s_tf"][metric]
     assert (results["index"]["version"], results["index"]["index"]["kind"]) == (1, "exact")
+
+
+def test_documents_without_any_input_are_never_retrieved() -> None:
+    """Their vectors are zero, and a cosine of 0 is above that of most documents."""
+    vectors = np.array([[-0.8, 0.6], [0.0, 0.0], [-0.6, 0.8]], np.float32)
+    collection = SimpleNamespace(query_embeddings=np.array([[1.0, 0.0]], np.float32), document_embeddings=vectors)
+    pairs = SimpleNamespace(query=np.array([0, 0]), document=np.array([0, 1]), by_query=lambda: [np.array([0, 1])])
+    scores, retrieved = rank_documents(pairs, score_documents(collection))
+    assert retrieved[MODEL][0][:3].tolist() == [2, 0, -1]
+    np.testing.assert_allclose(scores[MODEL], [-0.8, -1])
 
 
 def test_batch_recall_is_over_the_relevant_pairs(results: dict[str, Any], cosines: Cosines, judged: Rows) -> None:

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +103,11 @@ def fresh_answers(
     )
     everywhere = {**requests["retriever", "retrieve"], "effort": np.int32(10**6)}
     version_2 = partitioned_models[0] / "retriever/2"
-    jobs["session", "retriever", "all partitions"] = ("session", version_2, "retrieve", everywhere)
     wanted = {f"filter_{name}": strings(values) for name, values in FILTERS.items()}
+    any_value = dict.fromkeys(wanted, strings([""] * len(QUERIES)))
+    jobs["session", "retriever", "all partitions"] = ("session", version_2, "retrieve", {**everywhere, **any_value})
     for loader in ("tf2", "session"):
-        jobs[loader, "retriever", "filtered"] = (loader, version_2, "retrieve_filtered", {**everywhere, **wanted})
+        jobs[loader, "retriever", "filtered"] = (loader, version_2, "retrieve", {**everywhere, **wanted})
     answers = fresh_process.answers(list(jobs.values()), tmp_path_factory.mktemp("fresh"))
     return dict(zip(jobs, answers, strict=True))
 
@@ -266,8 +269,7 @@ def test_signatures_are_those_of_the_design(partitioned_models: tuple[Path, int,
     }
     filters = {f"filter_{name}": ("DT_STRING", [-1]) for name in FILTERS}
     with_filters = {
-        f"{name}_filtered": ({**expected["retriever"][name][0], **filters}, matches)
-        for name in ("retrieve", "by_embedding")
+        name: ({**expected["retriever"][name][0], **filters}, matches) for name in ("retrieve", "by_embedding")
     }
     for servable, plain in expected.items():
         for version in ("1", "2"):
@@ -393,10 +395,26 @@ def test_a_save_that_fails_leaves_the_old_version_alone(
             raise OSError("no space left on device")
 
     monkeypatch.setattr(tf.saved_model, "save", save_and_fail)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(InputError, match="cannot be written .no space left on device"):
         export(run, market.documents, tmp_path / "models", "exact")
     assert len(calls) == 2
     assert files_of(tmp_path / "models") == before
+
+
+@pytest.mark.parametrize("limit", [0, 20_000, 200_000])
+def test_a_disk_that_is_full_gives_one_line_and_no_version(
+    run: Path, market: TinyMarket, tmp_path: Path, limit: int
+) -> None:
+    """A limit on the size of a file fails the writes at different places as a full disk does."""
+    code = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+    code += "from q2s_tf.commands import main; main()"
+    command = [sys.executable, "-c", code, "export", "--run", str(run), "--documents", str(market.documents)]
+    done = subprocess.run([*command, "--out", str(tmp_path / "models")], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1 and "cannot be written (" in errors[0]
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == [".last_version"]
 
 
 def test_a_bad_catalogue_publishes_nothing(run: Path, market: TinyMarket, tmp_path: Path) -> None:
@@ -420,4 +438,7 @@ def test_a_bad_catalogue_publishes_nothing(run: Path, market: TinyMarket, tmp_pa
     ):
         with pytest.raises(InputError, match=message):
             export(run, market.documents, tmp_path / "models", filters=filters)
+    for collapse, message in (("seller", "has no column seller to collapse by"), (IMAGES, "must be a text column")):
+        with pytest.raises(InputError, match=message):
+            export(run, market.documents, tmp_path / "models", collapse=collapse)
     assert not (tmp_path / "models").exists()

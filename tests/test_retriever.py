@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from q2s_tf.index import IndexedDocuments, build_index
+from q2s_tf.index import DocumentRows, IndexedDocuments, build_index
 from q2s_tf.models import Towers
 from q2s_tf.serving.retriever import RetrieverServable
 
@@ -61,7 +61,8 @@ def retriever(
     rows = np.concatenate([order, np.arange(BASE, COUNT)])
     ids = np.array([f"d{row}".encode() for row in rows], object)
     filters = {name: values[rows] for name, values in columns.items()}
-    return RetrieverServable(towers.query, index, IndexedDocuments(ids, alive[order], vectors[BASE:], filters))
+    documents = IndexedDocuments(DocumentRows(ids, filters), alive[order], vectors[BASE:])
+    return RetrieverServable(towers.query, index, documents)
 
 
 def search(
@@ -77,13 +78,11 @@ def search(
         f"filter_{name}": tf.constant([value] * len(queries) if isinstance(value, str | bytes) else value, tf.string)
         for name, value in values.items()
     }
-    signature = "by_embedding_filtered" if wanted else "by_embedding"
-    function: Any = retriever.endpoints[signature]
-    function = function.get_concrete_function()
+    function: Any = retriever.endpoints["by_embedding"]
     parameters = {"k": tf.constant(k), "effort": tf.constant(effort), "min_score": tf.constant(-1.0)}
-    answer = function(embedding=tf.constant(queries), **parameters, **(filters if wanted else {}))
+    answer = function.get_concrete_function()(embedding=tf.constant(queries), **parameters, **filters)
     ids, scores = answer["document_id"].numpy(), answer["score"].numpy()
-    assert ids.shape == scores.shape == (len(queries), k)
+    assert ids.shape == scores.shape == (len(queries), min(k, COUNT))
     return np.array([[int(name[1:]) if name else -1 for name in row] for row in ids]), scores
 
 
@@ -215,5 +214,27 @@ def test_inputs_of_different_lengths_are_refused(retriever: RetrieverServable, q
 
 
 def test_an_empty_batch_gives_empty_results(retriever: RetrieverServable) -> None:
-    documents, _ = search(retriever, np.empty((0, DIMENSION), np.float32), 5, country="us")
-    assert documents.size == 0
+    for wanted in ({}, {"country": "us"}):
+        assert search(retriever, np.empty((0, DIMENSION), np.float32), 5, **wanted)[0].size == 0
+
+
+def test_numbers_that_are_not_finite_are_refused(retriever: RetrieverServable, queries: np.ndarray) -> None:
+    by_embedding: Any = retriever.endpoints["by_embedding"]
+    by_embedding = by_embedding.get_concrete_function()
+    filters = {f"filter_{name}": tf.constant([""] * 4) for name in ("country", "language", "colour")}
+    inputs = {"k": tf.constant(3), "effort": tf.constant(0), **filters}
+    for bad in (np.nan, np.inf, -np.inf):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="min_score must be a finite number"):
+            by_embedding(embedding=tf.constant(queries), min_score=tf.constant(bad, tf.float32), **inputs)
+        vectors = queries.copy()
+        vectors[2, 3] = bad
+        with pytest.raises(tf.errors.InvalidArgumentError, match="embedding must hold finite numbers"):
+            by_embedding(embedding=tf.constant(vectors), min_score=tf.constant(0.0), **inputs)
+
+
+def test_rows_times_k_are_bounded(retriever: RetrieverServable, queries: np.ndarray) -> None:
+    """A k above the catalogue is cut to its size first, so one query may ask for everything."""
+    assert (search(retriever, queries[:1], 2**31 - 1)[0] >= 0).sum() > 20_000
+    many = np.repeat(queries, 20, axis=0)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="k times the number of queries must be at most 1048576"):
+        search(retriever, many, 2**31 - 1)

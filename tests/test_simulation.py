@@ -324,7 +324,7 @@ def test_numbers_out_of_range_are_named_and_nothing_is_written(
     ("options", "message"),
     [
         (["--listings", "10"], "listings must be at least 200, got 10"),
-        (["--out", "{file}/below"], "cannot make the folder {file}/below: Not a directory; give another folder"),
+        (["--out", "{file}/below"], "cannot write into {file}/below: Not a directory; free some space or give another folder"),
     ],
 )
 def test_tool_reports_bad_input_in_one_line(options: list[str], message: str, tmp_path: Path) -> None:
@@ -349,6 +349,6 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(pq, "write_table", fill_disk)
-    with pytest.raises(InputError, match=r"cannot write .*documents\.parquet: No space left on device"):
+    with pytest.raises(InputError, match=r"cannot write into .*: No space left on device"):
         make_marketplace(tmp_path, 200, seed=2)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

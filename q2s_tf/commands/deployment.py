@@ -39,6 +39,9 @@ def export(
     filter: Annotated[
         list[str] | None, Option(help="A text column that requests can filter by; may be repeated.")
     ] = None,
+    collapse: Annotated[
+        str | None, Option(help="A text column such as title: return one document at most for each of its values.")
+    ] = None,
     keep: Keep = None,
 ) -> None:
     """Export a run and a catalogue as servables.
@@ -49,7 +52,7 @@ def export(
     """
     version = q2s_tf.export(
         run, documents=documents, out=out, index=index, recall=recall, storage=storage, filters=filter or [],
-        queries=queries, keep=keep,
+        queries=queries, collapse=collapse, keep=keep,
     )  # fmt: skip
     print(f"version {version} of query_tower, document_tower and retriever is in {out}")
 
@@ -73,7 +76,10 @@ def update_index(
 
     done = update_index(run, models, upsert, delete, compact)
     print(f"version {done.version} of retriever is in {models}: {done.documents} documents")
-    print(f"{done.upserted} upserted, {done.deleted} deleted, {done.unknown} to delete were not in the index")
+    print(f"{done.upserted} upserted, {done.deleted} deleted")
+    if done.unknown:
+        more = " …" if len(done.unknown) > 10 else ""
+        print(f"{len(done.unknown)} to delete were not in the index: {', '.join(done.unknown[:10])}{more}")
     if keep is not None:
         keep_newest(models, keep)
 
@@ -170,7 +176,7 @@ def query(
         results = search(
             target, query, country, k, pages, effort, min_score, wanted, selected, models, timeout_seconds, credentials
         )
-        titles = look_up_titles(table, (name for page in results.pages for name, _ in page)) if table else None
+        titles = look_up_titles(table, [name for page in results.pages for name, _ in page]) if table else None
     print_results(results, titles, Console(width=None if sys.stdout.isatty() else 160))
 
 

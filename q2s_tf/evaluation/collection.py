@@ -132,9 +132,12 @@ def score_documents(collection: Collection, lexical: Bm25 | None = None) -> Iter
     Args:
         collection: the embedded catalogue and queries.
         lexical: BM25 of the same catalogue, which then is a system too, and so is its fusion with the run. BM25
-            retrieves only documents that share a word with the query.
+            retrieves only documents that share a word with the query. The run retrieves no document without any input,
+            as the exported retriever does.
     """
-    cosines = cosine_rows(collection.query_embeddings, collection.document_embeddings)
+    present = np.any(collection.document_embeddings != 0, axis=1)
+    rows = cosine_rows(collection.query_embeddings, collection.document_embeddings)
+    cosines = (np.where(present, row, -np.inf) for row in rows)
     if lexical is None:
         yield from ({MODEL: row} for row in cosines)
         return
@@ -153,7 +156,7 @@ def rank_documents(
         rows: for each query, by system the score of every document (`score_documents`).
 
     Returns:
-        By system the score of each judged pair, float `[J]` (0 if not retrieved), and the first `DEPTH` documents of
+        By system the score of each judged pair, float `[J]` (−1 if not retrieved), and the first `DEPTH` documents of
         each query, int `[Q, DEPTH]`, −1 where there are no more.
     """
     by_query = judged.by_query()
@@ -165,6 +168,6 @@ def rank_documents(
             if system not in scores:
                 scores[system] = np.empty(len(judged.query))
                 retrieved[system] = np.empty((len(by_query), DEPTH), int)
-            scores[system][pairs] = np.nan_to_num(row[judged.document[pairs]], neginf=0.0)
+            scores[system][pairs] = np.nan_to_num(row[judged.document[pairs]], neginf=-1.0)
             retrieved[system][number] = top_k(row, DEPTH)
     return scores, retrieved

@@ -56,8 +56,10 @@ def search_index(version: Path, manifest: dict[str, Any], queries: np.ndarray, i
     parameters = {"k": tf.constant(k), "effort": tf.constant(0), "min_score": tf.constant(-1.0)}
     retrieved = np.full((len(queries), k), -1)
     for start in track(range(0, len(queries), BATCH), "searching the index", -(-len(queries) // BATCH)):
-        embedding = tf.constant(queries[start : start + BATCH])
-        found = loaded.signatures["by_embedding"](embedding=embedding, **parameters)["document_id"].numpy()
+        inputs = {"embedding": tf.constant(queries[start : start + BATCH]), **parameters}
+        any_value = tf.fill(tf.shape(inputs["embedding"])[:1], "")
+        inputs |= {f"filter_{column}": any_value for column in manifest["filters"]}
+        found = loaded.signatures["by_embedding"](**inputs)["document_id"].numpy()
         names = pa.array(found.ravel().tolist(), pa.binary()).cast(pa.string())
         rows = pc.fill_null(pc.index_in(names, ids), -1).to_numpy().reshape(found.shape)
         retrieved[start : start + BATCH, : found.shape[1]] = rows

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from q2s_tf.index.search_ops import RowFilter, ScoredRows, top_rows
+from q2s_tf.index.search_ops import ScoredRows, best_rows, map_queries
 
 MAX_GATHERED = 2**22
 """Numbers of candidate rows that are gathered at a time, 16 MB. The operating system hands out more memory page by page
@@ -21,8 +21,10 @@ class Index(tf.Module):
     Attributes:
         embeddings: Rows `[N, D]`, in any dtype.
         scales: float32 `[N]`, by which the scores of the rows are multiplied; None for 1.
+        exhaustive: Whether every row is a candidate.
     """
 
+    exhaustive = False
     embeddings: tf.Variable
     scales: tf.Variable | None = None
 
@@ -35,40 +37,45 @@ class Index(tf.Module):
         """The effort of requests that give none."""
         return int(self.parameters.get("default_effort", 1))
 
-    def search(
-        self, queries: tf.Tensor, k: tf.Tensor, effort: tf.Tensor, row_filter: RowFilter | None = None
-    ) -> ScoredRows:
-        """Find the nearest documents of each query.
+    def candidates(self, query: tf.Tensor, count: tf.Tensor, effort: tf.Tensor) -> tf.Tensor:
+        """Find rows that are near to a query.
 
         Args:
-            queries: Unit vectors `[B, D]`.
-            k: int32 `[]`, documents for each query.
+            query: A unit vector `[1, D]`.
+            count: int32 `[]`: the `count` nearest rows should be among the candidates.
             effort: int32 `[]`, partitions to search, clipped to between 1 and all; the exact index ignores it.
-            row_filter: Which rows may be returned; None for all.
 
         Returns:
-            Scores float32 `[B, K]` in falling order and rows int32 `[B, K]`, K = min(k, N). Both are −1 where there is
-            no document.
+            Rows int32 `[C]` in any order, each once. The kind of index decides on C.
         """
         raise NotImplementedError
 
-    def score(self, query: tf.Tensor, rows: tf.Tensor | None = None) -> tf.Tensor:
-        """Compute the cosines `[C]` of one query `[D]` to rows int32 `[C]`, or to all rows when None."""
+    def score(self, queries: tf.Tensor, rows: tf.Tensor | None = None) -> tf.Tensor:
+        """Compute the cosines `[B, C]` of queries `[B, D]` to rows int32 `[C]`, or to all rows when None."""
         if rows is None:
-            return _product(query, self.embeddings, self.scales)
+            return _product(queries, self.embeddings, self.scales)
         chunk, count = max(1, MAX_GATHERED // self.embeddings.shape[1]), tf.shape(rows)[0]
 
         def score_some(some: tf.Tensor) -> tf.Tensor:
             scales = None if self.scales is None else tf.gather(self.scales, some)
-            return _product(query, tf.gather(self.embeddings, some), scales)
+            return _product(queries, tf.gather(self.embeddings, some), scales)
 
         def score_chunks() -> tf.Tensor:
             chunks = tf.reshape(tf.pad(rows, [[0, -count % chunk]]), [-1, chunk])
-            spec = tf.TensorSpec([chunk], tf.float32)
+            spec = tf.TensorSpec([None, chunk], tf.float32)
             scores = tf.map_fn(score_some, chunks, fn_output_signature=spec, parallel_iterations=1)
-            return tf.reshape(scores, [-1])[:count]
+            return tf.reshape(tf.transpose(scores, [1, 0, 2]), [tf.shape(queries)[0], -1])[:, :count]
 
         return tf.cond(count <= chunk, lambda: score_some(rows), score_chunks)
+
+    def search(self, queries: tf.Tensor, k: tf.Tensor, effort: tf.Tensor) -> ScoredRows:
+        """Find the k nearest rows of queries `[B, D]` with an effort; both int32 `[]`."""
+
+        def search_one(query: tf.Tensor, _: tf.Tensor) -> ScoredRows:
+            rows = self.candidates(query, k, effort)
+            return best_rows(self.score(query, rows), k, rows)
+
+        return map_queries(search_one, queries, tf.zeros([tf.shape(queries)[0], 0], tf.int32), at_once=1)
 
     def stored_embeddings(self) -> np.ndarray:
         """Return the rows as float32 `[N, D]`, in the precision of their storage."""
@@ -77,24 +84,24 @@ class Index(tf.Module):
 
 
 class ExactIndex(Index):
-    """All cosines by one matrix product.
+    """All documents are candidates.
 
     Args:
         embeddings: Unit vectors `[N, D]`.
     """
 
+    exhaustive = True
+
     def __init__(self, embeddings: np.ndarray):
         super().__init__({"kind": "exact", "default_effort": 1})
         self.embeddings = tf.Variable(embeddings, trainable=False, name="embeddings")
 
-    def search(
-        self, queries: tf.Tensor, k: tf.Tensor, effort: tf.Tensor, row_filter: RowFilter | None = None
-    ) -> ScoredRows:
-        """Score all rows; see `Index.search`."""
-        return top_rows(tf.matmul(queries, self.embeddings, transpose_b=True), k, None, row_filter)
+    def candidates(self, query: tf.Tensor, count: tf.Tensor, effort: tf.Tensor) -> tf.Tensor:
+        """Return all rows; see `Index.candidates`."""
+        return tf.range(self.embeddings.shape[0])
 
 
-def _product(query: tf.Tensor, embeddings: tf.Tensor, scales: tf.Tensor | None) -> tf.Tensor:
-    """The cosines `[C]` of a query `[D]` to stored rows `[C, D]`."""
-    scores = tf.matmul(query[tf.newaxis], tf.cast(embeddings, tf.float32), transpose_b=True)[0]
+def _product(queries: tf.Tensor, embeddings: tf.Tensor, scales: tf.Tensor | None) -> tf.Tensor:
+    """The cosines `[B, C]` of queries `[B, D]` to stored rows `[C, D]`."""
+    scores = tf.matmul(queries, tf.cast(embeddings, tf.float32), transpose_b=True)
     return scores if scales is None else scores * scales

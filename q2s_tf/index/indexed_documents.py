@@ -1,11 +1,35 @@
 """The documents behind the rows of a retriever, and how they change while the index stays the same."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+
+class DocumentRows(NamedTuple):
+    """Facts about R documents that a retriever keeps beside their embeddings.
+
+    `ids` are bytes `[R]`. `filters` are the normalised values by filter column, bytes `[R]`; b"" where there is none.
+    `groups` are int64 `[R]`: of the documents of a group, only the best is returned; None without groups.
+    """
+
+    ids: np.ndarray
+    filters: Mapping[str, np.ndarray]
+    groups: np.ndarray | None = None
+
+    def take(self, rows: np.ndarray) -> "DocumentRows":
+        """Select rows by their numbers or by booleans."""
+        filters = {name: values[rows] for name, values in self.filters.items()}
+        return DocumentRows(self.ids[rows], filters, None if self.groups is None else self.groups[rows])
+
+    def append(self, other: "DocumentRows") -> "DocumentRows":
+        """Append rows with the same filter columns."""
+        filters = {name: np.concatenate([values, other.filters[name]]) for name, values in self.filters.items()}
+        groups = None if self.groups is None else np.concatenate([self.groups, other.groups])
+        return DocumentRows(np.concatenate([self.ids, other.ids]), filters, groups)
 
 
 @dataclass(frozen=True)
@@ -16,58 +40,40 @@ class IndexedDocuments:
     go into the delta.
 
     Args:
-        document_ids: Bytes `[N + n]` for N rows of the index and n of the delta.
+        rows: The documents `[N + n]`, for N rows of the index and n of the delta.
         alive: Booleans `[N]`; False is a tombstone.
         delta: Unit vectors `[n, D]`.
-        filters: The normalised value of each row by column, bytes `[N + n]`; b"" where there is none.
     """
 
-    document_ids: np.ndarray
+    rows: DocumentRows
     alive: np.ndarray
     delta: np.ndarray
-    filters: Mapping[str, np.ndarray]
 
     @classmethod
-    def in_order(
-        cls, document_ids: np.ndarray, filters: Mapping[str, np.ndarray], order: np.ndarray, dimension: int
-    ) -> "IndexedDocuments":
+    def in_order(cls, rows: DocumentRows, order: np.ndarray, dimension: int) -> "IndexedDocuments":
         """Documents of a new index, without a delta; row i of the index is document `order[i]`."""
-        values = {name: column[order] for name, column in filters.items()}
-        return cls(document_ids[order], np.ones(len(order), bool), np.empty((0, dimension), np.float32), values)
+        return cls(rows.take(order), np.ones(len(order), bool), np.empty((0, dimension), np.float32))
 
     @property
     def live_rows(self) -> np.ndarray:
         """Booleans `[N + n]`: all rows but the tombstones."""
         return np.concatenate([self.alive, np.ones(len(self.delta), bool)])
 
-    def remove(self, document_ids: np.ndarray) -> tuple["IndexedDocuments", int]:
+    def remove(self, ids: np.ndarray) -> tuple["IndexedDocuments", np.ndarray]:
         """Remove documents: leave tombstones in the index and drop them from the delta.
 
         Returns:
-            The remaining documents, and how many were removed.
+            The remaining documents, and which of the ids had a document, booleans.
         """
-        named = is_in(self.document_ids, document_ids)
+        named = is_in(self.rows.ids, ids)
         base = len(self.alive)
         kept = np.concatenate([np.ones(base, bool), ~named[base:]])
-        remaining = replace(
-            self,
-            document_ids=self.document_ids[kept],
-            alive=self.alive & ~named[:base],
-            delta=self.delta[kept[base:]],
-            filters={name: values[kept] for name, values in self.filters.items()},
-        )
-        return remaining, int((named & self.live_rows).sum())
+        remaining = IndexedDocuments(self.rows.take(kept), self.alive & ~named[:base], self.delta[kept[base:]])
+        return remaining, is_in(ids, self.rows.ids[self.live_rows])
 
-    def add(
-        self, document_ids: np.ndarray, embeddings: np.ndarray, filters: Mapping[str, np.ndarray]
-    ) -> "IndexedDocuments":
+    def add(self, rows: DocumentRows, embeddings: np.ndarray) -> "IndexedDocuments":
         """Append documents that have no row yet to the delta."""
-        return replace(
-            self,
-            document_ids=np.concatenate([self.document_ids, document_ids]),
-            delta=np.concatenate([self.delta, embeddings]),
-            filters={name: np.concatenate([values, filters[name]]) for name, values in self.filters.items()},
-        )
+        return IndexedDocuments(self.rows.append(rows), self.alive, np.concatenate([self.delta, embeddings]))
 
 
 def is_in(values: np.ndarray, wanted: np.ndarray) -> np.ndarray:

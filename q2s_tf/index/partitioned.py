@@ -9,7 +9,6 @@ from sklearn.cluster import KMeans
 from q2s_tf.cli import console, track
 from q2s_tf.index.effort import calibrate, draw_sample
 from q2s_tf.index.exact import Index
-from q2s_tf.index.search_ops import RowFilter, ScoredRows, map_queries, pad_rows, top_rows
 
 STORAGES = ("float32", "bfloat16", "int8")
 PARTITIONS_PER_ROOT = 4
@@ -50,24 +49,14 @@ class PartitionedIndex(Index):
         self.embeddings = tf.Variable(embeddings, trainable=False, name="embeddings")
         self.scales = None if scales is None else tf.Variable(scales, trainable=False, name="scales")
 
-    def search(
-        self, queries: tf.Tensor, k: tf.Tensor, effort: tf.Tensor, row_filter: RowFilter | None = None
-    ) -> ScoredRows:
-        """Score the rows of the nearest partitions; see `Index.search`."""
-        effort = tf.clip_by_value(effort, 1, tf.shape(self.centres)[0])
-        k = tf.minimum(k, tf.shape(self.embeddings)[0])
-        similarities = tf.matmul(queries, self.centres, transpose_b=True)
+    def candidates(self, query: tf.Tensor, count: tf.Tensor, effort: tf.Tensor) -> tf.Tensor:
+        """Return the rows of the nearest partitions; see `Index.candidates`."""
+        effort = tf.clip_by_value(effort, 1, self.centres.shape[0])
+        similarities = tf.matmul(query, self.centres, transpose_b=True)[0]
         nearest = tf.math.top_k(similarities, effort, sorted=False).indices
-
-        def search_one(elements: tuple[tf.Tensor, tf.Tensor]) -> ScoredRows:
-            query, partitions = elements
-            limits = tf.gather(self.starts, partitions + 1)
-            starts = tf.gather(self.starts, partitions)
-            # `tf.ragged.range` wraps this op in more ops, and each op adds to the time of a single query.
-            rows = tf.raw_ops.RaggedRange(starts=starts, limits=limits, deltas=1).rt_dense_values
-            return pad_rows(top_rows(self.score(query, rows), k, rows, row_filter), k)
-
-        return map_queries(search_one, (queries, nearest), k)
+        starts, limits = tf.gather(self.starts, nearest), tf.gather(self.starts, nearest + 1)
+        # `tf.ragged.range` wraps this op in more ops, and each op adds to the time of a single query.
+        return tf.raw_ops.RaggedRange(starts=starts, limits=limits, deltas=1).rt_dense_values
 
 
 def build_partitioned(

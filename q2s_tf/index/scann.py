@@ -10,7 +10,6 @@ from q2s_tf.cli import console
 from q2s_tf.errors import InputError
 from q2s_tf.index.effort import calibrate, draw_sample
 from q2s_tf.index.exact import Index
-from q2s_tf.index.search_ops import EXCLUDED, RowFilter, ScoredRows, top_rows
 
 MIN_DOCUMENTS = 1_000
 LEAVES_PER_ROOT = 2
@@ -31,15 +30,12 @@ STATE = (
     "dataset",
 )
 """The variables of a serialised searcher, in the order in which ScaNN restores them."""
-FILTERED_MULTIPLE = 4
-"""Rows that are fetched, as a multiple of k, when a filter may exclude some."""
 
 
 class ScannIndex(Index):
     """The approximate nearest documents by ScaNN's TensorFlow ops.
 
-    At least 100 rows, and the parameter `reorder` times k, are scored exactly. With a filter, the documents are
-    selected from `FILTERED_MULTIPLE` times k candidates.
+    At least 100 rows, and the parameter `reorder` times the wanted candidates, are scored exactly.
 
     Args:
         searcher: The module that a ScaNN searcher is serialised to.
@@ -57,26 +53,18 @@ class ScannIndex(Index):
         """The rows that ScaNN reorders by; a property, so that a checkpoint holds them under `searcher` only."""
         return self.searcher.dataset
 
-    def search(
-        self, queries: tf.Tensor, k: tf.Tensor, effort: tf.Tensor, row_filter: RowFilter | None = None
-    ) -> ScoredRows:
-        """Search `effort` leaves; see `Index.search`."""
-        count = tf.shape(self.embeddings)[0]
-        k = tf.minimum(k, count)
-        fetched = k if row_filter is None else tf.minimum(FILTERED_MULTIPLE * k, count)
+    def candidates(self, query: tf.Tensor, count: tf.Tensor, effort: tf.Tensor) -> tf.Tensor:
+        """Return the `count` nearest rows of `effort` leaves; see `Index.candidates`."""
+        documents = self.embeddings.shape[0]
+        count = tf.minimum(count, documents)
         leaves = tf.clip_by_value(effort, 1, self.parameters["partitions"])
         reorder = self.parameters.get("reorder", REORDERS[0])
-        reordered = tf.minimum(tf.maximum(tf.maximum(reorder * k, 100), fetched), count)
+        reordered = tf.clip_by_value(reorder * count, 100, documents)
         # The op builds the searcher from the variables at its first call, and later finds it by its name.
         searcher = scann_ops.searcher_from_module(self.searcher)
-        rows, scores = tf.cond(
-            tf.shape(queries)[0] > 0,
-            lambda: tuple(searcher.search_batched(queries, fetched, reordered, leaves)),
-            lambda: (tf.zeros([0, fetched], tf.int32), tf.zeros([0, fetched])),  # ScaNN fails on an empty batch
-        )
+        rows, scores = searcher.search_batched(query, count, reordered, leaves)
         rows, scores = tf.ensure_shape(rows, [None, None]), tf.ensure_shape(scores, [None, None])
-        scores = tf.where(tf.math.is_finite(scores), scores, EXCLUDED)
-        return top_rows(scores, k, tf.maximum(rows, 0), row_filter)
+        return tf.boolean_mask(rows, tf.math.is_finite(scores))
 
 
 def build_scann(

@@ -1,70 +1,83 @@
-"""Graph ops that the kinds of index and the retriever share: top-k over scored rows, one query at a time."""
+"""Graph ops that the kinds of index and the retriever share: the best rows of a query, and a batch in parts."""
 
 from collections.abc import Callable
-from typing import Any
 
 import tensorflow as tf
 
-RowFilter = Callable[[tf.Tensor], tf.Tensor]
-"""From int32 rows of any shape to booleans of that shape: which rows may be returned."""
 ScoredRows = tuple[tf.Tensor, tf.Tensor]
-"""Scores float32 in falling order, and rows int32. Where there is no document, both are −1."""
+"""Scores float32 `[B, k]` in falling order, and rows int32 `[B, k]`. Where there is no document, both are −1."""
 EXCLUDED = -2.0
 """The score of a row that may not be returned; it is below every cosine."""
+COLLAPSE_MULTIPLE = 4
+"""Rows that are sorted first, as a multiple of k, to find k groups. If they hold fewer groups, all rows are sorted."""
 
 
-def top_rows(
-    scores: tf.Tensor, k: tf.Tensor, rows: tf.Tensor | None = None, row_filter: RowFilter | None = None
+def best_rows(
+    scores: tf.Tensor, k: tf.Tensor, rows: tf.Tensor | None = None, groups: tf.Tensor | None = None
 ) -> ScoredRows:
-    """Select the k highest scores among the rows that the filter accepts.
+    """Select the k highest scores of each query.
 
     Args:
-        scores: `[C]` or `[B, C]`. Scores of `EXCLUDED` or less stand for no document.
+        scores: `[B, C]`. Scores of `EXCLUDED` or less stand for no document.
         k: int32 `[]`.
-        rows: int32, the row of each score, in the shape of the scores. None: the position of the score.
-        row_filter: None to accept all rows.
+        rows: int32 `[C]`, the row of each score. None: the position of the score.
+        groups: int64 `[C]`, the group of each score, to return only the best of each group. B must be 1 then.
 
     Returns:
-        Scores and rows, `[K]` or `[B, K]` with K = min(k, C).
+        Scores and rows `[B, k]`.
     """
-    count = tf.shape(scores)[-1]
-    if row_filter is not None:
-        scores = tf.where(row_filter(tf.range(count) if rows is None else rows), scores, EXCLUDED)
-    best = tf.math.top_k(scores, tf.minimum(k, count))
-    best_rows = best.indices if rows is None else tf.gather(rows, best.indices, batch_dims=rows.shape.rank - 1)
-    present = best.values > EXCLUDED
-    return tf.where(present, best.values, -1.0), tf.where(present, best_rows, -1)
+    values, positions = _sort(scores, k) if groups is None else _sort_groups(scores, k, groups)
+    present = values > EXCLUDED
+    best = positions if rows is None else tf.gather(rows, positions)
+    padding = [[0, 0], [0, k - tf.shape(values)[1]]]
+    values, best = tf.where(present, values, -1.0), tf.where(present, best, -1)
+    return tf.pad(values, padding, constant_values=-1.0), tf.pad(best, padding, constant_values=-1)
 
 
-def pad_rows(scored: ScoredRows, k: tf.Tensor) -> ScoredRows:
-    """Pad scores and rows `[K]` or `[B, K]`, K ≤ k, with −1 up to k."""
-    scores, rows = scored
-    missing = [0, k - tf.shape(scores)[-1]]
-    padding = [missing] if scores.shape.rank == 1 else [[0, 0], missing]
-    return tf.pad(scores, padding, constant_values=-1.0), tf.pad(rows, padding, constant_values=-1)
+def _sort(scores: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    best = tf.math.top_k(scores, tf.minimum(k, tf.shape(scores)[1]))
+    return best.values, best.indices
 
 
-def map_queries(search: Callable[[Any], ScoredRows], elements: Any, k: tf.Tensor) -> ScoredRows:
-    """Search for one query after the other, so that memory holds the candidates of one query only.
+def _sort_groups(scores: tf.Tensor, k: tf.Tensor, groups: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The highest score of each of the k best groups, and its position, `[1, K]`."""
+    few = tf.minimum(COLLAPSE_MULTIPLE * k, tf.shape(scores)[1])
+
+    def sort(count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        values, positions = _sort(scores, count)
+        unique = tf.unique(tf.gather(groups, positions[0]))  # numbered in the order of their first row
+        first = tf.math.unsorted_segment_min(tf.range(count), unique.idx, tf.size(unique.y))[:k]
+        return tf.gather(values, first, axis=1), tf.gather(positions, first, axis=1)
+
+    best = sort(few)
+    missing = (tf.shape(best[0])[1] < k) & tf.reduce_all(best[0] > EXCLUDED) & (few < tf.shape(scores)[1])
+    return tf.cond(missing, lambda: sort(tf.shape(scores)[1]), lambda: best)
+
+
+def map_queries(
+    search: Callable[[tf.Tensor, tf.Tensor], ScoredRows], queries: tf.Tensor, codes: tf.Tensor, at_once: int
+) -> ScoredRows:
+    """Search for a part of the queries after the other, so that memory holds the scores of one part only.
 
     Args:
-        search: From the elements of one query to scores and rows `[k]`.
-        elements: A structure of tensors `[B, …]`.
-        k: int32 `[]`.
+        search: From `at_once` queries and their filters to scores and rows.
+        queries: `[B, D]`.
+        codes: int32 `[B, F]`, the filters of each query.
+        at_once: Queries of a part.
     """
-    specs = (tf.TensorSpec([None], tf.float32), tf.TensorSpec([None], tf.int32))
-    count = tf.shape(elements[0])[0]
+    count = tf.shape(queries)[0]
 
-    def search_single() -> ScoredRows:
-        scores, rows = search(tf.nest.map_structure(lambda tensor: tensor[0], elements))
-        return scores[tf.newaxis], rows[tf.newaxis]
-
-    def search_each() -> ScoredRows:
-        return tf.cond(
-            count > 0,
-            lambda: tf.map_fn(search, elements, fn_output_signature=specs, parallel_iterations=1),
-            lambda: (tf.zeros([0, k]), tf.zeros([0, k], tf.int32)),  # map_fn over no element does not know k
-        )
+    def search_parts() -> ScoredRows:
+        missing = tf.where(count == 0, at_once, -count % at_once)
+        elements = [
+            tf.reshape(tf.pad(tensor, [[0, missing], [0, 0]]), [-1, at_once, tensor.shape[1]])
+            for tensor in (queries, codes)
+        ]
+        specs = (tf.TensorSpec([at_once, None], tf.float32), tf.TensorSpec([at_once, None], tf.int32))
+        parts = tf.map_fn(lambda part: search(*part), elements, fn_output_signature=specs, parallel_iterations=1)
+        scores, rows = (tf.reshape(part, [-1, tf.shape(part)[2]])[:count] for part in parts)
+        return scores, rows
 
     # Most requests hold a single query, and a loop makes that one 1.5 times as slow.
-    return tf.cond(count == 1, search_single, search_each)
+    whole = count == 1 if at_once == 1 else count <= at_once
+    return tf.cond(whole, lambda: search(queries, codes), search_parts)

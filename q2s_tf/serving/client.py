@@ -4,6 +4,8 @@ The import of this module imports TensorFlow (about 5 s): the messages of ``tens
 inside the ``tensorflow`` package.
 """
 
+import math
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -21,46 +23,26 @@ from tensorflow_serving.apis import (
 )
 
 from q2s_tf.errors import InputError
-from q2s_tf.serving import DEFAULT_EFFORT, tensor_proto
+from q2s_tf.serving import DEFAULT_EFFORT, MAX_RESULTS, tensor_proto
 from q2s_tf.serving.connection import connect
+from q2s_tf.serving.pages import IndexInfo, Matches, Page, Version, paginate
 from q2s_tf.serving.serving_error import ServingError
 
-Version = int | str
-"""A version by its number or by its label."""
 Arrays = dict[str, np.ndarray]
-Inputs = Mapping[str, ArrayLike]
+Texts = Any
+"""A column of texts: a list, a tuple, a Series, a DataFrame of one column, or an Arrow or NumPy array. None, NaN and
+``""`` are missing texts."""
 
 FILTER_PREFIX = "filter_"
 """Prefix of the inputs that a retriever filters by; the rest of the name is the column of the documents."""
-ALL_PARTITIONS = 2**31 - 1
-"""An effort above the partitions of any index; the index searches all that it has."""
+FINITE = ("embedding", "min_score")
+"""Inputs of the retriever that are checked before they are sent."""
 REFUSED = {
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.NOT_FOUND,
     grpc.StatusCode.FAILED_PRECONDITION,  # TensorFlow Serving's code for an unknown signature
 }
 """The codes of a request that does not fit the served model."""
-
-
-class Matches(NamedTuple):
-    """The best documents of each query, best first: ``document_ids: str[B, k]``, ``scores: float[B, k]``.
-
-    Where there are fewer than k (a small index, or scores below ``min_score``) the id is ``""`` and the score is -1.
-    ``version`` is the version of the retriever.
-    """
-
-    document_ids: np.ndarray
-    scores: np.ndarray
-    version: int
-
-
-class Page(NamedTuple):
-    """Documents of one query, best first, with the ``effort`` of the search and the ``version`` of the retriever."""
-
-    document_ids: list[str]
-    scores: list[float]
-    effort: int
-    version: int
 
 
 class Embeddings(NamedTuple):
@@ -101,14 +83,6 @@ class SignatureInfo(NamedTuple):
         return [name.removeprefix(FILTER_PREFIX) for name in self.inputs if name.startswith(FILTER_PREFIX)]
 
 
-class IndexInfo(NamedTuple):
-    """The ``partitions`` of the index in a ``version`` of the retriever, and how many are searched by default."""
-
-    partitions: int
-    default_effort: int
-    version: int
-
-
 class Client(AbstractContextManager["Client"]):
     """A client of one server. Threads may share it, and a ``with`` statement closes it.
 
@@ -143,10 +117,8 @@ class Client(AbstractContextManager["Client"]):
         """
         if not timeout_seconds > 0:
             raise InputError(f"timeout_seconds must be above 0, got {timeout_seconds}")
-        if batch_size < 1:
-            raise InputError(f"batch_size must be at least 1, got {batch_size}")
         self.target = target
-        self._timeout_seconds, self._batch_size = timeout_seconds, batch_size
+        self._timeout_seconds, self._batch_size = timeout_seconds, _to_int("batch_size", batch_size, 1)
         self._channel = connect(target, credentials)
         self._prediction = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
         self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
@@ -154,7 +126,11 @@ class Client(AbstractContextManager["Client"]):
         self._indexes: dict[Version | None, IndexInfo] = {}  # the last described index, by its version
 
     def predict(
-        self, model: str, inputs: Inputs, signature: str = "serving_default", version: Version | None = None
+        self,
+        model: str,
+        inputs: Mapping[str, ArrayLike],
+        signature: str = "serving_default",
+        version: Version | None = None,
     ) -> Arrays:
         """Run one signature in one request and return its outputs; strings are object arrays of ``bytes``.
 
@@ -167,41 +143,44 @@ class Client(AbstractContextManager["Client"]):
 
     def retrieve(
         self,
-        queries: Sequence[str],
-        countries: Sequence[str],
+        queries: Texts,
+        countries: Texts = None,
         k: int = 10,
         effort: int = DEFAULT_EFFORT,
         min_score: float = -1.0,
-        filters: Mapping[str, str | Sequence[str]] | None = None,
+        filters: Mapping[str, Texts] | None = None,
         version: Version | None = None,
     ) -> Matches:
         """Retrieve the ``k`` best documents of each query.
 
         Args:
             queries: B queries.
-            countries: B countries of the searchers, ``""`` where unknown.
+            countries: B countries of the searchers, or one for all; None where unknown.
             k: Documents for each query.
             effort: Partitions of the index to search. More partitions find more of the true best documents and take
                 longer. 0 for the index's default, which its export calibrated.
             min_score: Least cosine of a match, the paper's radius; -1 for no limit.
-            filters: The value that documents must have by column: one value for all queries, or a list of B values;
-                ``""`` matches every document. The columns are those that were named at export.
+            filters: The value that documents must have by column: one value for all queries, or B values; ``""``
+                matches every document. The columns are those that were named at export.
             version: Version of the retriever.
 
         Raises:
-            InputError: ``k`` is less than 1, ``effort`` is less than 0, or one of them does not fit int32; the lists
-                have different lengths; or there is no such filter.
+            InputError: A value has the wrong type or is out of range; the columns have different lengths; or there is
+                no such filter. The message names the argument.
         """
-        for name, value, least in (("k", k, 1), ("effort", effort, 0)):
-            if not least <= value < 2**31:
-                raise InputError(f"{name} must be at least {least} and below 2^31, got {value}")
-        rows = {"query": _to_strings("queries", queries), "country": _to_strings("countries", countries)}
+        rows = {"query": _to_texts("queries", queries)}
+        count = len(rows["query"])
+        rows["country"] = _to_texts("countries", countries, count)
         for column, wanted in (filters or {}).items():
-            values = [wanted] * len(queries) if isinstance(wanted, str) else wanted
-            rows[FILTER_PREFIX + column] = _to_strings(f"filter {column}", values)
-        search_parameters = {"k": np.int32(k), "effort": np.int32(effort), "min_score": np.float32(min_score)}
-        signature = "retrieve_filtered" if filters else "retrieve"
-        outputs, answered = self._predict_rows("retriever", signature, rows, search_parameters, version)
+            rows[FILTER_PREFIX + column] = _to_texts(f"filter {column}", wanted, count)
+        k = _to_int("k", k, 1)
+        parameters: dict[str, ArrayLike] = {
+            "k": np.int32(k),
+            "effort": np.int32(_to_int("effort", effort, 0)),
+            "min_score": _to_float("min_score", min_score),
+        }
+        batch_size = max(1, min(self._batch_size, MAX_RESULTS // k))
+        outputs, answered = self._predict_rows("retriever", "retrieve", rows, parameters, version, batch_size)
         decode = np.frompyfunc(lambda name: name.decode("utf-8", "backslashreplace"), 1, 1)
         return Matches(decode(outputs["document_id"]), outputs["score"], answered)
 
@@ -217,7 +196,7 @@ class Client(AbstractContextManager["Client"]):
     ) -> Iterator[Page]:
         """Iterate over the documents of one query page by page, with little effort for page 1 and more for later ones.
 
-        Each page is requested when the iterator reaches it; see `q2s_tf.serving.client.paginate`. The pages end when no
+        Each page is requested when the iterator reaches it; see `q2s_tf.serving.pages.paginate`. The pages end when no
         document is left that matches the filters and ``min_score``, which are those of `retrieve`.
 
         Args:
@@ -233,9 +212,8 @@ class Client(AbstractContextManager["Client"]):
         Raises:
             InputError: ``page_size`` is less than 1, there is no such filter, or ``efforts`` is empty.
         """
-        if page_size < 1:
-            raise InputError(f"page_size must be at least 1, got {page_size}")
-        if efforts is not None and not efforts:
+        page_size = _to_int("page_size", page_size, 1)
+        if efforts is not None and not len(efforts):
             raise InputError("efforts must have at least one effort, got none; leave it out for the default")
 
         def retrieve(k: int, effort: int, version: Version | None) -> Matches:
@@ -243,38 +221,40 @@ class Client(AbstractContextManager["Client"]):
 
         return paginate(retrieve, self._describe_index, page_size, efforts, version)
 
-    def embed_query(
-        self, queries: Sequence[str], countries: Sequence[str], version: Version | None = None
-    ) -> Embeddings:
-        """Embed B queries with the countries of their searchers by the query tower."""
-        rows = {"query": _to_strings("queries", queries), "country": _to_strings("countries", countries)}
+    def embed_query(self, queries: Texts, countries: Texts = None, version: Version | None = None) -> Embeddings:
+        """Embed B queries with the countries of their searchers (or one country for all) by the query tower."""
+        rows = {"query": _to_texts("queries", queries)}
+        rows["country"] = _to_texts("countries", countries, len(rows["query"]))
         return self._embed("query_tower", rows, version)
 
     def embed_document(
         self,
-        titles: Sequence[str],
-        descriptions: Sequence[str] | None = None,
-        languages: Sequence[str] | None = None,
-        countries: Sequence[str] | None = None,
-        image_embeddings: np.ndarray | None = None,
+        titles: Texts,
+        descriptions: Texts = None,
+        languages: Texts = None,
+        countries: Texts = None,
+        image_embeddings: ArrayLike | None = None,
         version: Version | None = None,
     ) -> Embeddings:
         """Embed B documents by the document tower.
 
         Args:
             titles: B titles.
-            descriptions: B descriptions; ``""`` is missing, and None stands for B times ``""``.
-            languages: B languages, in the same way.
+            descriptions: B descriptions; None for no descriptions.
+            languages: B languages, or one for all; None for no languages.
             countries: B countries, in the same way.
             image_embeddings: ``float[B, M, I]``; rows of zeros are padding. None for no images.
             version: Version of the document tower.
         """
-        rows = {"title": _to_strings("titles", titles)}
-        texts = {"description": descriptions, "language": languages, "country": countries}
-        for name, column in texts.items():
-            rows[name] = _to_strings(name, [""] * len(titles) if column is None else column)
+        rows = {"title": _to_texts("titles", titles)}
+        columns = {"descriptions": descriptions, "languages": languages, "countries": countries}
+        for (name, column), key in zip(columns.items(), ("description", "language", "country"), strict=True):
+            rows[key] = _to_texts(name, column, len(rows["title"]))
         if image_embeddings is not None:
-            rows["image_embeddings"] = np.asarray(image_embeddings, np.float32)
+            try:
+                rows["image_embeddings"] = np.asarray(image_embeddings, np.float32)
+            except (TypeError, ValueError) as error:
+                raise InputError(f"image_embeddings must be numbers [B, M, I]: {error}") from error
         return self._embed("document_tower", rows, version)
 
     def status(self, model: str) -> list[VersionStatus]:
@@ -292,8 +272,15 @@ class Client(AbstractContextManager["Client"]):
         response = self._call(self._prediction.GetModelMetadata, request)
         signatures = get_model_metadata_pb2.SignatureDefMap()
         response.metadata["signature_def"].Unpack(signatures)
+
+        def describe(tensors: Mapping[str, Any]) -> dict[str, TensorInfo]:
+            return {
+                name: TensorInfo(tensor_proto.dtype_name(info.dtype), tensor_proto.static_shape(info.tensor_shape))
+                for name, info in sorted(tensors.items())
+            }
+
         return {
-            name: SignatureInfo(_tensor_infos(definition.inputs), _tensor_infos(definition.outputs))
+            name: SignatureInfo(describe(definition.inputs), describe(definition.outputs))
             for name, definition in signatures.signature_def.items()
             if definition.method_name  # an initialiser has none and cannot be called
         }
@@ -307,24 +294,35 @@ class Client(AbstractContextManager["Client"]):
         self.close()
 
     def _embed(self, tower: str, rows: Arrays, version: Version | None) -> Embeddings:
-        outputs, answered = self._predict_rows(tower, "serving_default", rows, {}, version)
+        outputs, answered = self._predict_rows(tower, "serving_default", rows, {}, version, self._batch_size)
         return Embeddings(outputs["embedding"], outputs["channel_weights"], answered)
 
-    def _predict(self, model: str, inputs: Inputs, signature: str, version: Version | None) -> tuple[Arrays, int]:
+    def _predict(
+        self, model: str, inputs: Mapping[str, ArrayLike], signature: str, version: Version | None
+    ) -> tuple[Arrays, int]:
         """The outputs of one request, and the version that answered."""
         request = predict_pb2.PredictRequest(model_spec=_model_spec(model, version))
         request.model_spec.signature_name = signature
         for name, value in inputs.items():
             try:
-                request.inputs[name].CopyFrom(tensor_proto.encode(_to_array(value)))
-            except ValueError as error:
+                array = _to_array(value)
+                if name in FINITE and not np.isfinite(array).all():
+                    raise ValueError("it must hold finite numbers")
+                request.inputs[name].CopyFrom(tensor_proto.encode(array))
+            except (TypeError, ValueError) as error:
                 raise InputError(f'input "{name}" cannot be sent: {error}') from error
         response = self._call(self._prediction.Predict, request)
         outputs = {name: tensor_proto.decode(value) for name, value in response.outputs.items()}
         return outputs, response.model_spec.version.value
 
     def _predict_rows(
-        self, model: str, signature: str, rows: Arrays, parameters: Inputs, version: Version | None
+        self,
+        model: str,
+        signature: str,
+        rows: Arrays,
+        parameters: Mapping[str, ArrayLike],
+        version: Version | None,
+        batch_size: int,
     ) -> tuple[Arrays, int]:
         """The outputs of all rows `[B, …]`, from one version of the model, and that version.
 
@@ -334,11 +332,11 @@ class Client(AbstractContextManager["Client"]):
         if len(set(counts.values())) > 1:
             received = ", ".join(f"{count} of {name}" for name, count in counts.items())
             raise InputError(f"all inputs must have one value for each row, got {received}; give equally many")
-        starts = range(0, max(1, *counts.values()), self._batch_size)  # without a row, one request gives the shapes
+        starts = range(0, max(1, *counts.values()), batch_size)  # without a row, one request gives the shapes
         answers: list[tuple[Arrays, int]] = []
         while len(answers) < len(starts):
             start = starts[len(answers)]
-            batch = {name: values[start : start + self._batch_size] for name, values in rows.items()}
+            batch = {name: values[start : start + batch_size] for name, values in rows.items()}
             pinned = answers[0][1] if answers else version
             try:
                 answers.append(self._predict_batch(model, signature, batch, parameters, pinned))
@@ -350,7 +348,7 @@ class Client(AbstractContextManager["Client"]):
         return {name: np.concatenate([outputs[name] for outputs, _ in answers]) for name in first}, answered
 
     def _predict_batch(
-        self, model: str, signature: str, rows: Arrays, parameters: Inputs, version: Version | None
+        self, model: str, signature: str, rows: Arrays, parameters: Mapping[str, ArrayLike], version: Version | None
     ) -> tuple[Arrays, int]:
         """Predict with the inputs that the signature has; if that is refused and the signature has changed, retry."""
         known = self._signatures.get((model, signature)) or self._read_signature(model, signature, version)
@@ -367,8 +365,6 @@ class Client(AbstractContextManager["Client"]):
     def _read_signature(self, model: str, signature: str, version: Version | None) -> SignatureInfo:
         signatures = self.metadata(model, version)
         if signature not in signatures:
-            if signature == "retrieve_filtered":
-                raise InputError("the retriever has no filters; name columns when it is exported: --filter COLUMN")
             message = f'model "{model}" has no signature "{signature}"; it has {", ".join(sorted(signatures))}'
             raise ServingError(grpc.StatusCode.NOT_FOUND, message)
         self._signatures[model, signature] = signatures[signature]
@@ -395,69 +391,6 @@ class Client(AbstractContextManager["Client"]):
             raise ServingError(error.code(), error.details() or "the server gave no details") from error
 
 
-def choose_efforts(index: IndexInfo | None) -> list[int]:
-    """Choose the effort of each page: half the default for page 1, then twice the last, up to all partitions.
-
-    If nothing is known of the index (None): the default of the index, then all partitions.
-    """
-    if index is None:
-        return [DEFAULT_EFFORT, ALL_PARTITIONS]
-    efforts = [max(1, index.default_effort // 2)]
-    while efforts[-1] < index.partitions:
-        efforts.append(min(2 * efforts[-1], index.partitions))
-    return efforts
-
-
-def paginate(
-    retrieve: Callable[[int, int, Version | None], Matches],
-    describe: Callable[[Version | None], IndexInfo | None],
-    page_size: int,
-    efforts: Sequence[int] | None,
-    version: Version | None,
-) -> Iterator[Page]:
-    """Yield pages until no documents are left; only the last may be short.
-
-    Most searchers look at the first page only. The paper searches a small part of the index for it and more for later
-    pages, which keeps engagement at much less work (Que2Search, KDD 2021, section on serving).
-
-    Every page requests all documents of the pages before and one page more, and leaves out the former. So a document
-    that only a higher effort finds is on the next page, whatever its score. A short page is requested again with the
-    next effort, if there is one. All pages are from the version of the first, or from its successor if it is removed.
-
-    Args:
-        retrieve: From k, effort and version to the best documents of the query.
-        describe: From a version to its index. For a label or the newest version the result may be out of date.
-        page_size: Documents of a page.
-        efforts: Effort of each page; the last is also for later pages. None for those of `choose_efforts`.
-        version: The version to search; None for the newest.
-    """
-    shown: set[str] = set()
-    pinned, step = version, 0
-    while True:
-        index = None if efforts else describe(pinned)
-        schedule = efforts or choose_efforts(index)
-        step = min(step, len(schedule) - 1)
-        try:
-            matches = retrieve(len(shown) + page_size, schedule[step], pinned)
-        except ServingError as error:
-            if error.code is not grpc.StatusCode.NOT_FOUND or pinned == version:
-                raise
-            pinned = version
-            continue
-        pinned = matches.version
-        if index is not None and index.version != pinned:  # the efforts are those of another version
-            continue
-        pairs = zip(matches.document_ids[0].tolist(), matches.scores[0].tolist(), strict=True)
-        fresh = [(name, score) for name, score in pairs if name and name not in shown][:page_size]
-        if len(fresh) == page_size or step == len(schedule) - 1:
-            if fresh:
-                shown.update(name for name, _ in fresh)
-                yield Page([name for name, _ in fresh], [score for _, score in fresh], schedule[step], pinned)
-            if len(fresh) < page_size:
-                return
-        step += 1
-
-
 def _select_inputs(rows: Arrays, signature: SignatureInfo) -> Arrays:
     """The rows of the inputs that the signature has; its other filters and images get empty values.
 
@@ -466,8 +399,10 @@ def _select_inputs(rows: Arrays, signature: SignatureInfo) -> Arrays:
     """
     for name in rows:
         if name.startswith(FILTER_PREFIX) and name not in signature.inputs:
-            columns, column = ", ".join(signature.filters), name.removeprefix(FILTER_PREFIX)
-            raise InputError(f'there is no filter "{column}"; the retriever was exported to filter by {columns}')
+            column, columns = name.removeprefix(FILTER_PREFIX), ", ".join(signature.filters)
+            known = f"was exported to filter by {columns}" if columns else "has no filters"
+            remedy = "name columns when it is exported: --filter COLUMN"
+            raise InputError(f'there is no filter "{column}"; the retriever {known}; {remedy}')
     count = len(next(iter(rows.values())))
     selected = {name: values for name, values in rows.items() if name in signature.inputs}
     for column in signature.filters:
@@ -484,30 +419,69 @@ def _model_spec(model: str, version: Version | None = None) -> model_pb2.ModelSp
     return model_pb2.ModelSpec(name=model, version=None if version is None else {"value": version})
 
 
-def _to_strings(name: str, values: Sequence[str]) -> np.ndarray:
-    """Texts `[B]` as an object array; `InputError` for a single text."""
-    if isinstance(values, str | bytes):
-        raise InputError(f"{name} must be a list of texts, one for each row, got the text {values!r}; wrap it in []")
-    array = np.empty(len(values), object)
-    array[:] = values
+def _to_texts(name: str, values: Texts, rows: int | None = None) -> np.ndarray:
+    """A column of texts as bytes `[B]`; with `rows`, one text or None stands for that many equal ones.
+
+    A lone surrogate becomes invalid UTF-8, which the towers read as a space.
+    """
+    if rows is not None and (values is None or isinstance(values, str | bytes)):
+        values = [values] * rows
+    if hasattr(values, "columns") and hasattr(values, "iloc"):  # a DataFrame; pandas itself is not needed here
+        if len(values.columns) != 1:
+            columns = ", ".join(map(str, values.columns))
+            raise InputError(f"{name} must be one column of texts, got a DataFrame of the columns {columns}")
+        values = values.iloc[:, 0]
+    for method in ("to_pylist", "tolist"):  # Arrow, and NumPy and pandas
+        values = getattr(values, method, lambda values=values: values)()
+    if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__iter__"):
+        raise InputError(f"{name} must be a list of texts, one for each row, got {values!r:.80}; wrap one text in []")
+    texts = list(values)
+    array = np.empty(len(texts), object)
+    for row, text in enumerate(texts):
+        if isinstance(text, str):
+            array[row] = text.encode("utf-8", "surrogatepass")
+        elif isinstance(text, bytes):
+            array[row] = text
+        elif text is None or type(text).__name__ == "NAType" or (isinstance(text, float) and math.isnan(text)):
+            array[row] = b""
+        else:
+            raise InputError(f"{name} must be texts, got {text!r:.80} in row {row}")
     return array
 
 
+def _to_int(name: str, value: Any, least: int) -> int:
+    """A whole number within int32, also of NumPy's types."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or not least <= number < 2**31:
+        raise InputError(f"{name} must be a whole number of at least {least} and below 2^31, got {value!r:.80}")
+    return number
+
+
+def _to_float(name: str, value: Any) -> np.float32:
+    try:
+        number = np.float32(value)
+    except (TypeError, ValueError):
+        number = np.float32("nan")
+    if np.ndim(number) or not np.isfinite(number):
+        raise InputError(f"{name} must be a finite number, got {value!r:.80}")
+    return number
+
+
 def _to_array(value: Any) -> np.ndarray:
-    if isinstance(value, np.ndarray | np.generic):
-        return np.asarray(value)
+    """An input of `Client.predict` as an array; raises ValueError for one that cannot be sent."""
     array = np.asarray(value)
+    if isinstance(value, np.ndarray | np.generic):
+        return array
     if array.dtype.kind in "SU":  # NumPy's own strings drop NULs at the end; objects keep them
         return np.asarray(value, dtype=object)
     narrow = {"i": np.int32, "f": np.float32}.get(array.dtype.kind)
-    return array.astype(narrow) if narrow else array
-
-
-def _tensor_infos(infos: Mapping[str, Any]) -> dict[str, TensorInfo]:
-    described = {}
-    for name, info in sorted(infos.items()):
-        sizes = tuple(None if dim.size < 0 else dim.size for dim in info.tensor_shape.dim)
-        described[name] = TensorInfo(
-            tensor_proto.dtype_name(info.dtype), None if info.tensor_shape.unknown_rank else sizes
-        )
-    return described
+    if narrow is None:
+        return array
+    with np.errstate(over="ignore"):
+        narrowed = array.astype(narrow)
+    if array.dtype.kind == "i" and (narrowed != array).any():
+        raise ValueError("a number does not fit int32; give an array of int64")
+    return narrowed

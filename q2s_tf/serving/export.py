@@ -13,7 +13,7 @@ import tensorflow as tf
 from q2s_tf.cli import console
 from q2s_tf.config import FORMAT
 from q2s_tf.errors import InputError
-from q2s_tf.index import DEFAULT_RECALL, Index, IndexedDocuments, build_index
+from q2s_tf.index import DEFAULT_RECALL, DocumentRows, Index, IndexedDocuments, build_index
 from q2s_tf.models import Tower, Towers, embed_catalogue, encode, load
 from q2s_tf.serving.folders import MANIFEST_FILE
 from q2s_tf.serving.retriever import RetrieverServable
@@ -36,6 +36,7 @@ def export(
     storage: str = "float32",
     filters: Sequence[str] = (),
     queries: Path | None = None,
+    collapse: str | None = None,
 ) -> int:
     """Export the towers of a run, and an index of a catalogue, as one new version of all three servables.
 
@@ -48,6 +49,8 @@ def export(
         storage: dtype of the rows of a partitioned index: `float32`, `bfloat16` or `int8`.
         filters: Text columns of the documents that requests can filter by.
         queries: A table with `query` and optionally `country`, for example judgements, to measure the recall on.
+        collapse: A text column of the documents: of those with the same value, compared as filters are, only the best
+            is returned. Documents without a value are never collapsed.
 
     Returns:
         The version.
@@ -61,31 +64,45 @@ def export(
     open_documents(documents)
     query_table = None if queries is None else Table(queries, "queries", ["query"], ["country"])
     towers = load(run)
-    ids, embeddings, values = read_documents(documents, towers, filters)
+    _, rows, embeddings = read_documents(documents, towers, filters, collapse)
+    if not len(embeddings):
+        raise InputError(f"documents {documents}: no document has an input of any channel of the run")
     sample = None if query_table is None else _embed_queries(towers.query, query_table)
-    console.print(f"building the {index or 'default'} index of {len(ids):,} documents")
+    console.print(f"building the {index or 'default'} index of {len(embeddings):,} documents")
     built, order = build_index(index, embeddings, towers.config.seed, recall, storage, sample)
-    indexed = IndexedDocuments.in_order(ids, values, order, embeddings.shape[1])
+    indexed = IndexedDocuments.in_order(rows, order, embeddings.shape[1])
     with new_version(models) as (version, folders):
         for tower, name in ((towers.query, "query_tower"), (towers.document, "document_tower")):
             write_servable(TowerServable(tower), folders[name], describe(name, version, run, towers))
-        manifest = describe("retriever", version, run, towers, (built, indexed))
+        manifest = describe("retriever", version, run, towers, (built, indexed), collapse)
         write_servable(RetrieverServable(towers.query, built, indexed), folders["retriever"], manifest)
     return version
 
 
 def write_servable(servable: Any, folder: Path, manifest: dict[str, Any]) -> None:
-    """Write the saved model, the warm-up file and the manifest of a servable into a version's folder."""
+    """Write the saved model, the warm-up file and the manifest of a servable into a version's folder.
+
+    Raises:
+        OSError: The folder cannot be written, for example because the disk is full.
+    """
     options = tf.saved_model.SaveOptions(namespace_whitelist=["TFText", "Scann"])
     endpoints = servable.endpoints
-    with console.status(f"saving {manifest['servable']}"):
-        tf.saved_model.save(servable, str(folder), signatures=endpoints, options=options)
-    write_warmup(manifest["servable"], folder, endpoints)
+    try:
+        with console.status(f"saving {manifest['servable']}"):
+            tf.saved_model.save(servable, str(folder), signatures=endpoints, options=options)
+        write_warmup(manifest["servable"], folder, endpoints)
+    except tf.errors.OpError as error:
+        raise OSError((error.message.splitlines() or ["?"])[0]) from error
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
 def describe(
-    name: str, version: int, run: Path, towers: Towers, retriever: tuple[Index, IndexedDocuments] | None = None
+    name: str,
+    version: int,
+    run: Path,
+    towers: Towers,
+    retriever: tuple[Index, IndexedDocuments] | None = None,
+    collapse: str | None = None,
 ) -> dict[str, Any]:
     """Make the manifest of a servable's version, that of a retriever with facts about its index and its documents.
 
@@ -108,7 +125,8 @@ def describe(
             "indexed": len(documents.alive),
             "delta": len(documents.delta),
             "deleted": int((~documents.alive).sum()),
-            "filters": list(documents.filters),
+            "filters": list(documents.rows.filters),
+            "collapse": collapse,
             "index": dict(index.parameters),
         }
     return manifest
@@ -128,37 +146,59 @@ def hash_towers(towers: Towers) -> dict[str, str]:
 
 
 def read_documents(
-    path: Path, towers: Towers, filters: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    path: Path, towers: Towers, filters: Sequence[str], collapse: str | None
+) -> tuple[np.ndarray, DocumentRows, np.ndarray]:
     """Read and embed a documents table.
 
     Returns:
-        Ids, bytes `[N]`; embeddings `[N, D]`; and the normalised value of each row by filter column, bytes `[N]` with
-        b"" where there is none.
+        The ids of all documents, bytes; the rows and the embeddings `[R, D]` of those with an input of any channel. The
+        others have a zero vector, which is near to no query, so the retriever does not hold them.
 
     Raises:
-        InputError: The table violates its contract, or a filter column is absent, is named twice or holds vectors.
+        InputError: The table violates its contract, or a column to filter or collapse by is absent, is named twice or
+            holds vectors.
     """
     vectors = towers.config.vector_inputs()
-    for name in filters:
+    columns = list(dict.fromkeys([*filters, *([collapse] if collapse else [])]))
+    for name in columns:
+        option = "filter" if name in filters else "collapse"
         if list(filters).count(name) > 1:
             raise InputError(f"filter {name}: is named twice; leave one out")
         if name in vectors or not name.isidentifier():
-            raise InputError(f"filter {name}: must be a text column named by letters, digits and _; name another one")
-    table = open_documents(path, [*towers.document.input, *filters], vectors)
-    absent = [name for name in filters if name in table.missing]
-    if absent:
-        known = ", ".join(table.columns)
-        raise InputError(f"documents {path}: has no column {absent[0]} to filter by; known columns of it are {known}")
+            raise InputError(f"{option} {name}: must be a text column named by letters, digits and _; name another one")
+    table = open_documents(path, [*towers.document.input, *columns], vectors)
+    for name in columns:
+        if name in table.missing:
+            by, known = "filter" if name in filters else "collapse", ", ".join(table.columns)
+            raise InputError(f"documents {path}: has no column {name} to {by} by; known columns of it are {known}")
     ids, embeddings = embed_catalogue(towers.document, table)
+    ids = to_bytes(ids)
+    values = _read_values(table, columns)
+    groups = None if collapse is None else _group(values[collapse], ids)
+    rows = DocumentRows(ids, {name: values[name] for name in filters}, groups)
+    present = np.any(embeddings != 0, axis=1)
+    if not present.all():
+        console.print(f"{np.sum(~present):,} documents have no input of any channel and cannot be found")
+    return ids, rows.take(present), embeddings[present]
+
+
+def _read_values(table: Table, columns: list[str]) -> dict[str, np.ndarray]:
+    """The normalised value of each row by text column, bytes `[N]`, with b"" where there is none."""
+    if not columns:
+        return {}
+    texts = pa.Table.from_batches([batch.select(columns) for batch in table.batches()])
     values = {}
-    if filters:
-        columns = pa.Table.from_batches([batch.select(list(filters)) for batch in table.batches()])
-        for name in filters:
-            encoded = columns[name].combine_chunks().fill_null("").dictionary_encode()
-            texts = encoded.dictionary.to_pylist()
-            values[name] = normalise(tf.constant(texts, tf.string, [len(texts)])).numpy()[encoded.indices.to_numpy()]
-    return to_bytes(ids), embeddings, values
+    for name in columns:
+        encoded = texts[name].combine_chunks().fill_null("").dictionary_encode()
+        distinct = tf.constant(encoded.dictionary.to_pylist(), tf.string, [len(encoded.dictionary)])
+        values[name] = normalise(distinct).numpy()[encoded.indices.to_numpy()]
+    return values
+
+
+def _group(values: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """The group of each document, int64 `[N]`: a hash of its value, or of its id if it has none."""
+    keys = np.where(values == b"", b"id=" + ids, b"value=" + values)
+    return tf.strings.to_hash_bucket_fast(tf.constant(keys, tf.string), 2**63 - 1).numpy()
 
 
 def to_bytes(texts: pa.Array) -> np.ndarray:

@@ -1,6 +1,6 @@
 """The query command: documents and channel weights of one query, printed as a table."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from q2s_tf import tables
+from q2s_tf.cli import console
 from q2s_tf.errors import InputError
 from q2s_tf.serving import DEFAULT_EFFORT
 from q2s_tf.serving.connection import check_reachable
@@ -89,8 +90,8 @@ def search(
     return SearchResults(results, list(zip(names, weights, strict=True)))
 
 
-def look_up_titles(documents: tables.Table, ids: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Read the title and language of the documents with these ids; ids that are not in the table are left out.
+def look_up_titles(documents: tables.Table, ids: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Read the title and language of the documents with these ids; warns of ids that are not in the table.
 
     Raises:
         InputError: The table cannot be read.
@@ -101,11 +102,17 @@ def look_up_titles(documents: tables.Table, ids: Iterable[str]) -> dict[str, tup
         rows = batch.filter(pc.is_in(batch["document_id"], value_set=wanted)).to_pylist()
         titles.update({row["document_id"]: (row["title"] or "", row["language"] or "") for row in rows})
         if len(titles) == len(wanted):
-            break
+            return titles
+    absent = [name for name in ids if name not in titles]
+    console.print(
+        f"warning: {len(absent)} of {len(ids)} results are not in --documents {documents.path}, for example "
+        f"{absent[0]}: give the catalogue that was exported",
+        markup=False,
+    )
     return titles
 
 
-def print_results(results: SearchResults, titles: Mapping[str, tuple[str, str]] | None, console: Console) -> None:
+def print_results(results: SearchResults, titles: Mapping[str, tuple[str, str]] | None, output: Console) -> None:
     """Print the ranked documents, with page numbers if there are several pages, and the channel weights."""
     table = Table(box=None, pad_edge=False)
     paged = len(results.pages) > 1
@@ -120,9 +127,9 @@ def print_results(results: SearchResults, titles: Mapping[str, tuple[str, str]] 
                 title, language = titles.get(document_id, ("", ""))
                 cells += [language, title]
             table.add_row(*map(_printable, cells))
-    console.print(table if table.row_count else "no document reaches the minimum score")
+    output.print(table if table.row_count else "no document reaches the minimum score")
     weights = "  ".join(f"{name} {weight:.2f}" for name, weight in results.channel_weights)
-    console.print(_printable(f"channel weights: {weights}"))
+    output.print(_printable(f"channel weights: {weights}"))
 
 
 def _printable(text: str) -> Text:

@@ -1,32 +1,36 @@
 """Query tower and index of one run as a servable, from a query to document ids."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import tensorflow as tf
 
 from q2s_tf.index import FilterColumns, Index, IndexedDocuments
-from q2s_tf.index.search_ops import EXCLUDED, RowFilter, ScoredRows, map_queries, pad_rows, top_rows
+from q2s_tf.index.search_ops import EXCLUDED, ScoredRows, best_rows, map_queries
 from q2s_tf.models import Tower
+from q2s_tf.serving import MAX_RESULTS
 from q2s_tf.serving.tower_servable import Endpoints, TowerServable, graph_function
 from q2s_tf.text import normalise
 
 DEFAULT_K = 10
 """Results of `serving_default`, which takes no `k`."""
 MAX_K = 10_000
-"""`k` is cut to this or to the number of documents, whichever is more, to bound the memory of one request."""
+"""`k` is cut to this or to the number of documents, whichever is more."""
+MAX_SCORES = 2**24
+"""Scores of a scan that are in memory at a time (64 MB), if one query does not need more."""
 LISTED_UP_TO = 20_000
 LISTED_SHARE = 16
-"""If a filter leaves at most 20,000 documents, or a 16th of all, each of them is scored."""
+"""If a filter leaves at most 20,000 documents of a larger index, or a 16th of all, each of them is scored."""
 MAX_WIDENING = 8
 """If a filter leaves more, the effort is multiplied by up to this."""
+FETCHED_MULTIPLE = 4
+"""Candidates that an index is asked for, as a multiple of k, if some of them may not be returned."""
 
 
 class RetrieverServable(tf.Module):
     """Query tower and index of one run, from a query to document ids.
 
-    A result has fewer than k documents only if no more documents are left: if the index returns too few, all rows are
-    scored.
+    Each signature selects in the same way: the index and the delta name candidates, each candidate is scored, those
+    that are deleted or do not match the filters are excluded, and the best k are returned, or the best of each of k
+    groups. If that leaves fewer than k documents and there are more, all documents are scored.
 
     Args:
         tower: The query tower.
@@ -38,57 +42,55 @@ class RetrieverServable(tf.Module):
         super().__init__(name="retriever")
         self.tower = TowerServable(tower)
         self.index = index
-        self.base, self.indexed = len(documents.alive), int(documents.alive.sum())
+        rows, live = documents.rows, documents.live_rows
+        self.base, self.count = len(documents.alive), len(live)
         # Row −1, no document, is read from the additional last position.
-        self.document_ids = tf.Variable(np.append(documents.document_ids, b""), dtype=tf.string, trainable=False)
-        self.alive = None if documents.alive.all() else tf.Variable(documents.live_rows, trainable=False)
+        self.document_ids = tf.Variable(np.append(rows.ids, b""), dtype=tf.string, trainable=False)
+        self.alive = None if live.all() else tf.Variable(live, trainable=False)
         self.delta = tf.Variable(documents.delta, trainable=False) if len(documents.delta) else None
-        self.filters = FilterColumns(documents.filters) if documents.filters else None
+        self.filters = FilterColumns(rows.filters, self.base) if rows.filters else None
+        self.groups = None if rows.groups is None else tf.Variable(rows.groups, trainable=False)
+        self.live_in_index = int(documents.alive.sum())
+        self.results = int(live.sum()) if rows.groups is None else len(np.unique(rows.groups[live]))
         self.endpoints = self._make_endpoints(tf.TensorSpec([None, tower.config.dimension], tf.float32, "embedding"))
 
     def _make_endpoints(self, embedding: tf.TensorSpec) -> Endpoints:
-        """The functions of the signatures by name, those with filters only if there are filter columns."""
+        """The functions of the signatures by name."""
         dtypes = {"k": tf.int32, "effort": tf.int32, "min_score": tf.float32}
-        parameters = [tf.TensorSpec([], dtype, name) for name, dtype in dtypes.items()]
+        options = [tf.TensorSpec([], dtype, name) for name, dtype in dtypes.items()]
         columns = self.filters.columns if self.filters else ()
-        filtered = [*parameters, *(tf.TensorSpec([None], tf.string, f"filter_{column}") for column in columns)]
+        options += [tf.TensorSpec([None], tf.string, f"filter_{column}") for column in columns]
         texts = self.tower.specs
-        # Signatures with the same search parameters share one function, which is traced and saved once.
-        searches = {len(specs): graph_function(self._search, [embedding, *specs]) for specs in (parameters, filtered)}
 
         def retrieve(*values: tf.Tensor) -> dict[str, tf.Tensor]:
-            embeddings, options = self._embed(values[: len(texts)]), values[len(texts) :]
-            return searches[len(options)](embeddings, *options)
+            return self._search(self._embed(*values[: len(texts)]), *values[len(texts) :])
 
         def by_embedding(vectors: tf.Tensor, *options: tf.Tensor) -> dict[str, tf.Tensor]:
+            vectors = tf.debugging.check_numerics(vectors, "embedding must hold finite numbers")
             # Divide by the largest number first: the square of a very large or small one does not fit float32.
             vectors = tf.math.divide_no_nan(vectors, tf.reduce_max(tf.abs(vectors), axis=1, keepdims=True))
-            return searches[len(options)](tf.math.l2_normalize(vectors, axis=1), *options)
+            return self._search(tf.math.l2_normalize(vectors, axis=1), *options)
 
         def serving_default(*values: tf.Tensor) -> dict[str, tf.Tensor]:
-            return retrieve(*values, tf.constant(DEFAULT_K), tf.constant(0), tf.constant(-1.0))
+            # Without filters, its graph is smaller than that of `retrieve`.
+            return self._search(self._embed(*values), tf.constant(DEFAULT_K), tf.constant(0), tf.constant(-1.0))
 
         def index() -> dict[str, tf.Tensor]:
             partitions = self.index.parameters.get("partitions", 1)
             return {"partitions": tf.constant(partitions), "default_effort": tf.constant(self.index.default_effort)}
 
-        endpoints: Endpoints = {
+        return {
             "serving_default": graph_function(serving_default, texts),
-            "retrieve": graph_function(retrieve, [*texts, *parameters]),
-            "by_embedding": graph_function(by_embedding, [embedding, *parameters]),
+            "retrieve": graph_function(retrieve, [*texts, *options]),
+            "by_embedding": graph_function(by_embedding, [embedding, *options]),
             "index": graph_function(index, []),
         }
-        if columns:
-            endpoints["retrieve_filtered"] = graph_function(retrieve, [*texts, *filtered])
-            endpoints["by_embedding_filtered"] = graph_function(by_embedding, [embedding, *filtered])
-        return endpoints
 
-    def _embed(self, values: Sequence[tf.Tensor]) -> tf.Tensor:
+    def _embed(self, *values: tf.Tensor) -> tf.Tensor:
         """Query embeddings `[B, D]` of raw inputs in the order of the signature."""
         inputs = {spec.name: value for spec, value in zip(self.tower.specs, values, strict=True)}
-        lengths = [tf.shape(value)[0] for value in values]
         message = f"{', '.join(inputs)} must have the same number of values, one for each query"
-        with tf.control_dependencies([tf.debugging.assert_equal(lengths, lengths[0], message=message)]):
+        with tf.control_dependencies([_check_lengths(values, message)]):
             return self.tower({name: tf.identity(value) for name, value in inputs.items()})["embedding"]
 
     def _search(
@@ -96,97 +98,95 @@ class RetrieverServable(tf.Module):
     ) -> dict[str, tf.Tensor]:
         """Ids and scores `[B, k]`, "" and −1 where there is no document or its score is below `min_score`.
 
-        An `effort` below 1 stands for the default of the index. A `k` below 1 is an invalid argument.
+        An `effort` below 1 stands for the default of the index. A `k` below 1 is an invalid argument, and so are more
+        than `MAX_RESULTS` results.
         """
-        no_document = self.document_ids.shape[0] - 1
+        count = tf.shape(queries)[0]
         with tf.control_dependencies([tf.debugging.assert_positive(k, message="k must be at least 1")]):
-            k = tf.minimum(k, max(no_document, MAX_K))
+            k = tf.minimum(k, max(self.count, MAX_K))
+        message = f"k times the number of queries must be at most {MAX_RESULTS}; send fewer queries or a smaller k"
+        within = tf.debugging.assert_less_equal(k, MAX_RESULTS // tf.maximum(count, 1), message=message)
+        with tf.control_dependencies([within]):
+            k = tf.identity(k)
+        min_score = tf.debugging.check_numerics(min_score, "min_score must be a finite number")
         effort = tf.where(effort < 1, self.index.default_effort, effort)
-        if self.filters is not None and wanted:
-            scores, rows = self._search_filtered(queries, k, effort, self.filters, wanted)
+        codes = self._encode_filters(queries, wanted)
+        if self.index.exhaustive and not (wanted and self.base > LISTED_UP_TO):
+            at_once = 1 if self.groups is not None else max(1, MAX_SCORES // self.count)
+            scores, rows = map_queries(lambda query, code: self._scan(query, code, k), queries, codes, at_once)
         else:
-            row_filter = None if self.alive is None else lambda rows: tf.gather(self.alive, rows)
-            indexed = self.index.search(queries, k, effort, row_filter)
-            scores, rows = self._complete(queries, k, indexed, row_filter, tf.constant(self.indexed))
+            scores, rows = map_queries(
+                lambda query, code: self._search_one(query, code, k, effort), queries, codes, at_once=1
+            )
         # A query without any channel has a zero vector, which has no nearest documents.
         present = (rows >= 0) & (scores >= min_score) & tf.reduce_any(queries != 0, axis=1, keepdims=True)
-        ids = tf.gather(self.document_ids, tf.where(present, rows, no_document))
+        ids = tf.gather(self.document_ids, tf.where(present, rows, self.count))
         return {"document_id": ids, "score": tf.where(present, scores, -1.0)}
 
-    def _search_filtered(
-        self, queries: tf.Tensor, k: tf.Tensor, effort: tf.Tensor, filters: FilterColumns, wanted: Sequence[tf.Tensor]
-    ) -> ScoredRows:
-        """The best live documents `[B, k]` of each query that have the wanted value in each column."""
+    def _encode_filters(self, queries: tf.Tensor, wanted: tuple[tf.Tensor, ...]) -> tf.Tensor:
+        """The codes int32 `[B, F]` of the filters of each query; F is 0 if the signature takes none."""
+        if self.filters is None or not wanted:
+            return tf.zeros([tf.shape(queries)[0], 0], tf.int32)
         message = "every filter must have as many values as there are queries"
-        lengths = [tf.shape(values)[0] for values in wanted]
-        with tf.control_dependencies([tf.debugging.assert_equal(lengths, tf.shape(queries)[0], message=message)]):
-            codes = filters.encode([normalise(values) for values in wanted])
+        with tf.control_dependencies([_check_lengths((queries, *wanted), message)]):
+            return self.filters.encode(normalise(tf.stack(wanted, axis=1)))
 
-        def search_one(elements: tuple[tf.Tensor, tf.Tensor]) -> ScoredRows:
-            query, codes = elements
-            start, length = filters.shortest_list(codes)
+    def _search_one(self, query: tf.Tensor, codes: tf.Tensor, k: tf.Tensor, effort: tf.Tensor) -> ScoredRows:
+        """The best rows `[1, k]` of one query `[1, D]` among the candidates of the index or of a filter."""
+        filters = self.filters if codes.shape[1] else None
+        start, length = filters.shortest_list(codes[0]) if filters else (0, tf.constant(self.base))
+        filtered = length < self.base
+        listed = filtered & (length <= max(LISTED_UP_TO, self.base // LISTED_SHARE))
 
-            def row_filter(rows: tf.Tensor) -> tf.Tensor:
-                matches = filters.matches(codes, rows)
-                return matches if self.alive is None else matches & tf.gather(self.alive, rows)
+        def search_index() -> tf.Tensor:
+            if self.index.exhaustive:
+                return tf.range(0)  # all documents are scored below
+            widening = tf.clip_by_value(self.base // tf.maximum(length, 1), 1, MAX_WIDENING)
+            wide_effort = tf.minimum(effort, tf.int32.max // MAX_WIDENING) * widening
+            some_excluded = filtered | (self.alive is not None or self.groups is not None)
+            count = k * widening * tf.where(some_excluded, FETCHED_MULTIPLE, 1)
+            return self.index.candidates(query, count, wide_effort)
 
-            def search_index() -> ScoredRows:
-                widening = tf.clip_by_value(filters.count // tf.maximum(length, 1), 1, MAX_WIDENING)
-                wide_effort = tf.minimum(effort, tf.int32.max // MAX_WIDENING) * widening
-                scores, rows = self.index.search(query[tf.newaxis], k * widening, wide_effort, row_filter)
-                expected = tf.minimum(length, self.indexed)
-                indexed = scores[:, :k], rows[:, :k]
-                scores, rows = self._complete(query[tf.newaxis], k, indexed, row_filter, expected)
-                return scores[0], rows[0]
+        # Candidates of another index can be added here, each row once: every row is scored exactly.
+        rows = tf.cond(listed, lambda: filters.list_rows(start, length), search_index) if filters else search_index()
+        scores = self._score(query, codes, rows)
+        best = self._select(scores, k, rows)
+        in_index = tf.reduce_sum(tf.cast(scores[:, : tf.shape(rows)[0]] > EXCLUDED, tf.int32))
+        short = in_index < tf.minimum(k, tf.minimum(length, self.live_in_index))
+        if self.groups is not None:
+            results = tf.minimum(self.results, length + self.count - self.base)
+            short |= tf.reduce_sum(tf.cast(best[1] >= 0, tf.int32)) < tf.minimum(k, results)
+        return tf.cond(short & ~listed, lambda: self._scan(query, codes, k), lambda: best)
 
-            return tf.cond(
-                tf.reduce_any(codes >= 0) & (length <= max(LISTED_UP_TO, filters.count // LISTED_SHARE)),
-                lambda: self._search_rows(query, filters.list_rows(start, length), k, row_filter),
-                search_index,
-            )
+    def _scan(self, queries: tf.Tensor, codes: tf.Tensor, k: tf.Tensor) -> ScoredRows:
+        """The best rows `[B, k]` of all."""
+        return self._select(self._score(queries, codes), k)
 
-        return map_queries(search_one, (queries, codes), k)
+    def _score(self, queries: tf.Tensor, codes: tf.Tensor, rows: tf.Tensor | None = None) -> tf.Tensor:
+        """The scores `[B, C + n]` of rows of the index (or all) and of the delta; `EXCLUDED` for rows to leave out."""
+        scores = self.index.score(queries, rows)
+        if self.delta is not None:
+            scores = tf.concat([scores, tf.matmul(queries, self.delta, transpose_b=True)], axis=1)
+        rows = self._add_delta(rows)
+        masks = self.filters.accepts(codes, rows) if self.filters and codes.shape[1] else []
+        if self.alive is not None:
+            masks.append(self.alive if rows is None else tf.gather(self.alive, rows))
+        for mask in masks:
+            scores = tf.where(mask, scores, EXCLUDED)
+        return scores
 
-    def _complete(
-        self, queries: tf.Tensor, k: tf.Tensor, indexed: ScoredRows, row_filter: RowFilter | None, expected: tf.Tensor
-    ) -> ScoredRows:
-        """The results of the index merged with those of the delta, `[B, k]`.
+    def _select(self, scores: tf.Tensor, k: tf.Tensor, rows: tf.Tensor | None = None) -> ScoredRows:
+        """The best rows `[B, k]` by the scores that `_score` computed for the same rows."""
+        rows = self._add_delta(rows)
+        groups = self.groups if self.groups is None or rows is None else tf.gather(self.groups, rows)
+        return best_rows(scores, k, rows, groups)
 
-        All rows are scored for a query with fewer results than k and than the documents that are expected.
-        """
-        scores, rows = pad_rows(indexed, k)
-        short = tf.reduce_sum(tf.cast(rows >= 0, tf.int32), axis=1) < tf.minimum(k, expected)
+    def _add_delta(self, rows: tf.Tensor | None) -> tf.Tensor | None:
+        """The given rows and those of the delta; None if all rows are scored."""
+        return rows if rows is None or self.delta is None else tf.concat([rows, tf.range(self.base, self.count)], 0)
 
-        def search_all(elements: tuple[tf.Tensor, ...]) -> ScoredRows:
-            query, is_short, scores, rows = elements
-            return tf.cond(
-                is_short,
-                lambda: pad_rows(top_rows(self.index.score(query), k, None, row_filter), k),
-                lambda: (scores, rows),
-            )
 
-        scores, rows = tf.cond(
-            tf.reduce_any(short),
-            lambda: map_queries(search_all, (queries, short, scores, rows), k),
-            lambda: (scores, rows),
-        )
-        if self.delta is None:
-            return scores, rows
-        delta_scores = tf.matmul(queries, self.delta, transpose_b=True)
-        delta_rows = tf.range(self.base, self.base + self.delta.shape[0])
-        if row_filter is not None:
-            delta_scores = tf.where(row_filter(delta_rows), delta_scores, EXCLUDED)
-        scores = tf.concat([tf.where(rows >= 0, scores, EXCLUDED), delta_scores], 1)
-        return top_rows(scores, k, tf.concat([rows, tf.broadcast_to(delta_rows, tf.shape(delta_scores))], 1))
-
-    def _search_rows(self, query: tf.Tensor, rows: tf.Tensor, k: tf.Tensor, row_filter: RowFilter) -> ScoredRows:
-        """The best `[k]` of the given rows for one query `[D]`, by scoring each that the filter accepts."""
-        rows = tf.boolean_mask(rows, row_filter(rows))
-        indexed = tf.boolean_mask(rows, rows < self.base)
-        scores = self.index.score(query, indexed)
-        if self.delta is None:
-            return pad_rows(top_rows(scores, k, indexed), k)
-        fresh = tf.boolean_mask(rows, rows >= self.base)
-        fresh_scores = tf.linalg.matvec(tf.gather(self.delta, fresh - self.base), query)
-        merged = tf.concat([scores, fresh_scores], 0), tf.concat([indexed, fresh], 0)
-        return pad_rows(top_rows(merged[0], k, merged[1]), k)
+def _check_lengths(values: tuple[tf.Tensor, ...], message: str) -> tf.Operation:
+    """An assertion that all tensors have as many rows as the first."""
+    lengths = [tf.shape(value)[0] for value in values]
+    return tf.debugging.assert_equal(lengths, lengths[0], message=message)

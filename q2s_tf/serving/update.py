@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from q2s_tf.cli import console
 from q2s_tf.errors import InputError
-from q2s_tf.index import Index, IndexedDocuments, build_index, restore_index
+from q2s_tf.index import DocumentRows, Index, IndexedDocuments, build_index, restore_index
 from q2s_tf.index.indexed_documents import is_in
 from q2s_tf.models import Towers, load
 from q2s_tf.models.encoding import unique_ids
@@ -28,13 +28,13 @@ COMPACT_ABOVE = 0.1
 class Update(NamedTuple):
     """The result of an update: its version, counts of changed documents, and the documents that it now holds.
 
-    `unknown` counts documents to delete that the retriever did not hold.
+    `unknown` are the ids to delete that the retriever did not hold.
     """
 
     version: int
     upserted: int
     deleted: int
-    unknown: int
+    unknown: list[str]
     documents: int
 
 
@@ -64,18 +64,18 @@ def update_index(
         raise InputError(f"models folder {models} holds no version of the retriever; export one with q2s export")
     towers = load(run)
     with new_version(models, ("retriever",)) as (version, folders):
-        index, documents = _read_retriever(models, run, towers)
+        index, documents, collapse = _read_retriever(models, run, towers)
         delete_ids, upsert_ids = np.empty(0, object), np.empty(0, object)
         if delete:
             delete_ids = _read_deleted(delete)
         if upsert:
-            upsert_ids, embeddings, filters = read_documents(upsert, towers, list(documents.filters))
+            upsert_ids, rows, embeddings = read_documents(upsert, towers, list(documents.rows.filters), collapse)
         both = delete_ids[is_in(delete_ids, upsert_ids)]
         if len(both):
             raise InputError(f"document {both[0].decode()!r} is in --upsert and in --delete; leave it in one of them")
         documents, deleted = documents.remove(delete_ids)
         if upsert:
-            documents = documents.remove(upsert_ids)[0].add(upsert_ids, embeddings, filters)
+            documents = documents.remove(upsert_ids)[0].add(rows, embeddings)
         if not documents.live_rows.any():
             raise InputError(f"delete {delete}: no document would be left; keep one, or export another catalogue")
         if compact:
@@ -84,16 +84,16 @@ def update_index(
             embeddings = np.concatenate([index.stored_embeddings(), documents.delta])[live]
             console.print(f"building the {kind} index of {len(embeddings):,} documents")
             index, order = build_index(kind, embeddings, towers.config.seed, recall, storage)
-            filters = {name: values[live] for name, values in documents.filters.items()}
-            documents = IndexedDocuments.in_order(documents.document_ids[live], filters, order, embeddings.shape[1])
-        manifest = describe("retriever", version, run, towers, (index, documents))
+            documents = IndexedDocuments.in_order(documents.rows.take(live), order, embeddings.shape[1])
+        manifest = describe("retriever", version, run, towers, (index, documents), collapse)
         write_servable(RetrieverServable(towers.query, index, documents), folders["retriever"], manifest)
     advise_compaction(manifest)
-    return Update(version, len(upsert_ids), deleted, len(delete_ids) - deleted, manifest["documents"])
+    unknown = [document_id.decode(errors="backslashreplace") for document_id in delete_ids[~deleted]]
+    return Update(version, len(upsert_ids), int(deleted.sum()), unknown, manifest["documents"])
 
 
-def _read_retriever(models: Path, run: Path, towers: Towers) -> tuple[Index, IndexedDocuments]:
-    """The index and the documents of the newest retriever."""
+def _read_retriever(models: Path, run: Path, towers: Towers) -> tuple[Index, IndexedDocuments, str | None]:
+    """The index and the documents of the newest retriever, and the column that it collapses by."""
     version, folder = max(versions_in(models / "retriever").items())
     try:
         manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
@@ -101,13 +101,13 @@ def _read_retriever(models: Path, run: Path, towers: Towers) -> tuple[Index, Ind
         reader = tf.train.load_checkpoint(str(folder / "variables" / "variables"))
         names = [name.removesuffix(VALUE) for name in reader.get_variable_to_shape_map() if name.endswith(VALUE)]
         tensors = {name: reader.get_tensor(name + VALUE) for name in names if not name.startswith("tower/")}
-        filters = {}
-        for position, name in enumerate(manifest["filters"]):
-            values = np.append(tensors[f"filters/values/{position}"], b"")  # code −1, no value, reads the last one
-            filters[name] = values[tensors[f"filters/codes/{position}"]]
+        values = np.append(tensors.get("filters/values", np.empty(0, object)), b"")  # code −1, no value, reads the last
+        filters = {
+            name: values[tensors[f"filters/codes/{position}"]] for position, name in enumerate(manifest["filters"])
+        }
         delta = tensors.get("delta", np.empty((0, manifest["dimension"]), np.float32))
         alive = tensors["alive"][: manifest["indexed"]] if "alive" in tensors else np.ones(manifest["indexed"], bool)
-        documents = IndexedDocuments(tensors["document_ids"][:-1], alive, delta, filters)
+        rows = DocumentRows(tensors["document_ids"][:-1], filters, tensors.get("groups"))
         parts = {name.removeprefix("index/"): value for name, value in tensors.items() if name.startswith("index/")}
         index = restore_index(manifest["index"], parts)
     except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
@@ -118,7 +118,7 @@ def _read_retriever(models: Path, run: Path, towers: Towers) -> tuple[Index, Ind
             f"run {run}: retriever {version} was exported from other weights (run {manifest['run']}); give that run, "
             "or export this one with q2s export"
         )
-    return index, documents
+    return index, IndexedDocuments(rows, alive, delta), manifest["collapse"]
 
 
 def _read_deleted(path: Path) -> np.ndarray:
@@ -126,14 +126,17 @@ def _read_deleted(path: Path) -> np.ndarray:
     if path.suffix.lower() != ".txt":
         table = Table(path, "delete", ["document_id"])
         return to_bytes(unique_ids([batch.column("document_id") for batch in table.batches()], table))
-    if not path.exists():
-        raise InputError(f"delete {path}: there is no such file")
-    ids = [line.strip() for line in path.read_bytes().splitlines() if line.strip()]
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError:
+        raise InputError(f"delete {path}: must be UTF-8 and is not: save it as UTF-8") from None
+    except OSError as error:
+        raise InputError(f"delete {path}: cannot be read: {error.strerror}") from None
+    ids = [line.strip() for line in lines if line.strip()]
     repeated = [document_id for document_id, count in Counter(ids).items() if count > 1]
     if repeated:
-        name = repeated[0].decode(errors="replace")
-        raise InputError(f"delete {path}: a document_id may occur once; {name!r} occurs more")
-    return np.array(ids, object)
+        raise InputError(f"delete {path}: a document_id may occur once; {repeated[0]!r} occurs more")
+    return np.array([document_id.encode() for document_id in ids], object)
 
 
 def advise_compaction(manifest: dict[str, Any]) -> None:

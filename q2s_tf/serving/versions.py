@@ -50,8 +50,7 @@ def new_version(models: Path, servables: Sequence[str] = SERVABLES) -> Iterator[
         servables: Which servables get the new version, all with the same number.
 
     Raises:
-        InputError: ``models`` is a file, or the file with the last version does not hold a number.
-        OSError: A servable's folder cannot be created or written.
+        InputError: ``models`` is a file or cannot be written, or the file with the last version does not hold a number.
     """
     with _locked(models) as last_version_file:
         version = next_version(models)
@@ -107,22 +106,29 @@ def keep_newest(models: Path, keep: int) -> list[Path]:
 
 @contextmanager
 def _locked(models: Path) -> Iterator[Path]:
-    """Lock the folder, create it if needed, and finish or remove what a killed writer left; yields the locked file."""
+    """Lock the folder, create it if needed, and finish or remove what a killed writer left; yields the locked file.
+
+    An OSError inside, such as that of a full disk, becomes an `InputError`.
+    """
     if models.exists() and not models.is_dir():
         raise InputError(f"models folder {models} must be a folder, and it is a file; name another one")
-    models.mkdir(parents=True, exist_ok=True)
-    path = models / LAST_VERSION_FILE
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            console.print(f"another process is writing into {models}; waiting for it to end")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        for ready in models.glob(".ready-*"):
-            _move_into_place(models, int(ready.name.removeprefix(".ready-")))
-        for leftover in [*models.glob(".writing-*"), *models.glob(".removing-*")]:
-            shutil.rmtree(leftover)
-        yield path
+    try:
+        models.mkdir(parents=True, exist_ok=True)
+        path = models / LAST_VERSION_FILE
+        with path.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                console.print(f"another process is writing into {models}; waiting for it to end")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            for ready in models.glob(".ready-*"):
+                _move_into_place(models, int(ready.name.removeprefix(".ready-")))
+            for leftover in [*models.glob(".writing-*"), *models.glob(".removing-*")]:
+                shutil.rmtree(leftover)
+            yield path
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"models folder {models}: cannot be written ({reason}); free space or name another") from error
 
 
 def _move_into_place(models: Path, version: int) -> None:

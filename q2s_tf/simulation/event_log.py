@@ -4,14 +4,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from q2s_tf.simulation.lexicon import read_behaviour
 from q2s_tf.simulation.listings import COUNTRIES, ids
 from q2s_tf.simulation.searches import DAY, SECOND, Searches
 from q2s_tf.simulation.visits import Visits
 
-REPLAYED, DISORDERED, BROKEN, UNLINKED = 0.015, 0.05, 0.001, 0.10
-"""Shares of rows written twice, of rows written up to an hour late, of rows of each broken kind (a null user, a null
-subject, an unknown event, a time in the far future), and of clicks whose chain has no `search_id`."""
-
+_SHARES = read_behaviour("log")
 _FUTURE = 30 * 365 * DAY
 
 
@@ -21,7 +19,7 @@ def make_events(searches: Searches, visits: Visits, end: int, rng: np.random.Gen
     `user_id` is always the shopper's, also in replies. Events from `end` on (microseconds since 1970 UTC) are left
     out.
     """
-    unlinked = rng.random(len(visits.search)) < UNLINKED
+    unlinked = rng.random(len(visits.search)) < _SHARES.unlinked
     times_of = {"click": visits.click, "message": visits.message, "reply": visits.reply}
     rows_of = {kind: np.flatnonzero(times >= 0) for kind, times in times_of.items()}
     visit, number = np.concatenate(list(rows_of.values())), len(searches)
@@ -44,19 +42,19 @@ def make_events(searches: Searches, visits: Visits, end: int, rng: np.random.Gen
     )
     table, time = table.filter(pa.array(time < end)), time[time < end]
 
-    rows = np.concatenate([np.arange(len(time)), np.flatnonzero(rng.random(len(time)) < REPLAYED)])
-    arrival = time[rows] + np.where(rng.random(len(rows)) < DISORDERED, rng.integers(3600 * SECOND, size=len(rows)), 0)
+    rows = np.concatenate([np.arange(len(time)), np.flatnonzero(rng.random(len(time)) < _SHARES.replayed)])
+    arrival = time[rows] + np.where(rng.random(len(rows)) < _SHARES.disordered, rng.integers(3600 * SECOND, size=len(rows)), 0)
     arrival[len(time) :] += rng.integers(60 * SECOND, size=len(rows) - len(time))
     return _break(table.take(rows[np.argsort(arrival, kind="stable")]), rng)
 
 
 def _break(table: pa.Table, rng: np.random.Generator) -> pa.Table:
-    """Make a few rows unusable, `BROKEN` of each kind."""
+    """Make a few rows unusable, a share `broken` of each kind."""
     columns = {name: table[name] for name in table.column_names}
     for names, value in ((["user_id"], None), (["query", "document_id"], None), (["event"], "impression")):
-        chosen = pa.array(rng.random(len(table)) < BROKEN)
+        chosen = pa.array(rng.random(len(table)) < _SHARES.broken)
         for name in names:
             columns[name] = pc.if_else(chosen, pa.scalar(value, pa.string()), columns[name])
-    future = pc.if_else(pa.array(rng.random(len(table)) < BROKEN), _FUTURE, 0).cast(pa.duration("us"))
+    future = pc.if_else(pa.array(rng.random(len(table)) < _SHARES.broken), _FUTURE, 0).cast(pa.duration("us"))
     columns["timestamp"] = pc.add(columns["timestamp"], future)
     return pa.table(columns)

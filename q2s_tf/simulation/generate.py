@@ -1,9 +1,8 @@
 """Generating the whole marketplace and writing its four tables."""
 
-import os
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -30,28 +29,28 @@ START = datetime(2025, 1, 6, tzinfo=UTC)
 _FIRST_YEAR, _LAST_YEAR = 1970, 2200
 
 
-@dataclass(frozen=True)
-class Summary:
-    """The size and the quality of a generated marketplace."""
+class Summary(NamedTuple):
+    """The size and the quality of a generated marketplace.
+
+    `relevant_share` is by stage of the funnel the share of its (query, listing) pairs that are exact matches;
+    `cross_lingual_share` is that of the pairs answered within 24 hours whose query and listing differ in language.
+    `positives` counts distinct (query, country, listing) with a reply within 24 hours of the search.
+    """
 
     listings_per_language: dict[str, int]
     rows_per_event: dict[str, int]
     relevant_share: dict[str, float]
-    """Stage of the funnel → share of its (query, listing) pairs that are exact matches."""
     cross_lingual_share: float
-    """Share of the pairs answered within 24 hours whose query and listing differ in language."""
     positives: int
-    """Distinct (query, country, listing) with a reply within 24 hours of the search."""
     judged_queries: int
 
     def table(self) -> Table:
         """The summary as a table to print."""
         table = Table("what", "of", "amount", title="The marketplace")
         table.columns[2].justify = "right"
-        for language, number in self.listings_per_language.items():
-            table.add_row("listings", language, f"{number:,}")
-        for event, number in self.rows_per_event.items():
-            table.add_row("events", event, f"{number:,}")
+        for what, counts in (("listings", self.listings_per_language), ("events", self.rows_per_event)):
+            for name, number in counts.items():
+                table.add_row(what, name, f"{number:,}")
         for stage, share in self.relevant_share.items():
             table.add_row("exact matches among the pairs", stage, f"{share:.1%}")
         table.add_row("cross-lingual pairs", "answered within 24 h", f"{self.cross_lingual_share:.1%}")
@@ -101,32 +100,25 @@ def make_marketplace(
     if not _FIRST_YEAR < start.year <= _LAST_YEAR:
         raise InputError(f"start must lie in a year from {_FIRST_YEAR + 1} to {_LAST_YEAR}, got {start.year}")
     start = start if start.tzinfo else start.replace(tzinfo=UTC)
+    end = int(start.timestamp()) * SECOND + days * DAY
     try:
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the folder {out}: {error.strerror}; give another folder") from error
-    if not os.access(out, os.W_OK | os.X_OK):
-        raise InputError(f"cannot write into {out}: permission denied; give another folder")
-
-    end = int(start.timestamp()) * SECOND + days * DAY
-    # Each step has its own random stream: a change to one step does not change the others.
-    streams = np.random.default_rng(seed).spawn(5)
-    steps = iter(track(streams, "making the marketplace") if show_progress else streams)
-    catalogue = make_listings(listings, image_dimension, next(steps))
-    searches = make_searches(catalogue, users, days, start, next(steps))
-    visits = make_visits(catalogue, searches, next(steps))
-    events = make_events(searches, visits, end, next(steps))
-    judgements = judge(catalogue, searches, judged_queries, next(steps))
-    tables = {f"judgements_{part}": table for part, table in judgements.items()}
-    for name, table in {"documents": catalogue.table, "events": events, **tables}.items():
-        path = out / f"{name}.parquet"
-        try:
-            with atomic_write(path) as partial:
+        # Each step has its own random stream: a change to one step does not change the others.
+        streams = np.random.default_rng(seed).spawn(5)
+        steps = iter(track(streams, "making the marketplace") if show_progress else streams)
+        catalogue = make_listings(listings, image_dimension, next(steps))
+        searches = make_searches(catalogue, users, days, start, next(steps))
+        visits = make_visits(catalogue, searches, next(steps))
+        events = make_events(searches, visits, end, next(steps))
+        judgements = judge(catalogue, searches, judged_queries, next(steps))
+        tables = {f"judgements_{part}": table for part, table in judgements.items()}
+        for name, table in {"documents": catalogue.table, "events": events, **tables}.items():
+            with atomic_write(out / f"{name}.parquet") as partial:
                 pq.write_table(table, partial, compression="zstd")
-        except OSError as error:
-            reason = error.strerror or error
-            raise InputError(f"cannot write {path}: {reason}; free some space or give another folder") from error
-    next(steps, None)  # the progress bar ends
+        next(steps, None)  # the progress bar ends
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"cannot write into {out}: {reason}; free some space or give another folder") from error
     judged = sum(len(table["query"].unique()) for table in judgements.values())
     return _summarise(catalogue, searches, visits, end, events, judged)
 

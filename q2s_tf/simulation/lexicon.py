@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from random import Random
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,32 +26,11 @@ UNSTATED = -1
 Forms = tuple[tuple[str, ...], ...]
 """The forms of one word: one tuple of synonyms per language, the most usual first."""
 
-_BRAND_STARTS = ("Nor", "Vel", "Kan", "Tri", "Aro", "Bel", "Sol", "Lum", "Zen", "Fjo", "Cor", "Mav", "Pel", "Dru")
-_BRAND_ENDS = ("vik", "dora", "tek", "lia", "mont", "sen", "kori", "way", "max", "berg")
-_BRANDS_PER_DEPARTMENT = 5
+class Department(NamedTuple):
+    """The things of one department (indices), and for each of `ATTRIBUTES` its values, the most usual first."""
 
-
-@dataclass(frozen=True)
-class Grammar:
-    """How one language composes words (see languages.toml)."""
-
-    order: list[str]
-    separator: str
-    modifier: str
-    labels: dict[str, str]
-    sentence: str
-    pairs: str
-    vague: list[str]
-    hype: list[str]
-    filler: list[str]
-
-
-@dataclass(frozen=True)
-class Department:
-    """What one department sells."""
-
-    things: range  # indices of things
-    values: tuple[list[int], ...]  # for each of ATTRIBUTES the values that occur here, the most usual first
+    things: range
+    values: tuple[list[int], ...]
 
 
 @dataclass(frozen=True)
@@ -61,7 +41,7 @@ class Lexicon:
     """
 
     languages: list[str]
-    grammars: list[Grammar]
+    grammars: list[SimpleNamespace]  # how each language composes words, see languages.toml
     things: list[Forms]
     modifiers: list[Forms]
     values: list[list[Forms]]  # for each of ATTRIBUTES
@@ -98,6 +78,7 @@ class Lexicon:
 def load_lexicon() -> Lexicon:
     """Read lexicon.toml and languages.toml from the package; the result is shared."""
     words, grammars = _read("lexicon.toml"), _read("languages.toml")
+    brands = words.pop("brand")
     index = {name: {key: i for i, key in enumerate(words[name])} for name in ("modifiers", "size", "material")}
     things: list[Forms] = []
     departments: list[Department] = []
@@ -110,17 +91,17 @@ def load_lexicon() -> Lexicon:
         values = (
             list(range(len(words["colour"]))),
             [index["size"][key] for key in words["size_scales"][entry["sizes"]]],
-            list(range(number * _BRANDS_PER_DEPARTMENT, (number + 1) * _BRANDS_PER_DEPARTMENT)),
+            list(range(number * brands["per_department"], (number + 1) * brands["per_department"])),
             list(range(len(words["condition"]))),
             [index["material"][key] for key in entry["materials"]],
         )
         departments.append(Department(mine, values))
-    brands = [start + end for end in _BRAND_ENDS for start in _BRAND_STARTS]
     values_of = {name: [_forms(line) for line in words.get(name, {}).values()] for name in ATTRIBUTES}
-    values_of["brand"] = [((brand,),) * len(words["languages"]) for brand in brands]
+    names = [start + end for end in brands["ends"] for start in brands["starts"]]
+    values_of["brand"] = [((name,),) * len(words["languages"]) for name in names]
     return Lexicon(
         languages=words["languages"],
-        grammars=[Grammar(**grammars[language]) for language in words["languages"]],
+        grammars=[SimpleNamespace(**grammars[language]) for language in words["languages"]],
         things=things,
         modifiers=[_forms(line) for line in words["modifiers"].values()],
         values=[values_of[name] for name in ATTRIBUTES],
@@ -132,6 +113,13 @@ def load_lexicon() -> Lexicon:
     )
 
 
+def read_behaviour(part: str) -> SimpleNamespace:
+    """Read a part of behaviour.toml, with lists as arrays."""
+    values = _read("behaviour.toml")[part].items()
+    return SimpleNamespace(**{name: np.array(value) if isinstance(value, list) else value for name, value in values})
+
+
+@cache
 def _read(name: str) -> dict[str, Any]:
     return tomllib.loads(resources.files(__package__).joinpath(name).read_text(encoding="utf-8"))
 

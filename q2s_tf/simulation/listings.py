@@ -10,28 +10,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from q2s_tf.simulation.lexicon import COLOUR, UNSTATED, Bools, Floats, Ints, load_lexicon
+from q2s_tf.simulation.lexicon import COLOUR, UNSTATED, Bools, Floats, Ints, load_lexicon, read_behaviour
 from q2s_tf.simulation.wording import write_description, write_title
 
-COUNTRIES = {
-    "US": (0.26, {"en": 0.80, "es": 0.20}),
-    "GB": (0.12, {"en": 0.97, "ar": 0.03}),
-    "MX": (0.12, {"es": 0.93, "en": 0.07}),
-    "ES": (0.10, {"es": 0.90, "en": 0.10}),
-    "DE": (0.16, {"de": 0.87, "en": 0.10, "ar": 0.03}),
-    "JP": (0.14, {"ja": 0.82, "en": 0.18}),
-    "AE": (0.10, {"ar": 0.55, "en": 0.45}),
-}
-"""Country → (share of people and listings, share of each language among them)."""
-
-_PHOTO_SHARES = (0.15, 0.25, 0.22, 0.18, 0.12, 0.08)  # of listings with 0, 1, ... 5 photos
-_NO_DESCRIPTION, _NO_LANGUAGE, _NO_COUNTRY, _VAGUE, _STUFFED = 0.30, 0.08, 0.04, 0.45, 0.12
-_COMPANION, _NAMED_AGAIN = 0.45, 0.25
-# By attribute, in the order of ATTRIBUTES.
-_HAS = (1.0, 0.8, 0.7, 1.0, 0.8)
-_IN_TITLE = (0.25, 0.35, 0.50, 0.20, 0.30)
-_IN_DESCRIPTION = (0.4, 0.6, 0.6, 0.6, 0.6)
-_EXTRA_WITHOUT_DESCRIPTION = 0.2
+COUNTRIES: dict[str, dict[str, Any]] = vars(read_behaviour("countries"))
+"""By country the `share` of people and listings, and that of each of its `languages`."""
+_SHARES = read_behaviour("listings")
 
 
 @dataclass(frozen=True)
@@ -60,12 +44,12 @@ def make_listings(number: int, image_dimension: int, rng: np.random.Generator) -
     thing = lexicon.type_thing[product_type]
     department = lexicon.thing_department[thing]
     attributes = _draw_attributes(department, rng)
-    photo_count = rng.choice(len(_PHOTO_SHARES), size=number, p=_PHOTO_SHARES)
-    described = rng.random(number) >= _NO_DESCRIPTION
-    named = rng.random(number) >= _VAGUE
-    title_share = np.array(_IN_TITLE) + np.where(described, 0.0, _EXTRA_WITHOUT_DESCRIPTION)[:, None]
+    photo_count = rng.choice(len(_SHARES.photos), size=number, p=_SHARES.photos)
+    described = rng.random(number) >= _SHARES.no_description
+    named = rng.random(number) >= _SHARES.vague
+    title_share = _SHARES.in_title + np.where(described, 0.0, _SHARES.extra_without_description)[:, None]
     in_title = rng.random(attributes.shape) < title_share
-    in_description = (rng.random(attributes.shape) < _IN_DESCRIPTION) & described[:, None]
+    in_description = (rng.random(attributes.shape) < _SHARES.in_description) & described[:, None]
     # Raters and shoppers judge a listing by what it shows: an attribute that is not visible does not exist.
     visible = in_title | in_description
     visible[:, COLOUR] |= photo_count > 0
@@ -83,8 +67,8 @@ def make_listings(number: int, image_dimension: int, rng: np.random.Generator) -
             "document_id": ids("d", np.arange(number)),
             "title": [title for title, _ in texts],
             "description": [description for _, description in texts],
-            "language": pa.array(languages, pa.string(), mask=rng.random(number) < _NO_LANGUAGE),
-            "country": pa.array(countries, pa.string(), mask=rng.random(number) < _NO_COUNTRY),
+            "language": pa.array(languages, pa.string(), mask=rng.random(number) < _SHARES.no_language),
+            "country": pa.array(countries, pa.string(), mask=rng.random(number) < _SHARES.no_country),
             "image_embeddings": _photo_column(photos, photo_count),
         }
     )
@@ -100,9 +84,9 @@ def draw_people(number: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
     """Draw the country and language of sellers or shoppers, both `[number]` indices, by `COUNTRIES`."""
     languages = load_lexicon().languages
     pairs = [
-        (country, languages.index(language), share * part)
-        for country, (share, parts) in enumerate(COUNTRIES.values())
-        for language, part in parts.items()
+        (number, languages.index(language), country["share"] * part)
+        for number, country in enumerate(COUNTRIES.values())
+        for language, part in country["languages"].items()
     ]
     country, language, shares = (np.array(column) for column in zip(*pairs, strict=True))
     drawn = rng.choice(len(pairs), size=number, p=shares / shares.sum())
@@ -131,13 +115,13 @@ def ids(letter: str, numbers: Ints) -> list[str]:
 
 
 def _draw_attributes(department: Ints, rng: np.random.Generator) -> Ints:
-    attributes = np.full((len(department), len(_HAS)), UNSTATED, dtype=np.int64)
+    attributes = np.full((len(department), len(_SHARES.has)), UNSTATED, dtype=np.int64)
     for number, entry in enumerate(load_lexicon().departments):
         rows = np.flatnonzero(department == number)
         for kind, values in enumerate(entry.values):
             shares = np.arange(1, len(values) + 1) ** -0.7
             drawn = rng.choice(values, size=len(rows), p=shares / shares.sum())
-            attributes[rows, kind] = np.where(rng.random(len(rows)) < _HAS[kind], drawn, UNSTATED)
+            attributes[rows, kind] = np.where(rng.random(len(rows)) < _SHARES.has[kind], drawn, UNSTATED)
     return attributes
 
 
@@ -147,12 +131,12 @@ def _write(
     """Title and description of one listing."""
     lexicon = load_lexicon()
     others = [other for other in lexicon.departments[lexicon.thing_department[thing]].things if other != thing]
-    stuffing = rng.sample(others, 2) if rng.random() < _STUFFED else []
+    stuffing = rng.sample(others, 2) if rng.random() < _SHARES.stuffed else []
     title = write_title(language, thing, modifier, form, shown, stuffing, rng)
     if not described:
         return title, None
-    companion = rng.choice(others) if rng.random() < _COMPANION else None
-    named = rng.random() < _NAMED_AGAIN
+    companion = rng.choice(others) if rng.random() < _SHARES.companion else None
+    named = rng.random() < _SHARES.named_again
     return title, write_description(language, thing, modifier, named, told, companion, rng)
 
 

@@ -3,16 +3,13 @@
 import numpy as np
 import pyarrow as pa
 
-from q2s_tf.simulation.lexicon import UNSTATED, Ints, load_lexicon
+from q2s_tf.simulation.lexicon import UNSTATED, Ints, load_lexicon, read_behaviour
 from q2s_tf.simulation.listings import COUNTRIES, Listings, ids
 from q2s_tf.simulation.searches import Searches
 
 EXACT, SUBSTITUTE, COMPLEMENT, IRRELEVANT = 3, 2, 1, 0
 
-POOL = {EXACT: 8, SUBSTITUTE: 7, COMPLEMENT: 7, IRRELEVANT: 6}
-"""The number of listings of each grade to judge for one query, if the country has so many."""
-
-_RATERS, _RATER_ERROR = 3, 0.1
+_RATERS = read_behaviour("raters")
 
 
 def grade(listings: Listings, searches: Searches, rows: Ints, documents: Ints) -> Ints:
@@ -44,7 +41,7 @@ def judge(listings: Listings, searches: Searches, queries: int, rng: np.random.G
 
     Queries are drawn by frequency, without replacement, and only if their words have one meaning. A pool holds what a
     search system would show a shopper of that country: exact matches, the right thing with a wrong property, other
-    things of the department, other listings (`POOL`). The grade is the median of three raters, each of whom is one
+    things of the department, other listings. The grade is the median of three raters, each of whom is one
     grade off one time in ten.
 
     Returns:
@@ -56,8 +53,8 @@ def judge(listings: Listings, searches: Searches, queries: int, rng: np.random.G
         pools = [_pool(listings, searches, row, rng) for row in part]
         row = np.repeat(part, [len(documents) for documents, _ in pools])
         documents, truth = (np.concatenate(column) for column in zip(*pools, strict=True))
-        error = (_RATER_ERROR / 2, 1 - _RATER_ERROR, _RATER_ERROR / 2)
-        slip = rng.choice([-1, 0, 1], size=(_RATERS, len(truth)), p=error)
+        error = (_RATERS.error / 2, 1 - _RATERS.error, _RATERS.error / 2)
+        slip = rng.choice([-1, 0, 1], size=(_RATERS.number, len(truth)), p=error)
         rating = np.median(np.clip(truth + slip, IRRELEVANT, EXACT), axis=0)
         tables[name] = pa.table({
             "query": [searches.text[i] for i in row.tolist()],
@@ -83,5 +80,5 @@ def _pool(listings: Listings, searches: Searches, row: int, rng: np.random.Gener
     """The listings to judge for the search `row`, and their grades."""
     local = rng.permutation(np.flatnonzero(listings.country == searches.country[row]))
     grades = grade(listings, searches, np.array([row]), local[None])[0]
-    chosen = np.concatenate([np.flatnonzero(grades == level)[:size] for level, size in POOL.items()])
+    chosen = np.concatenate([np.flatnonzero(grades == level)[: _RATERS.pool[level]] for level in range(EXACT, -1, -1)])
     return local[chosen], grades[chosen]

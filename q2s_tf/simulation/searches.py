@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from q2s_tf.simulation.lexicon import COLOUR, UNSTATED, Ints, load_lexicon
+from q2s_tf.simulation.lexicon import COLOUR, UNSTATED, Ints, load_lexicon, read_behaviour
 from q2s_tf.simulation.listings import COUNTRIES, Listings, draw_people, type_shares
 from q2s_tf.simulation.wording import write_query
 
@@ -17,17 +17,7 @@ SECOND = 1_000_000
 """One second in the unit of all times here, microseconds since 1970 UTC."""
 DAY = 86_400 * SECOND
 
-_SESSIONS_PER_USER = 4
-_SEARCHES_PER_SESSION = (0.5, 0.3, 0.2)  # 1, 2, 3
-_SAME_WISH = 0.6
-_FOREIGN_LISTING = 0.6  # weight of a listing in another language than the shopper's query
-_ENGLISH_ABROAD = 0.10
-_DEPTH = (0.30, 0.25, 0.25, 0.13, 0.07)  # thing only, full type, type and 1, 2, 3 attributes
-_PREFIX = 0.15  # of the queries that name the thing only
-_OTHER_COLOUR = 0.05
-_STATED = (1.0, 0.7, 0.8, 0.3, 0.6)  # how readily each attribute is stated, in the order of ATTRIBUTES
-_PAUSE = 240 * SECOND  # between the searches of a session, on average
-_HOURS = (2, 1, 1, 1, 1, 1, 2, 3, 4, 4, 4, 5, 6, 5, 5, 5, 6, 7, 9, 10, 10, 9, 6, 3)  # visits by hour of the day
+_SHARES = read_behaviour("searches")
 
 
 @dataclass(frozen=True)
@@ -55,39 +45,40 @@ def make_searches(listings: Listings, users: int, days: int, start: datetime, rn
     lexicon = load_lexicon()
     text_rng = Random(int(rng.integers(2**63)))
     user_country, user_language = draw_people(users, rng)
-    sessions = users * _SESSIONS_PER_USER
+    sessions = users * _SHARES.sessions_per_user
     # The square of a uniform number makes some shoppers come often and most seldom.
     session_user = (rng.random(sessions) ** 2 * users).astype(np.int64)
-    hour = rng.choice(24, size=sessions, p=np.array(_HOURS) / sum(_HOURS))
+    hour = rng.choice(24, size=sessions, p=_SHARES.hours / sum(_SHARES.hours))
     session_time = int(start.timestamp()) * SECOND + rng.integers(days, size=sessions) * DAY
     session_time += hour * (DAY // 24) + rng.integers(DAY // 24, size=sessions)
 
-    length = rng.choice(3, size=sessions, p=_SEARCHES_PER_SESSION) + 1
+    length = rng.choice(3, size=sessions, p=_SHARES.per_session) + 1
     session = np.repeat(np.arange(sessions), length)
     number = len(session)
     step = np.arange(number) - np.repeat(np.cumsum(length) - length, length)
     user = session_user[session]
     country, language = user_country[user], user_language[user]
-    language[rng.random(number) < _ENGLISH_ABROAD] = lexicon.languages.index("en")
+    language[rng.random(number) < _SHARES.english_abroad] = lexicon.languages.index("en")
 
     target = _choose_targets(listings, country, language, rng)
     # In a session many shoppers search again for the same thing, in more words.
-    is_new = (step == 0) | (rng.random(number) >= _SAME_WISH)
+    is_new = (step == 0) | (rng.random(number) >= _SHARES.same_wish)
     origin = np.maximum.accumulate(np.where(is_new, np.arange(number), 0))
     target, language = target[origin], language[origin]
-    depth = rng.choice(len(_DEPTH), size=number, p=_DEPTH)
-    depth = np.minimum(depth + (np.arange(number) - origin), len(_DEPTH) - 1)
+    depth = rng.choice(len(_SHARES.depth), size=number, p=_SHARES.depth)
+    depth = np.minimum(depth + (np.arange(number) - origin), len(_SHARES.depth) - 1)
 
     thing = listings.thing[target]
     modifier = np.where(depth >= 1, listings.modifier[target], UNSTATED)
     stated = _choose_attributes(listings.attributes[target], depth - 1, rng)
-    other = (rng.random(number) < _OTHER_COLOUR) & (stated[:, COLOUR] != UNSTATED)
+    other = (rng.random(number) < _SHARES.other_colour) & (stated[:, COLOUR] != UNSTATED)
     stated[other, COLOUR] = rng.integers(len(lexicon.values[COLOUR]), size=other.sum())
     thing_form = lexicon.choose_forms(thing, language, rng)
-    prefix = (depth == 0) & (rng.random(number) < _PREFIX)
+    prefix = (depth == 0) & (rng.random(number) < _SHARES.prefix)
     columns = (language, thing, modifier, thing_form, stated, prefix)
     rows: Iterator[Any] = zip(*(column.tolist() for column in columns), repeat(text_rng))
-    time = session_time[session] + step * _PAUSE + rng.integers(_PAUSE, size=number)
+    pause = _SHARES.pause * SECOND
+    time = session_time[session] + step * pause + rng.integers(pause, size=number)
     return Searches(
         user=user, country=country, language=language, time=time, target=target, thing=thing, modifier=modifier,
         stated=stated, thing_form=thing_form, text=[write_query(*row) for row in rows],
@@ -109,13 +100,13 @@ def _choose_targets(listings: Listings, country: Ints, language: Ints, rng: np.r
         weight = weight * listings.popularity[local] ** 0.5
         for tongue in range(len(load_lexicon().languages)):
             rows = np.flatnonzero((country == number) & (language == tongue))
-            reach = np.cumsum(weight * np.where(listings.language[local] == tongue, 1.0, _FOREIGN_LISTING))
+            reach = np.cumsum(weight * np.where(listings.language[local] == tongue, 1.0, _SHARES.foreign_listing))
             target[rows] = local[np.searchsorted(reach / reach[-1], rng.random(len(rows)), side="right")]
     return target
 
 
 def _choose_attributes(known: Ints, number: Ints, rng: np.random.Generator) -> Ints:
     """Keep up to `number` of each row's known attributes, `[S, 5]`, and set the rest to `UNSTATED`."""
-    wish = rng.random(known.shape) ** (1 / np.array(_STATED)) * (known != UNSTATED)
+    wish = rng.random(known.shape) ** (1 / _SHARES.stated) * (known != UNSTATED)
     rank = np.argsort(np.argsort(-wish, axis=1), axis=1)
     return np.where(rank < number[:, None], known, UNSTATED)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from q2s_tf.simulation.lexicon import UNSTATED, Bools, Floats, Ints, load_lexicon
+from q2s_tf.simulation.lexicon import UNSTATED, Bools, Floats, Ints, load_lexicon, read_behaviour
 from q2s_tf.simulation.listings import COUNTRIES, Listings
 from q2s_tf.simulation.relevance import EXACT, grade
 from q2s_tf.simulation.searches import DAY, SECOND, Searches
@@ -15,17 +15,8 @@ PAGE = 10
 CHUNK = 20_000
 """The number of searches simulated at a time, which bounds the memory."""
 
-_TARGET_RETRIEVED = 0.9  # how often the listing behind the wish is a candidate
-_ANY, _SAME_DEPARTMENT, _SAME_THING, _SAME_TYPE = 3, 5, 6, 9  # candidates drawn
-_NAMED, _NAMED_OTHERWISE, _MODIFIER, _ATTRIBUTE, _POPULAR, _NOISE = 1.0, 0.6, 0.4, 0.3, 0.2, 0.45
-
-# By grade: irrelevant, complement, substitute, exact.
-_ATTRACTION = np.array([0.05, 0.09, 0.24, 0.42])
-_MESSAGED = np.array([0.05, 0.10, 0.24, 0.52])
-_ANSWERED = np.array([0.30, 0.40, 0.55, 0.82])
-_HOURS_TO_REPLY = np.array([8.0, 7.0, 5.0, 3.0])  # median
-_REPLY_SPREAD = 1.6  # sigma of the logarithm: with a median of 3 hours one reply in ten takes over 24
-_ATTENTION = 1.0 / np.arange(1, PAGE + 1) ** 0.6
+_ENGINE, _VISITS = read_behaviour("engine"), read_behaviour("visits")
+_ATTENTION = 1.0 / np.arange(1, PAGE + 1) ** _VISITS.attention
 
 
 @dataclass(frozen=True)
@@ -55,15 +46,15 @@ class SearchEngine:
         lexicon = load_lexicon()
         self._listings = listings
         self._levels = []
-        for key, size, number in (
-            (np.zeros_like(listings.thing), 1, _ANY),
-            (listings.department, len(lexicon.departments), _SAME_DEPARTMENT),
-            (listings.thing, len(lexicon.things), _SAME_THING),
-            (listings.product_type, len(lexicon.type_thing), _SAME_TYPE),
+        for key, size, name in (
+            (np.zeros_like(listings.thing), 1, "any"),
+            (listings.department, len(lexicon.departments), "department"),
+            (listings.thing, len(lexicon.things), "thing"),
+            (listings.product_type, len(lexicon.type_thing), "type"),
         ):
             group = listings.country * size + key
             count = np.bincount(group, minlength=len(COUNTRIES) * size)
-            self._levels.append((key, size, number, np.argsort(group, kind="stable"), np.cumsum(count) - count, count))
+            self._levels.append((key, size, _ENGINE.drawn[name], np.argsort(group, kind="stable"), np.cumsum(count) - count, count))
 
     def search(self, searches: Searches, rows: Ints, rng: np.random.Generator) -> tuple[Ints, Bools]:
         """The listings shown for each of the searches `rows`, best first.
@@ -72,7 +63,7 @@ class SearchEngine:
             The listings, `[R, PAGE]`, and which of them are shown: a page with fewer candidates ends early.
         """
         documents = self._candidates(searches, rows, rng)
-        score = self._score(searches, rows, documents) + rng.normal(scale=_NOISE, size=documents.shape)
+        score = self._score(searches, rows, documents) + rng.normal(scale=_ENGINE.noise, size=documents.shape)
         # A listing that was retrieved twice is shown once.
         order = np.argsort(documents, axis=1, kind="stable")
         in_order = np.take_along_axis(documents, order, axis=1)
@@ -87,7 +78,7 @@ class SearchEngine:
             group = searches.country[rows] * size + key[target]
             position = (rng.random((len(rows), number)) * count[group][:, None]).astype(np.int64)
             drawn.append(order[start[group][:, None] + position])
-        retrieved = rng.random((len(rows), 1)) < _TARGET_RETRIEVED
+        retrieved = rng.random((len(rows), 1)) < _ENGINE.target_retrieved
         return np.concatenate([np.where(retrieved, target[:, None], drawn[0][:, :1]), *drawn], axis=1)
 
     def _score(self, searches: Searches, rows: Ints, documents: Ints) -> Floats:
@@ -100,10 +91,10 @@ class SearchEngine:
         same_modifier = (modifier != UNSTATED) & (listings.modifier[documents] == modifier) & named
         same_values = (stated != UNSTATED) & (stated == listings.attributes[documents]) & listings.written[documents]
         return (
-            np.where(same_word, _NAMED, np.where(same_thing, _NAMED_OTHERWISE, 0.0))
-            + _MODIFIER * same_modifier
-            + _ATTRIBUTE * same_values.sum(axis=-1)
-            + _POPULAR * np.log(listings.popularity[documents])
+            np.where(same_word, _ENGINE.named, np.where(same_thing, _ENGINE.named_otherwise, 0.0))
+            + _ENGINE.modifier * same_modifier
+            + _ENGINE.attribute * same_values.sum(axis=-1)
+            + _ENGINE.popular * np.log(listings.popularity[documents])
         )
 
 
@@ -112,7 +103,7 @@ def choose_clicks(grades: Ints, shown: Bools, rng: np.random.Generator) -> Ints:
 
     P(click) = r^−0.6 · attraction(grade), for rank r = 1, 2, ...
     """
-    return np.argwhere(shown & (rng.random(grades.shape) < _ATTENTION * _ATTRACTION[grades])).astype(np.int64)
+    return np.argwhere(shown & (rng.random(grades.shape) < _ATTENTION * _VISITS.attraction[grades])).astype(np.int64)
 
 
 def make_visits(listings: Listings, searches: Searches, rng: np.random.Generator) -> Visits:
@@ -136,10 +127,10 @@ def make_visits(listings: Listings, searches: Searches, rng: np.random.Generator
 
     number = len(search)
     click = searches.time[search] + (4 + 6 * position) * SECOND + rng.integers(4 * SECOND, size=number)
-    messaged = rng.random(number) < _MESSAGED[level]
+    messaged = rng.random(number) < _VISITS.messaged[level]
     message = click + ((20 + rng.exponential(240, size=number)) * SECOND).astype(np.int64)
-    answered = messaged & (rng.random(number) < _ANSWERED[level])
-    delay = rng.lognormal(np.log(_HOURS_TO_REPLY[level]), _REPLY_SPREAD) * (DAY / 24)
+    answered = messaged & (rng.random(number) < _VISITS.answered[level])
+    delay = rng.lognormal(np.log(_VISITS.hours_to_reply[level]), _VISITS.reply_spread) * (DAY / 24)
     reply = message + np.minimum(delay, 30 * DAY).astype(np.int64)
     message, reply = np.where(messaged, message, -1), np.where(answered, reply, -1)
     return Visits(search, document, level, click, message, reply, shown_relevant=num_relevant / num_shown)
