@@ -71,11 +71,12 @@ class Index(tf.Module):
     def search(self, queries: tf.Tensor, k: tf.Tensor, effort: tf.Tensor) -> ScoredRows:
         """Find the k nearest rows of queries `[B, D]` with an effort; both int32 `[]`."""
 
-        def search_one(query: tf.Tensor, _: tf.Tensor) -> ScoredRows:
+        def search_one(query: tf.Tensor) -> ScoredRows:
             rows = self.candidates(query, k, effort)
             return best_rows(self.score(query, rows), k, rows)
 
-        return map_queries(search_one, queries, tf.zeros([tf.shape(queries)[0], 0], tf.int32), at_once=1)
+        scores, rows = map_queries(search_one, [queries], at_once=1)
+        return scores, rows
 
     def stored_embeddings(self) -> np.ndarray:
         """Return the rows as float32 `[N, D]`, in the precision of their storage."""

@@ -8,6 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from q2s_tf.index.postings import Postings, WordCounts
+
 
 class DocumentRows(NamedTuple):
     """Facts about R documents that a retriever keeps beside their embeddings.
@@ -43,16 +45,21 @@ class IndexedDocuments:
         rows: The documents `[N + n]`, for N rows of the index and n of the delta.
         alive: Booleans `[N]`; False is a tombstone.
         delta: Unit vectors `[n, D]`.
+        postings: The posting lists of the documents that are alive; None without a lexical index.
     """
 
     rows: DocumentRows
     alive: np.ndarray
     delta: np.ndarray
+    postings: Postings | None = None
 
     @classmethod
-    def in_order(cls, rows: DocumentRows, order: np.ndarray, dimension: int) -> "IndexedDocuments":
+    def in_order(
+        cls, rows: DocumentRows, order: np.ndarray, dimension: int, postings: Postings | None
+    ) -> "IndexedDocuments":
         """Documents of a new index, without a delta; row i of the index is document `order[i]`."""
-        return cls(rows.take(order), np.ones(len(order), bool), np.empty((0, dimension), np.float32))
+        postings = postings and postings.select(np.argsort(order))
+        return cls(rows.take(order), np.ones(len(order), bool), np.empty((0, dimension), np.float32), postings)
 
     @property
     def live_rows(self) -> np.ndarray:
@@ -68,12 +75,25 @@ class IndexedDocuments:
         named = is_in(self.rows.ids, ids)
         base = len(self.alive)
         kept = np.concatenate([np.ones(base, bool), ~named[base:]])
-        remaining = IndexedDocuments(self.rows.take(kept), self.alive & ~named[:base], self.delta[kept[base:]])
+        new_rows = np.where(named | ~self.live_rows, -1, np.cumsum(kept) - 1)
+        remaining = IndexedDocuments(
+            self.rows.take(kept),
+            self.alive & ~named[:base],
+            self.delta[kept[base:]],
+            self.postings and self.postings.select(new_rows),
+        )
         return remaining, is_in(ids, self.rows.ids[self.live_rows])
 
-    def add(self, rows: DocumentRows, embeddings: np.ndarray) -> "IndexedDocuments":
-        """Append documents that have no row yet to the delta."""
-        return IndexedDocuments(self.rows.append(rows), self.alive, np.concatenate([self.delta, embeddings]))
+    def add(self, rows: DocumentRows, embeddings: np.ndarray, words: WordCounts | None) -> "IndexedDocuments":
+        """Append documents that have no row yet to the delta; with their words if there is a lexical index."""
+        postings = self.postings and words and self.postings.extend(words, len(self.rows.ids))
+        return IndexedDocuments(self.rows.append(rows), self.alive, np.concatenate([self.delta, embeddings]), postings)
+
+    def compact(self) -> "tuple[DocumentRows, Postings | None]":
+        """The rows and the posting lists of the documents that are left, without tombstones."""
+        live = self.live_rows
+        new_rows = np.where(live, np.cumsum(live) - 1, -1)
+        return self.rows.take(live), self.postings and self.postings.select(new_rows)
 
 
 def is_in(values: np.ndarray, wanted: np.ndarray) -> np.ndarray:

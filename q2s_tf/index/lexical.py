@@ -19,32 +19,45 @@ class LexicalIndex(tf.Module):
     of their 3-grams; its score counts in proportion to the similarity.
 
     Args:
-        postings: The posting lists.
+        postings: The posting lists of documents.
+        count: R, the rows of the retriever.
     """
 
-    def __init__(self, postings: Postings):
+    def __init__(self, postings: Postings, count: int):
         super().__init__(name="lexical_index")
-        count = len(postings.terms)
+        self.count = count
+        terms = len(postings.terms)
         # A word that is not found is looked up at the end, which has the term after the last, without documents.
         self.words = _variable(np.append(postings.words, np.iinfo(np.int64).max))
-        self.word_terms = _variable(np.append(postings.word_terms, count).astype(np.int32))
+        self.word_terms = _variable(np.append(postings.word_terms, terms).astype(np.int32))
         self.starts = _variable(np.append(postings.starts, len(postings.rows)).astype(np.int32))
         self.rows = _variable(postings.rows)
         self.scores = _variable(postings.weights * np.repeat(postings.idf, np.diff(postings.starts)))
         self.grams = _variable(postings.grams)
         self.gram_words = _variable(postings.gram_words)
         self.gram_counts = _variable(np.bincount(postings.gram_words, minlength=len(postings.words)).astype(np.int32))
+        # Only updates of the catalogue read these.
+        self.terms = _variable(postings.terms)
+        self.frequencies = _variable(postings.frequencies)
 
     def score(self, query: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Scores of one query.
+        """Score all documents for one query.
 
         Args:
             query: A normalised string `[]`.
 
         Returns:
-            Rows int32 `[M]`, and what each adds to the BM25 score of its document, float32 `[M]`. A row occurs once
-            for each word of the query that its document has.
+            BM25 divided by the highest BM25 of the query, float32 `[R]`; and the rows that have a word of the query,
+            int32 `[M]`, once for each such word.
         """
+        rows, scores = self._find(query)
+        sums = tf.math.unsorted_segment_sum(scores, rows, self.count)
+        # The gathered sums are few, and all sums may be a million.
+        highest = tf.reduce_max(tf.concat([tf.gather(sums, rows), [0.0]], 0))
+        return sums * tf.math.divide_no_nan(1.0, highest), rows
+
+    def _find(self, query: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The rows int32 `[M]` with a word of a query, and what the word adds to the BM25 of each, float32 `[M]`."""
         words = split_words(query[tf.newaxis])[0][:MAX_WORDS]
         hashes = tf.strings.to_hash_bucket_fast(words, HASHES)
         positions = tf.searchsorted(self.words, hashes, out_type=tf.int32)

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -43,6 +43,12 @@ class WordCounts(NamedTuple):
     counts: np.ndarray
     lengths: np.ndarray
     vocabulary: dict[int, tuple[bytes, bytes]]
+
+    def select(self, chosen: np.ndarray) -> "WordCounts":
+        """The words of some documents, chosen by booleans `[N]`."""
+        kept = chosen[self.rows]
+        rows = (np.cumsum(chosen) - 1)[self.rows[kept]].astype(np.int32)
+        return self._replace(rows=rows, words=self.words[kept], counts=self.counts[kept], lengths=self.lengths[chosen])
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,24 @@ class Postings:
     def idf(self) -> np.ndarray:
         """The inverse document frequency of each term, float32 `[T]`."""
         return np.log1p((self.documents - self.frequencies + 0.5) / (self.frequencies + 0.5)).astype(np.float32)
+
+    @classmethod
+    def restore(cls, tensors: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> "Postings":
+        """Postings of a saved `LexicalIndex`: the values of its variables by name, and its `facts`."""
+        names = ("grams", "gram_words", "terms", "frequencies", "rows")
+        arrays: dict[str, Any] = {name: tensors[name] for name in names}
+        arrays |= {name: tensors[name][:-1] for name in ("words", "word_terms", "starts")}
+        postings = cls(**arrays, weights=tensors["scores"], **facts)
+        return replace(postings, weights=tensors["scores"] / np.repeat(postings.idf, np.diff(postings.starts)))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the manifest of a retriever keeps."""
+        return {
+            "documents": self.documents,
+            "average_length": self.average_length,
+            "columns": dict(self.columns),
+        }
 
     def select(self, new_rows: np.ndarray) -> "Postings":
         """Renumber rows: `new_rows` `[R]` has the new number of each row, −1 for a document that is removed."""

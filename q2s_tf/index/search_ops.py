@@ -1,6 +1,6 @@
 """Graph ops that the kinds of index and the retriever share: the best rows of a query, and a batch in parts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -55,29 +55,33 @@ def _sort_groups(scores: tf.Tensor, k: tf.Tensor, groups: tf.Tensor) -> tuple[tf
 
 
 def map_queries(
-    search: Callable[[tf.Tensor, tf.Tensor], ScoredRows], queries: tf.Tensor, codes: tf.Tensor, at_once: int
-) -> ScoredRows:
+    search: Callable[..., tuple[tf.Tensor, ...]],
+    elements: Sequence[tf.Tensor],
+    at_once: int,
+    dtypes: Sequence[tf.DType] = (tf.float32, tf.int32),
+) -> tuple[tf.Tensor, ...]:
     """Search for a part of the queries after the other, so that memory holds the scores of one part only.
 
     Args:
-        search: From `at_once` queries and their filters to scores and rows.
-        queries: `[B, D]`.
-        codes: int32 `[B, F]`, the filters of each query.
+        search: From the elements of `at_once` queries to tensors `[at_once, k]`.
+        elements: Tensors `[B, …]`, for example queries and their filters.
         at_once: Queries of a part.
+        dtypes: Of the results; those of `ScoredRows` by default.
     """
-    count = tf.shape(queries)[0]
+    count = tf.shape(elements[0])[0]
 
-    def search_parts() -> ScoredRows:
+    def search_parts() -> tuple[tf.Tensor, ...]:
         missing = tf.where(count == 0, at_once, -count % at_once)
-        elements = [
-            tf.reshape(tf.pad(tensor, [[0, missing], [0, 0]]), [-1, at_once, tensor.shape[1]])
-            for tensor in (queries, codes)
+        parts = [
+            tf.reshape(
+                tf.pad(tensor, [[0, missing], *[[0, 0]] * (len(tensor.shape) - 1)]), [-1, at_once, *tensor.shape[1:]]
+            )
+            for tensor in elements
         ]
-        specs = (tf.TensorSpec([at_once, None], tf.float32), tf.TensorSpec([at_once, None], tf.int32))
-        parts = tf.map_fn(lambda part: search(*part), elements, fn_output_signature=specs, parallel_iterations=1)
-        scores, rows = (tf.reshape(part, [-1, tf.shape(part)[2]])[:count] for part in parts)
-        return scores, rows
+        specs = tuple(tf.TensorSpec([at_once, None], dtype) for dtype in dtypes)
+        found = tf.map_fn(lambda part: search(*part), parts, fn_output_signature=specs, parallel_iterations=1)
+        return tuple(tf.reshape(part, [-1, tf.shape(part)[2]])[:count] for part in found)
 
     # Most requests hold a single query, and a loop makes that one 1.5 times as slow.
     whole = count == 1 if at_once == 1 else count <= at_once
-    return tf.cond(whole, lambda: search(queries, codes), search_parts)
+    return tf.cond(whole, lambda: tuple(search(*elements)), search_parts)

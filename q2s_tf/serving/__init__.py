@@ -15,6 +15,8 @@ __all__ = ["DEFAULT_EFFORT", "Client", "ServingError", "read_credentials"]
 
 DEFAULT_EFFORT = 0
 """The `effort` that stands for the default of the index."""
+DEFAULT_LEXICAL_WEIGHT = -1.0
+"""The `lexical_weight` that stands for the one that the export chose."""
 MAX_RESULTS = 2**20
 """Results of one request at most, k times its queries."""
 

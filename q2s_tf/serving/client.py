@@ -23,7 +23,7 @@ from tensorflow_serving.apis import (
 )
 
 from q2s_tf.errors import InputError
-from q2s_tf.serving import DEFAULT_EFFORT, MAX_RESULTS, tensor_proto
+from q2s_tf.serving import DEFAULT_EFFORT, DEFAULT_LEXICAL_WEIGHT, MAX_RESULTS, tensor_proto
 from q2s_tf.serving.connection import connect
 from q2s_tf.serving.pages import IndexInfo, Matches, Page, Version, paginate
 from q2s_tf.serving.serving_error import ServingError
@@ -35,7 +35,7 @@ Texts = Any
 
 FILTER_PREFIX = "filter_"
 """Prefix of the inputs that a retriever filters by; the rest of the name is the column of the documents."""
-FINITE = ("embedding", "min_score")
+FINITE = ("embedding", "min_score", "lexical_weight")
 """Inputs of the retriever that are checked before they are sent."""
 REFUSED = {
     grpc.StatusCode.INVALID_ARGUMENT,
@@ -150,6 +150,7 @@ class Client(AbstractContextManager["Client"]):
         min_score: float = -1.0,
         filters: Mapping[str, Texts] | None = None,
         version: Version | None = None,
+        lexical_weight: float = DEFAULT_LEXICAL_WEIGHT,
     ) -> Matches:
         """Retrieve the ``k`` best documents of each query.
 
@@ -159,10 +160,12 @@ class Client(AbstractContextManager["Client"]):
             k: Documents for each query.
             effort: Partitions of the index to search. More partitions find more of the true best documents and take
                 longer. 0 for the index's default, which its export calibrated.
-            min_score: Least cosine of a match, the paper's radius; -1 for no limit.
+            min_score: Least score of a match, the paper's radius; -1 for no limit.
             filters: The value that documents must have by column: one value for all queries, or B values; ``""``
                 matches every document. The columns are those that were named at export.
             version: Version of the retriever.
+            lexical_weight: Weight of BM25 beside the cosine: 0 for embeddings alone, below 0 for the weight that the
+                export chose.
 
         Raises:
             InputError: A value has the wrong type or is out of range; the columns have different lengths; or there is
@@ -178,11 +181,13 @@ class Client(AbstractContextManager["Client"]):
             "k": np.int32(k),
             "effort": np.int32(_to_int("effort", effort, 0)),
             "min_score": _to_float("min_score", min_score),
+            "lexical_weight": _to_float("lexical_weight", lexical_weight),
         }
         batch_size = max(1, min(self._batch_size, MAX_RESULTS // k))
         outputs, answered = self._predict_rows("retriever", "retrieve", rows, parameters, version, batch_size)
         decode = np.frompyfunc(lambda name: name.decode("utf-8", "backslashreplace"), 1, 1)
-        return Matches(decode(outputs["document_id"]), outputs["score"], answered)
+        parts = outputs["embedding_score"], outputs["lexical_score"]
+        return Matches(decode(outputs["document_id"]), outputs["score"], *parts, answered)
 
     def pages(
         self,
@@ -193,6 +198,7 @@ class Client(AbstractContextManager["Client"]):
         min_score: float = -1.0,
         filters: Mapping[str, str] | None = None,
         version: Version | None = None,
+        lexical_weight: float = DEFAULT_LEXICAL_WEIGHT,
     ) -> Iterator[Page]:
         """Iterate over the documents of one query page by page, with little effort for page 1 and more for later ones.
 
@@ -205,9 +211,10 @@ class Client(AbstractContextManager["Client"]):
             page_size: Documents of a page.
             efforts: Partitions to search for page 1, 2, …; the last is also for all later pages. None: half the index's
                 default effort for page 1, then twice that of the page before, up to all partitions.
-            min_score: Least cosine.
+            min_score: Least score.
             filters: Values by column.
             version: Version of page 1; later pages are from the same version while that is served.
+            lexical_weight: As in `retrieve`.
 
         Raises:
             InputError: ``page_size`` is less than 1, there is no such filter, or ``efforts`` is empty.
@@ -217,7 +224,7 @@ class Client(AbstractContextManager["Client"]):
             raise InputError("efforts must have at least one effort, got none; leave it out for the default")
 
         def retrieve(k: int, effort: int, version: Version | None) -> Matches:
-            return self.retrieve([query], [country], k, effort, min_score, filters, version)
+            return self.retrieve([query], [country], k, effort, min_score, filters, version, lexical_weight)
 
         return paginate(retrieve, self._describe_index, page_size, efforts, version)
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from q2s_tf.cli import console
 from q2s_tf.config import FORMAT
 from q2s_tf.errors import InputError
 from q2s_tf.index import DEFAULT_RECALL, DocumentRows, Index, IndexedDocuments, build_index
+from q2s_tf.index.postings import WordCounts, build_postings, count_words
 from q2s_tf.models import Tower, Towers, embed_catalogue, encode, load
 from q2s_tf.serving.folders import MANIFEST_FILE
+from q2s_tf.serving.lexical_weight import DEFAULT_WEIGHT, choose_weight
 from q2s_tf.serving.retriever import RetrieverServable
 from q2s_tf.serving.tower_servable import TowerServable
 from q2s_tf.serving.versions import new_version
@@ -25,6 +27,8 @@ from q2s_tf.text import normalise
 
 MAX_SAMPLE_QUERIES = 1_000
 """Different queries of the table that are embedded, at most."""
+LEXICAL = {"title": 2.0, "description": 1.0}
+"""The columns of the lexical index by default, and their weights."""
 
 
 def export(
@@ -37,6 +41,8 @@ def export(
     filters: Sequence[str] = (),
     queries: Path | None = None,
     collapse: str | None = None,
+    lexical: Mapping[str, float] | None = None,
+    lexical_weight: float | None = None,
 ) -> int:
     """Export the towers of a run, and an index of a catalogue, as one new version of all three servables.
 
@@ -48,9 +54,13 @@ def export(
         recall: Share of the exact top 100 that the default effort must return.
         storage: dtype of the rows of a partitioned index: `float32`, `bfloat16` or `int8`.
         filters: Text columns of the documents that requests can filter by.
-        queries: A table with `query` and optionally `country`, for example judgements, to measure the recall on.
+        queries: A table with `query` and optionally `country`, to measure the recall on. Judgements or positives of a
+            validation set choose `lexical_weight` too.
         collapse: A text column of the documents: of those with the same value, compared as filters are, only the best
             is returned. Documents without a value are never collapsed.
+        lexical: Weights of text columns in the lexical index (BM25). None: `LEXICAL`, as far as the catalogue has these
+            columns; empty: no lexical index.
+        lexical_weight: λ, the weight of BM25 in the score of requests that give none. None: chosen on judged `queries`.
 
     Returns:
         The version.
@@ -61,21 +71,36 @@ def export(
     """
     if models.exists() and not models.is_dir():
         raise InputError(f"--out {models}: must be a folder; it is a file")
-    open_documents(documents)
-    query_table = None if queries is None else Table(queries, "queries", ["query"], ["country"])
+    table = open_documents(documents)
+    if lexical is None:
+        lexical = {name: weight for name, weight in LEXICAL.items() if name in table.columns}
+    for name, weight in {**lexical, "weight": lexical_weight or 0.0}.items():
+        if not 0 <= weight < float("inf") or (weight == 0 and name in lexical):
+            raise InputError(f"lexical {name}={weight}: the weight must be a number above 0")
+    query_table = None
+    if queries is not None:
+        query_table = Table(queries, "queries", ["query"], ["country", "document_id", "relevance"])
     towers = load(run)
-    _, rows, embeddings = read_documents(documents, towers, filters, collapse)
+    _, rows, embeddings, words = read_documents(documents, towers, filters, collapse, lexical)
     if not len(embeddings):
         raise InputError(f"documents {documents}: no document has an input of any channel of the run")
+    postings = None if words is None else build_postings(words, lexical)
+    if lexical_weight is None:
+        lexical_weight = DEFAULT_WEIGHT if lexical else 0.0
+        if query_table is not None and "document_id" in query_table.columns and postings is not None:
+            lexical_weight, recalls = choose_weight(towers, query_table, rows.ids, embeddings, postings)
+            console.print(f"lexical weight {lexical_weight}; recall@10 by weight: {recalls}")
     sample = None if query_table is None else _embed_queries(towers.query, query_table)
     console.print(f"building the {index or 'default'} index of {len(embeddings):,} documents")
     built, order = build_index(index, embeddings, towers.config.seed, recall, storage, sample)
-    indexed = IndexedDocuments.in_order(rows, order, embeddings.shape[1])
+    indexed = IndexedDocuments.in_order(rows, order, embeddings.shape[1], postings)
+    settings = {"collapse": collapse, "lexical_weight": lexical_weight}
     with new_version(models) as (version, folders):
         for tower, name in ((towers.query, "query_tower"), (towers.document, "document_tower")):
             write_servable(TowerServable(tower), folders[name], describe(name, version, run, towers))
-        manifest = describe("retriever", version, run, towers, (built, indexed), collapse)
-        write_servable(RetrieverServable(towers.query, built, indexed), folders["retriever"], manifest)
+        manifest = describe("retriever", version, run, towers, (built, indexed), settings)
+        servable = RetrieverServable(towers.query, built, indexed, lexical_weight)
+        write_servable(servable, folders["retriever"], manifest)
     return version
 
 
@@ -102,9 +127,9 @@ def describe(
     run: Path,
     towers: Towers,
     retriever: tuple[Index, IndexedDocuments] | None = None,
-    collapse: str | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Make the manifest of a servable's version, that of a retriever with facts about its index and its documents.
+    """Make the manifest of a servable's version, that of a retriever with its settings and facts about its documents.
 
     Servables with the same `weights_sha256` belong together, whatever their versions are.
     """
@@ -126,8 +151,9 @@ def describe(
             "delta": len(documents.delta),
             "deleted": int((~documents.alive).sum()),
             "filters": list(documents.rows.filters),
-            "collapse": collapse,
             "index": dict(index.parameters),
+            "lexical": documents.postings and documents.postings.facts,
+            **(settings or {}),
         }
     return manifest
 
@@ -146,40 +172,42 @@ def hash_towers(towers: Towers) -> dict[str, str]:
 
 
 def read_documents(
-    path: Path, towers: Towers, filters: Sequence[str], collapse: str | None
-) -> tuple[np.ndarray, DocumentRows, np.ndarray]:
+    path: Path, towers: Towers, filters: Sequence[str], collapse: str | None, lexical: Mapping[str, float]
+) -> tuple[np.ndarray, DocumentRows, np.ndarray, WordCounts | None]:
     """Read and embed a documents table.
 
     Returns:
-        The ids of all documents, bytes; the rows and the embeddings `[R, D]` of those with an input of any channel. The
-        others have a zero vector, which is near to no query, so the retriever does not hold them.
+        The ids of all documents, bytes; the rows, the embeddings `[R, D]` and the words of those with an input of any
+        channel. The others have a zero vector, which is near to no query, so the retriever does not hold them. The
+        words are None without `lexical` columns.
 
     Raises:
         InputError: The table violates its contract, or a column to filter or collapse by is absent, is named twice or
             holds vectors.
     """
     vectors = towers.config.vector_inputs()
-    columns = list(dict.fromkeys([*filters, *([collapse] if collapse else [])]))
-    for name in columns:
-        option = "filter" if name in filters else "collapse"
+    options = dict.fromkeys(lexical, "lexical") | ({collapse: "collapse"} if collapse else {})
+    options |= dict.fromkeys(filters, "filter")
+    for name, option in options.items():
         if list(filters).count(name) > 1:
             raise InputError(f"filter {name}: is named twice; leave one out")
         if name in vectors or not name.isidentifier():
             raise InputError(f"{option} {name}: must be a text column named by letters, digits and _; name another one")
-    table = open_documents(path, [*towers.document.input, *columns], vectors)
-    for name in columns:
+    table = open_documents(path, [*towers.document.input, *options], vectors)
+    for name, option in options.items():
         if name in table.missing:
-            by, known = "filter" if name in filters else "collapse", ", ".join(table.columns)
-            raise InputError(f"documents {path}: has no column {name} to {by} by; known columns of it are {known}")
+            known = ", ".join(table.columns)
+            raise InputError(f"documents {path}: has no column {name} for --{option}; known columns of it are {known}")
     ids, embeddings = embed_catalogue(towers.document, table)
     ids = to_bytes(ids)
-    values = _read_values(table, columns)
+    values = _read_values(table, [*filters, *([collapse] if collapse else [])])
     groups = None if collapse is None else _group(values[collapse], ids)
     rows = DocumentRows(ids, {name: values[name] for name in filters}, groups)
     present = np.any(embeddings != 0, axis=1)
     if not present.all():
         console.print(f"{np.sum(~present):,} documents have no input of any channel and cannot be found")
-    return ids, rows.take(present), embeddings[present]
+    words = count_words(table.batches(), lexical).select(present) if lexical else None
+    return ids, rows.take(present), embeddings[present], words
 
 
 def _read_values(table: Table, columns: list[str]) -> dict[str, np.ndarray]:

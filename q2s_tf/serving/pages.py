@@ -18,12 +18,15 @@ ALL_PARTITIONS = 2**31 - 1
 class Matches(NamedTuple):
     """The best documents of each query, best first: ``document_ids: str[B, k]``, ``scores: float[B, k]``.
 
-    Where there are fewer than k (a small index, or scores below ``min_score``) the id is ``""`` and the score is -1.
-    ``version`` is the version of the retriever.
+    A score is the cosine (``embedding_scores``) plus the lexical weight times the BM25 score as a share of the query's
+    highest (``lexical_scores``). Where there are fewer than k documents (a small index, or scores below ``min_score``)
+    the id is ``""`` and the score is -1. ``version`` is the version of the retriever.
     """
 
     document_ids: np.ndarray
     scores: np.ndarray
+    embedding_scores: np.ndarray
+    lexical_scores: np.ndarray
     version: int
 
 

@@ -83,7 +83,7 @@ def search(
                 iterator = islice(client.pages(query, country, k, efforts, min_score, filters, version), pages)
                 results = [list(zip(page.document_ids, page.scores, strict=True)) for page in iterator]
             else:
-                ids, scores, _ = client.retrieve([query], [country], k, effort, min_score, filters, version)
+                ids, scores, *_ = client.retrieve([query], [country], k, effort, min_score, filters, version)
                 results = [[pair for pair in zip(ids[0].tolist(), scores[0].tolist(), strict=True) if pair[0]]]
         except ServingError as error:
             raise InputError(f"the server at {target} refused: {error}") from error

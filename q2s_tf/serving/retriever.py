@@ -4,6 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from q2s_tf.index import FilterColumns, Index, IndexedDocuments
+from q2s_tf.index.lexical import MAX_WORDS, LexicalIndex
 from q2s_tf.index.search_ops import EXCLUDED, ScoredRows, best_rows, map_queries
 from q2s_tf.models import Tower
 from q2s_tf.serving import MAX_RESULTS
@@ -21,6 +22,8 @@ LISTED_SHARE = 16
 """If a filter leaves at most 20,000 documents of a larger index, or a 16th of all, each of them is scored."""
 MAX_WIDENING = 8
 """If a filter leaves more, the effort is multiplied by up to this."""
+CANDIDATES = 100
+"""Candidates of each index, at least, when two are fused."""
 FETCHED_MULTIPLE = 4
 """Candidates that an index is asked for, as a multiple of k, if some of them may not be returned."""
 
@@ -32,13 +35,18 @@ class RetrieverServable(tf.Module):
     that are deleted or do not match the filters are excluded, and the best k are returned, or the best of each of k
     groups. If that leaves fewer than k documents and there are more, all documents are scored.
 
+    With a lexical index, the documents with the highest BM25 of the query are candidates too, and
+
+        score(d) = cos(q, d) + λ · BM25(q, d) / max BM25(q)
+
     Args:
         tower: The query tower.
         index: Index over document embeddings of the same run.
         documents: The documents behind the rows, with the changes since the index was built.
+        lexical_weight: λ of requests that give none.
     """
 
-    def __init__(self, tower: Tower, index: Index, documents: IndexedDocuments):
+    def __init__(self, tower: Tower, index: Index, documents: IndexedDocuments, lexical_weight: float = 0.0):
         super().__init__(name="retriever")
         self.tower = TowerServable(tower)
         self.index = index
@@ -50,6 +58,8 @@ class RetrieverServable(tf.Module):
         self.delta = tf.Variable(documents.delta, trainable=False) if len(documents.delta) else None
         self.filters = FilterColumns(rows.filters, self.base) if rows.filters else None
         self.groups = None if rows.groups is None else tf.Variable(rows.groups, trainable=False)
+        self.lexical = None if documents.postings is None else LexicalIndex(documents.postings, self.count)
+        self.lexical_weight = lexical_weight
         self.live_in_index = int(documents.alive.sum())
         self.results = int(live.sum()) if rows.groups is None else len(np.unique(rows.groups[live]))
         self.endpoints = self._make_endpoints(tf.TensorSpec([None, tower.config.dimension], tf.float32, "embedding"))
@@ -58,12 +68,15 @@ class RetrieverServable(tf.Module):
         """The functions of the signatures by name."""
         dtypes = {"k": tf.int32, "effort": tf.int32, "min_score": tf.float32}
         options = [tf.TensorSpec([], dtype, name) for name, dtype in dtypes.items()]
+        weight = tf.TensorSpec([], tf.float32, "lexical_weight")
         columns = self.filters.columns if self.filters else ()
-        options += [tf.TensorSpec([None], tf.string, f"filter_{column}") for column in columns]
+        filters = [tf.TensorSpec([None], tf.string, f"filter_{column}") for column in columns]
         texts = self.tower.specs
+        query = [spec.name for spec in texts].index("query")
 
         def retrieve(*values: tf.Tensor) -> dict[str, tf.Tensor]:
-            return self._search(self._embed(*values[: len(texts)]), *values[len(texts) :])
+            embeddings, (weight, *options) = self._embed(*values[: len(texts)]), values[len(texts) :]
+            return self._search(embeddings, *options, words=(values[query], weight))
 
         def by_embedding(vectors: tf.Tensor, *options: tf.Tensor) -> dict[str, tf.Tensor]:
             vectors = tf.debugging.check_numerics(vectors, "embedding must hold finite numbers")
@@ -73,7 +86,10 @@ class RetrieverServable(tf.Module):
 
         def serving_default(*values: tf.Tensor) -> dict[str, tf.Tensor]:
             # Without filters, its graph is smaller than that of `retrieve`.
-            return self._search(self._embed(*values), tf.constant(DEFAULT_K), tf.constant(0), tf.constant(-1.0))
+            words = values[query], tf.constant(-1.0)
+            options = tf.constant(DEFAULT_K), tf.constant(0), tf.constant(-1.0)
+            results = self._search(self._embed(*values), *options, words=words)
+            return {name: results[name] for name in ("document_id", "score")}
 
         def index() -> dict[str, tf.Tensor]:
             partitions = self.index.parameters.get("partitions", 1)
@@ -81,8 +97,8 @@ class RetrieverServable(tf.Module):
 
         return {
             "serving_default": graph_function(serving_default, texts),
-            "retrieve": graph_function(retrieve, [*texts, *options]),
-            "by_embedding": graph_function(by_embedding, [embedding, *options]),
+            "retrieve": graph_function(retrieve, [*texts, weight, *options, *filters]),
+            "by_embedding": graph_function(by_embedding, [embedding, *options, *filters]),
             "index": graph_function(index, []),
         }
 
@@ -94,12 +110,18 @@ class RetrieverServable(tf.Module):
             return self.tower({name: tf.identity(value) for name, value in inputs.items()})["embedding"]
 
     def _search(
-        self, queries: tf.Tensor, k: tf.Tensor, effort: tf.Tensor, min_score: tf.Tensor, *wanted: tf.Tensor
+        self,
+        queries: tf.Tensor,
+        k: tf.Tensor,
+        effort: tf.Tensor,
+        min_score: tf.Tensor,
+        *wanted: tf.Tensor,
+        words: tuple[tf.Tensor, tf.Tensor] | None = None,
     ) -> dict[str, tf.Tensor]:
         """Ids and scores `[B, k]`, "" and −1 where there is no document or its score is below `min_score`.
 
-        An `effort` below 1 stands for the default of the index. A `k` below 1 is an invalid argument, and so are more
-        than `MAX_RESULTS` results.
+        `words` are the texts `[B]` of the queries and λ. An `effort` below 1 and a λ below 0 stand for the defaults. A
+        `k` below 1 is an invalid argument, and so are more than `MAX_RESULTS` results.
         """
         count = tf.shape(queries)[0]
         with tf.control_dependencies([tf.debugging.assert_positive(k, message="k must be at least 1")]):
@@ -110,18 +132,51 @@ class RetrieverServable(tf.Module):
             k = tf.identity(k)
         min_score = tf.debugging.check_numerics(min_score, "min_score must be a finite number")
         effort = tf.where(effort < 1, self.index.default_effort, effort)
-        codes = self._encode_filters(queries, wanted)
-        if self.index.exhaustive and not (wanted and self.base > LISTED_UP_TO):
-            at_once = 1 if self.groups is not None else max(1, MAX_SCORES // self.count)
-            scores, rows = map_queries(lambda query, code: self._scan(query, code, k), queries, codes, at_once)
-        else:
-            scores, rows = map_queries(
-                lambda query, code: self._search_one(query, code, k, effort), queries, codes, at_once=1
-            )
+        elements, weight = [queries, self._encode_filters(queries, wanted)], tf.constant(0.0)
+        if words is not None and self.lexical is not None:
+            weight = tf.debugging.check_numerics(words[1], "lexical_weight must be a finite number")
+            weight = tf.where(weight < 0, self.lexical_weight, weight)
+            elements.append(normalise(words[0]))
+        scan_all = self.index.exhaustive and not (wanted and self.base > LISTED_UP_TO)
+
+        def search_part(queries: tf.Tensor, codes: tf.Tensor, texts: tf.Tensor | None = None) -> tuple[tf.Tensor, ...]:
+            lexical = None if texts is None else self._score_words(texts[0], weight)
+            added = None if lexical is None else weight * lexical[0]
+            if scan_all:
+                scores, rows = self._scan(queries, codes, k, added)
+            else:
+                candidates = None if lexical is None else self._lexical_candidates(*lexical, codes, k)
+                scores, rows = self._search_one(queries, codes, k, effort, added, candidates)
+            parts = tf.zeros_like(scores) if lexical is None else tf.gather(lexical[0], tf.maximum(rows, 0))
+            return scores, rows, parts
+
+        alone = not scan_all or self.groups is not None or len(elements) > 2
+        at_once = 1 if alone else max(1, MAX_SCORES // self.count)
+        scores, rows, lexical = map_queries(search_part, elements, at_once, [tf.float32, tf.int32, tf.float32])
         # A query without any channel has a zero vector, which has no nearest documents.
         present = (rows >= 0) & (scores >= min_score) & tf.reduce_any(queries != 0, axis=1, keepdims=True)
-        ids = tf.gather(self.document_ids, tf.where(present, rows, self.count))
-        return {"document_id": ids, "score": tf.where(present, scores, -1.0)}
+        return {
+            "document_id": tf.gather(self.document_ids, tf.where(present, rows, self.count)),
+            "score": tf.where(present, scores, -1.0),
+            "embedding_score": tf.where(present, scores - weight * lexical, -1.0),
+            "lexical_score": tf.where(present, lexical, 0.0),
+        }
+
+    def _score_words(self, text: tf.Tensor, weight: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The BM25 of all rows for one normalised text, as `LexicalIndex.score`; 0 and no rows if λ is 0."""
+        nothing = tf.zeros([self.count]), tf.zeros([0], tf.int32)
+        return tf.cond(weight > 0, lambda: self.lexical.score(text), lambda: nothing)  # type: ignore[union-attr]
+
+    def _lexical_candidates(self, lexical: tf.Tensor, rows: tf.Tensor, codes: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
+        """The rows of the index, each once, with the highest BM25 among those with a word of the query."""
+        scores = tf.where(rows < self.base, tf.gather(lexical, rows), EXCLUDED)
+        for mask in self.filters.accepts(codes, rows) if self.filters and codes.shape[1] else []:
+            scores = tf.where(mask[0], scores, EXCLUDED)
+        # A row occurs once for each word that it shares with the query.
+        count = tf.minimum(MAX_WORDS * tf.maximum(k, CANDIDATES), tf.size(rows))
+        best = tf.math.top_k(scores, count)
+        best_rows = tf.gather(rows, tf.boolean_mask(best.indices, best.values > EXCLUDED))
+        return tf.unique(best_rows).y[: tf.maximum(k, CANDIDATES)]
 
     def _encode_filters(self, queries: tf.Tensor, wanted: tuple[tf.Tensor, ...]) -> tf.Tensor:
         """The codes int32 `[B, F]` of the filters of each query; F is 0 if the signature takes none."""
@@ -131,8 +186,16 @@ class RetrieverServable(tf.Module):
         with tf.control_dependencies([_check_lengths((queries, *wanted), message)]):
             return self.filters.encode(normalise(tf.stack(wanted, axis=1)))
 
-    def _search_one(self, query: tf.Tensor, codes: tf.Tensor, k: tf.Tensor, effort: tf.Tensor) -> ScoredRows:
-        """The best rows `[1, k]` of one query `[1, D]` among the candidates of the index or of a filter."""
+    def _search_one(
+        self,
+        query: tf.Tensor,
+        codes: tf.Tensor,
+        k: tf.Tensor,
+        effort: tf.Tensor,
+        added: tf.Tensor | None,
+        candidates: tf.Tensor | None,
+    ) -> ScoredRows:
+        """The best rows `[1, k]` of one query `[1, D]` among the candidates of the indexes or of a filter."""
         filters = self.filters if codes.shape[1] else None
         start, length = filters.shortest_list(codes[0]) if filters else (0, tf.constant(self.base))
         filtered = length < self.base
@@ -144,30 +207,45 @@ class RetrieverServable(tf.Module):
             widening = tf.clip_by_value(self.base // tf.maximum(length, 1), 1, MAX_WIDENING)
             wide_effort = tf.minimum(effort, tf.int32.max // MAX_WIDENING) * widening
             some_excluded = filtered | (self.alive is not None or self.groups is not None)
-            count = k * widening * tf.where(some_excluded, FETCHED_MULTIPLE, 1)
-            return self.index.candidates(query, count, wide_effort)
+            count = k if candidates is None else tf.where(tf.size(candidates) > 0, tf.maximum(k, CANDIDATES), k)
+            count *= widening * tf.where(some_excluded, FETCHED_MULTIPLE, 1)
+            rows = self.index.candidates(query, count, wide_effort)
+            return rows if candidates is None else tf.concat([rows, self._remove_rows(candidates, rows)], 0)
 
-        # Candidates of another index can be added here, each row once: every row is scored exactly.
         rows = tf.cond(listed, lambda: filters.list_rows(start, length), search_index) if filters else search_index()
-        scores = self._score(query, codes, rows)
+        scores = self._score(query, codes, rows, added)
         best = self._select(scores, k, rows)
         in_index = tf.reduce_sum(tf.cast(scores[:, : tf.shape(rows)[0]] > EXCLUDED, tf.int32))
         short = in_index < tf.minimum(k, tf.minimum(length, self.live_in_index))
         if self.groups is not None:
             results = tf.minimum(self.results, length + self.count - self.base)
             short |= tf.reduce_sum(tf.cast(best[1] >= 0, tf.int32)) < tf.minimum(k, results)
-        return tf.cond(short & ~listed, lambda: self._scan(query, codes, k), lambda: best)
+        return tf.cond(short & ~listed, lambda: self._scan(query, codes, k, added), lambda: best)
 
-    def _scan(self, queries: tf.Tensor, codes: tf.Tensor, k: tf.Tensor) -> ScoredRows:
+    def _remove_rows(self, rows: tf.Tensor, removed: tf.Tensor) -> tf.Tensor:
+        """The rows that are not among the removed ones."""
+        is_removed = tf.tensor_scatter_nd_update(
+            tf.zeros([self.base], tf.bool), removed[:, tf.newaxis], tf.ones_like(removed, tf.bool)
+        )
+        return tf.boolean_mask(rows, ~tf.gather(is_removed, rows))
+
+    def _scan(self, queries: tf.Tensor, codes: tf.Tensor, k: tf.Tensor, added: tf.Tensor | None) -> ScoredRows:
         """The best rows `[B, k]` of all."""
-        return self._select(self._score(queries, codes), k)
+        return self._select(self._score(queries, codes, None, added), k)
 
-    def _score(self, queries: tf.Tensor, codes: tf.Tensor, rows: tf.Tensor | None = None) -> tf.Tensor:
-        """The scores `[B, C + n]` of rows of the index (or all) and of the delta; `EXCLUDED` for rows to leave out."""
+    def _score(
+        self, queries: tf.Tensor, codes: tf.Tensor, rows: tf.Tensor | None, added: tf.Tensor | None
+    ) -> tf.Tensor:
+        """The scores `[B, C + n]` of rows of the index (or all) and of the delta; `EXCLUDED` for rows to leave out.
+
+        `added` is added to the cosines, float32 `[R]` for all rows.
+        """
         scores = self.index.score(queries, rows)
         if self.delta is not None:
             scores = tf.concat([scores, tf.matmul(queries, self.delta, transpose_b=True)], axis=1)
         rows = self._add_delta(rows)
+        if added is not None:
+            scores += added if rows is None else tf.gather(added, rows)
         masks = self.filters.accepts(codes, rows) if self.filters and codes.shape[1] else []
         if self.alive is not None:
             masks.append(self.alive if rows is None else tf.gather(self.alive, rows))

@@ -12,6 +12,7 @@ from q2s_tf.cli import console
 from q2s_tf.errors import InputError
 from q2s_tf.index import DocumentRows, Index, IndexedDocuments, build_index, restore_index
 from q2s_tf.index.indexed_documents import is_in
+from q2s_tf.index.postings import Postings
 from q2s_tf.models import Towers, load
 from q2s_tf.models.encoding import unique_ids
 from q2s_tf.serving.export import describe, hash_towers, read_documents, to_bytes, write_servable
@@ -64,18 +65,20 @@ def update_index(
         raise InputError(f"models folder {models} holds no version of the retriever; export one with q2s export")
     towers = load(run)
     with new_version(models, ("retriever",)) as (version, folders):
-        index, documents, collapse = _read_retriever(models, run, towers)
+        index, documents, settings = _read_retriever(models, run, towers)
         delete_ids, upsert_ids = np.empty(0, object), np.empty(0, object)
         if delete:
             delete_ids = _read_deleted(delete)
         if upsert:
-            upsert_ids, rows, embeddings = read_documents(upsert, towers, list(documents.rows.filters), collapse)
+            columns = documents.postings.columns if documents.postings else {}
+            filters, collapse = list(documents.rows.filters), settings["collapse"]
+            upsert_ids, rows, embeddings, words = read_documents(upsert, towers, filters, collapse, columns)
         both = delete_ids[is_in(delete_ids, upsert_ids)]
         if len(both):
             raise InputError(f"document {both[0].decode()!r} is in --upsert and in --delete; leave it in one of them")
         documents, deleted = documents.remove(delete_ids)
         if upsert:
-            documents = documents.remove(upsert_ids)[0].add(rows, embeddings)
+            documents = documents.remove(upsert_ids)[0].add(rows, embeddings, words)
         if not documents.live_rows.any():
             raise InputError(f"delete {delete}: no document would be left; keep one, or export another catalogue")
         if compact:
@@ -84,16 +87,18 @@ def update_index(
             embeddings = np.concatenate([index.stored_embeddings(), documents.delta])[live]
             console.print(f"building the {kind} index of {len(embeddings):,} documents")
             index, order = build_index(kind, embeddings, towers.config.seed, recall, storage)
-            documents = IndexedDocuments.in_order(documents.rows.take(live), order, embeddings.shape[1])
-        manifest = describe("retriever", version, run, towers, (index, documents), collapse)
-        write_servable(RetrieverServable(towers.query, index, documents), folders["retriever"], manifest)
+            rows, postings = documents.compact()
+            documents = IndexedDocuments.in_order(rows, order, embeddings.shape[1], postings)
+        manifest = describe("retriever", version, run, towers, (index, documents), settings)
+        servable = RetrieverServable(towers.query, index, documents, settings["lexical_weight"])
+        write_servable(servable, folders["retriever"], manifest)
     advise_compaction(manifest)
     unknown = [document_id.decode(errors="backslashreplace") for document_id in delete_ids[~deleted]]
     return Update(version, len(upsert_ids), int(deleted.sum()), unknown, manifest["documents"])
 
 
-def _read_retriever(models: Path, run: Path, towers: Towers) -> tuple[Index, IndexedDocuments, str | None]:
-    """The index and the documents of the newest retriever, and the column that it collapses by."""
+def _read_retriever(models: Path, run: Path, towers: Towers) -> tuple[Index, IndexedDocuments, dict[str, Any]]:
+    """The index and the documents of the newest retriever, and its settings."""
     version, folder = max(versions_in(models / "retriever").items())
     try:
         manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
@@ -110,6 +115,9 @@ def _read_retriever(models: Path, run: Path, towers: Towers) -> tuple[Index, Ind
         rows = DocumentRows(tensors["document_ids"][:-1], filters, tensors.get("groups"))
         parts = {name.removeprefix("index/"): value for name, value in tensors.items() if name.startswith("index/")}
         index = restore_index(manifest["index"], parts)
+        parts = {name.removeprefix("lexical/"): value for name, value in tensors.items() if name.startswith("lexical/")}
+        postings = Postings.restore(parts, manifest["lexical"]) if manifest["lexical"] else None
+        settings = {name: manifest[name] for name in ("collapse", "lexical_weight")}
     except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
         reason = (str(error).splitlines() or ["?"])[0]
         raise InputError(f"retriever {folder}: cannot be read ({reason}); export again with q2s export") from error
@@ -118,7 +126,7 @@ def _read_retriever(models: Path, run: Path, towers: Towers) -> tuple[Index, Ind
             f"run {run}: retriever {version} was exported from other weights (run {manifest['run']}); give that run, "
             "or export this one with q2s export"
         )
-    return index, IndexedDocuments(rows, alive, delta), manifest["collapse"]
+    return index, IndexedDocuments(rows, alive, delta, postings), settings
 
 
 def _read_deleted(path: Path) -> np.ndarray:

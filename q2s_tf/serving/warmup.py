@@ -16,6 +16,7 @@ EXAMPLES = {
     "k": 10,
     "effort": 1,
     "min_score": -1.0,
+    "lexical_weight": -1.0,
 }
 
 

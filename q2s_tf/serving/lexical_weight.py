@@ -1,0 +1,60 @@
+"""The weight of BM25 in hybrid retrieval, chosen on judged queries."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import tensorflow as tf
+
+from q2s_tf.cli import track
+from q2s_tf.index.lexical import LexicalIndex
+from q2s_tf.index.postings import Postings
+from q2s_tf.models import Towers, encode
+from q2s_tf.tables import Table
+from q2s_tf.text import normalise
+
+DEFAULT_WEIGHT = 0.3
+"""λ without judged queries: between the best for a pretrained encoder (.5) and for a fine-tuned one (.2)."""
+WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8)
+DEPTH = 10
+MAX_QUERIES = 1_000
+
+
+def choose_weight(
+    towers: Towers, queries: Table, ids: np.ndarray, embeddings: np.ndarray, postings: Postings
+) -> tuple[float, dict[str, float]]:
+    """Choose λ by recall@10 over the whole catalogue.
+
+    Args:
+        towers: The run.
+        queries: Judged queries; the first `MAX_QUERIES` with a relevant document are used.
+        ids: The documents, bytes `[N]`.
+        embeddings: Their unit vectors `[N, D]`.
+        postings: Their posting lists.
+
+    Returns:
+        λ, the smallest of the best, and recall@10 by λ. Without a query that has a relevant document: the default, and
+        nothing.
+    """
+    table = queries.read()
+    if "relevance" in queries.columns:
+        grades = towers.config.evaluation
+        least = grades.relevant_at if grades.recall_relevant_at is None else grades.recall_relevant_at
+        table = table.filter(pc.greater_equal(table["relevance"], least))
+    rows = pc.index_in(table["document_id"].cast(pa.binary()), value_set=pa.array(ids, pa.binary()))
+    table = table.append_column("row", rows).filter(pc.is_valid(rows))
+    judged = table.group_by(["query", "country"], use_threads=False).aggregate([("row", "distinct")])
+    judged = judged.slice(0, MAX_QUERIES)
+    if not len(judged):
+        return DEFAULT_WEIGHT, {}
+    vectors = encode(towers.query, judged.select(["query", "country"]))["embedding"]
+    texts = normalise(tf.constant(judged["query"].fill_null("").to_pylist()))
+    score = tf.function(LexicalIndex(postings, len(ids)).score, input_signature=[tf.TensorSpec([], tf.string)])
+    recalls = np.zeros(len(WEIGHTS))
+    for number, relevant in enumerate(track(judged["row_distinct"].to_pylist(), "choosing the lexical weight")):
+        cosines, lexical = embeddings @ vectors[number], score(texts[number])[0].numpy()
+        for position, weight in enumerate(WEIGHTS):
+            scores = cosines + weight * lexical
+            best = np.argpartition(-scores, min(DEPTH, len(scores) - 1))[:DEPTH]
+            recalls[position] += np.isin(relevant, best).mean() / len(judged)
+    chosen = WEIGHTS[int(np.argmax(np.round(recalls, 6)))]
+    return chosen, dict(zip(map(str, WEIGHTS), np.round(recalls, 4).tolist(), strict=True))

@@ -1,0 +1,132 @@
+"""Hybrid scores of a retriever, for every kind of index, compared with NumPy over all documents."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import tensorflow as tf
+
+from q2s_tf.index import DocumentRows, IndexedDocuments, build_index
+from q2s_tf.index.postings import B, K1, build_postings, count_words
+from q2s_tf.models import Towers
+from q2s_tf.serving.retriever import RetrieverServable
+
+DIMENSION, BASE, DELTA = 16, 22_000, 200
+COUNT = BASE + DELTA
+WORDS = [f"w{number}x" for number in range(60)]
+TEXTS = ["w3x w10x", "w59x w1x w1x", "w37x unknown", "unknown"]
+
+
+class Catalogue(NamedTuple):
+    """Unit vectors `[COUNT, D]`, occurrences of each word `[COUNT, W]`, and which documents are not deleted."""
+
+    vectors: np.ndarray
+    occurrences: np.ndarray
+    alive: np.ndarray
+    country: np.ndarray
+    groups: np.ndarray
+
+    def bm25(self, text: str) -> np.ndarray:
+        """By the formula; the average length is that of the first build, over its deleted documents too."""
+        lengths = self.occurrences.sum(axis=1)
+        documents = self.occurrences[self.alive]
+        scores = np.zeros(COUNT)
+        for word in text.split():
+            if word in WORDS:
+                times = self.occurrences[:, WORDS.index(word)]
+                having = (documents[:, WORDS.index(word)] > 0).sum()
+                idf = np.log(1 + (len(documents) - having + 0.5) / (having + 0.5))
+                scores += idf * times / (times + K1 * (1 - B + B * lengths / lengths[:BASE].mean()))
+        return np.where(self.alive, scores, 0)
+
+
+@pytest.fixture(scope="module")
+def catalogue() -> Catalogue:
+    random = np.random.default_rng(3)
+    centres = random.normal(size=(80, DIMENSION))
+    vectors = centres[random.integers(80, size=COUNT)] + random.normal(scale=0.4, size=(COUNT, DIMENSION))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    frequency = 0.12 / (1 + np.arange(len(WORDS)))  # a few words are in many documents, most in few
+    return Catalogue(
+        vectors.astype(np.float32),
+        random.poisson(frequency + 0.002, (COUNT, len(WORDS))),
+        (np.arange(COUNT) % 9 != 0) | (np.arange(COUNT) >= BASE),
+        np.where(random.random(COUNT) < 0.9, b"us", b"jp").astype(object),
+        random.integers(COUNT // 2, size=COUNT),
+    )
+
+
+@pytest.fixture(scope="module", params=["exact", "partitioned", "scann"])
+def documents(request: pytest.FixtureRequest, catalogue: Catalogue) -> tuple[str, Any, IndexedDocuments]:
+    """The kind, the index, and documents of which some were added and some deleted after the build."""
+    index, order = build_index(request.param, catalogue.vectors[:BASE], 1)
+    texts = [" ".join(np.repeat(WORDS, row)) for row in catalogue.occurrences]
+    ids = np.array([f"d{row}".encode() for row in range(COUNT)], object)
+
+    def count(part: slice) -> Any:
+        return count_words([pa.record_batch({"title": texts[part]})], {"title": 1.0})
+
+    rows = DocumentRows(ids, {"country": catalogue.country}, catalogue.groups)
+    postings = build_postings(count(slice(0, BASE)), {"title": 1.0})
+    built = IndexedDocuments.in_order(rows.take(np.arange(BASE)), order, DIMENSION, postings)
+    added = built.add(rows.take(np.arange(BASE, COUNT)), catalogue.vectors[BASE:], count(slice(BASE, COUNT)))
+    return request.param, index, added.remove(ids[~catalogue.alive])[0]
+
+
+@pytest.mark.parametrize("collapse", [False, True])
+def test_results_are_the_best_of_all_documents(
+    documents: tuple[str, Any, IndexedDocuments], catalogue: Catalogue, towers: Towers, collapse: bool
+) -> None:
+    kind, index, indexed = documents
+    if not collapse:
+        rows = indexed.rows._replace(groups=None)
+        indexed = IndexedDocuments(rows, indexed.alive, indexed.delta, indexed.postings)
+    retriever = RetrieverServable(towers.query, index, indexed, lexical_weight=0.3)
+    random = np.random.default_rng(8)
+    queries = catalogue.vectors[random.integers(COUNT, size=len(TEXTS))]
+
+    @tf.function
+    def search(k: tf.Tensor, weight: tf.Tensor, min_score: tf.Tensor, country: tf.Tensor) -> dict[str, tf.Tensor]:
+        # The embeddings of a signature are those of its texts; here they are chosen.
+        return retriever._search(queries, k, tf.constant(10**6), min_score, country, words=(tf.constant(TEXTS), weight))
+
+    shares = []
+    cases = [
+        {},
+        {"k": 150},
+        {"weight": 0.0},
+        {"weight": 2.0, "k": 3},
+        {"country": "jp", "k": 30},
+        {"country": "us"},
+        {"country": "fr"},
+        {"min_score": 0.9},
+    ]
+    for options in cases:
+        values = {"k": 10, "weight": -1.0, "min_score": -1.0, "country": "", **options}
+        values["country"] = [values["country"]] * len(queries)
+        answer = search(**{name: tf.constant(value) for name, value in values.items()})
+        answer = {name: value.numpy() for name, value in answer.items()}
+        weight = 0.3 if values["weight"] < 0 else values["weight"]
+        for number, text in enumerate(TEXTS):
+            lexical = catalogue.bm25(text)
+            lexical = lexical / (lexical.max() or 1.0) if weight else np.zeros(COUNT)
+            cosines = catalogue.vectors @ queries[number]
+            scores = cosines + weight * lexical
+            allowed = catalogue.alive & (scores >= options.get("min_score", -1.0))
+            if "country" in options:
+                allowed &= catalogue.country == options["country"].encode()
+            ids = [int(name[1:]) for name in answer["document_id"][number] if name]
+            assert allowed[ids].all()
+            np.testing.assert_allclose(answer["score"][number][: len(ids)], scores[ids], atol=2e-6)
+            np.testing.assert_allclose(answer["embedding_score"][number][: len(ids)], cosines[ids], atol=2e-6)
+            np.testing.assert_allclose(answer["lexical_score"][number][: len(ids)], lexical[ids], atol=2e-6)
+            order = np.flatnonzero(allowed)[np.argsort(-scores[allowed], kind="stable")]
+            if collapse:
+                order = order[np.sort(np.unique(catalogue.groups[order], return_index=True)[1])]
+            expected = order[: options.get("k", 10)]
+            assert len(ids) == len(expected)
+            if not len(ids):
+                continue
+            shares.append(np.mean(scores[ids] >= scores[expected[-1]] - 2e-6))
+    assert np.min(shares) == 1 if kind != "scann" else np.mean(shares) > 0.9
