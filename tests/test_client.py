@@ -118,7 +118,7 @@ def test_plain_python_numbers_are_sent_as_tensorflow_would(client: Client) -> No
 def test_status_and_metadata(client: Client) -> None:
     assert client.status("retriever") == [(1, "AVAILABLE", "")]
     signatures = client.metadata("retriever")
-    assert set(signatures) == {"serving_default", "retrieve", "by_embedding"}
+    assert set(signatures) == {"serving_default", "retrieve", "by_embedding", "index"}
     assert signatures["by_embedding"].inputs["embedding"] == ("float32", (None, serving_models.DIM))
     assert signatures["retrieve"].inputs["k"] == ("int32", ())
     assert signatures["retrieve"].outputs["document_id"].dtype == "string"

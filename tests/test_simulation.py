@@ -324,7 +324,10 @@ def test_numbers_out_of_range_are_named_and_nothing_is_written(
     ("options", "message"),
     [
         (["--listings", "10"], "listings must be at least 200, got 10"),
-        (["--out", "{file}/below"], "cannot write into {file}/below: Not a directory; free some space or give another folder"),
+        (
+            ["--out", "{file}/below"],
+            "cannot write into {file}/below: Not a directory; free some space or give another folder",
+        ),
     ],
 )
 def test_tool_reports_bad_input_in_one_line(options: list[str], message: str, tmp_path: Path) -> None:

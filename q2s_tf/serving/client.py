@@ -197,17 +197,10 @@ class Client(AbstractContextManager["Client"]):
         """Iterate over the documents of one query page by page, with little effort for page 1 and more for later ones.
 
         Each page is requested when the iterator reaches it; see `q2s_tf.serving.pages.paginate`. The pages end when no
-        document is left that matches the filters and ``min_score``, which are those of `retrieve`.
-
-        Args:
-            query: The query.
-            country: Country of the searcher.
-            page_size: Documents of a page.
-            efforts: Partitions to search for page 1, 2, …; the last is also for all later pages. None: half the index's
-                default effort for page 1, then twice that of the page before, up to all partitions.
-            min_score: Least cosine.
-            filters: Values by column.
-            version: Version of page 1; later pages are from the same version while that is served.
+        document is left that matches the filters and ``min_score``, which are those of `retrieve`. ``efforts`` are the
+        partitions to search for page 1, 2, …; the last is also for all later pages. None: half the index's default
+        effort for page 1, then twice that of the page before, up to all partitions. All pages are from the version of
+        page 1 while that is served.
 
         Raises:
             InputError: ``page_size`` is less than 1, there is no such filter, or ``efforts`` is empty.
@@ -370,16 +363,11 @@ class Client(AbstractContextManager["Client"]):
         self._signatures[model, signature] = signatures[signature]
         return signatures[signature]
 
-    def _describe_index(self, version: Version | None) -> IndexInfo | None:
+    def _describe_index(self, version: Version | None) -> IndexInfo:
         """The index of a retriever; the last answer is kept, so that of a label or of the newest may be out of date."""
         index = self._indexes.get(version)
         if index is None:
-            try:
-                outputs, answered = self._predict("retriever", {}, "index", version)
-            except ServingError as error:
-                if error.code in REFUSED:
-                    return None  # it has no such signature; if there is no such model, `retrieve` raises the error
-                raise
+            outputs, answered = self._predict("retriever", {}, "index", version)
             index = IndexInfo(int(outputs["partitions"]), int(outputs["default_effort"]), answered)
             self._indexes = {version: index, answered: index}
         return index

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ import tensorflow as tf
 from q2s_tf.cli import console
 from q2s_tf.config import FORMAT
 from q2s_tf.errors import InputError
+from q2s_tf.extras import require
 from q2s_tf.index import DEFAULT_RECALL, DocumentRows, Index, IndexedDocuments, build_index
 from q2s_tf.models import Tower, Towers, embed_catalogue, encode, load
 from q2s_tf.serving.folders import MANIFEST_FILE
 from q2s_tf.serving.retriever import RetrieverServable
 from q2s_tf.serving.tower_servable import TowerServable
-from q2s_tf.serving.versions import new_version
+from q2s_tf.serving.versions import keep_newest, new_version
 from q2s_tf.serving.warmup import write_warmup
 from q2s_tf.tables import Table, open_documents
 from q2s_tf.text import normalise
@@ -28,41 +30,47 @@ MAX_SAMPLE_QUERIES = 1_000
 
 
 def export(
-    run: Path,
-    documents: Path,
-    models: Path,
+    run: str | PathLike[str],
+    documents: str | PathLike[str],
+    out: str | PathLike[str] = "saved_models",
     index: str | None = None,
     recall: float = DEFAULT_RECALL,
     storage: str = "float32",
     filters: Sequence[str] = (),
-    queries: Path | None = None,
+    queries: str | PathLike[str] | None = None,
     collapse: str | None = None,
+    keep: int | None = None,
 ) -> int:
     """Export the towers of a run, and an index of a catalogue, as one new version of all three servables.
 
     Args:
         run: A trained run directory.
         documents: The catalogue to search.
-        models: Folder of the servables. The version is one more than the highest version in it.
+        out: Folder of the servables. The version is one more than the highest version in it.
         index: `exact`, `partitioned` or `scann`; None for the default of `build_index`.
         recall: Share of the exact top 100 that the default effort must return.
         storage: dtype of the rows of a partitioned index: `float32`, `bfloat16` or `int8`.
         filters: Text columns of the documents that requests can filter by.
-        queries: A table with `query` and optionally `country`, for example judgements, to measure the recall on.
+        queries: A table with `query` and optionally `country`, for example judgements, to measure the recall on. None:
+            documents with noise.
         collapse: A text column of the documents: of those with the same value, compared as filters are, only the best
             is returned. Documents without a value are never collapsed.
+        keep: Remove all but this many of the newest versions.
 
     Returns:
         The version.
 
     Raises:
-        InputError: `run` is not a trained run, the catalogue violates its contract, or the index cannot be built.
-            Nothing is published then.
+        InputError: `run` is not a trained run, the catalogue violates its contract, the index cannot be built, or `out`
+            cannot be written. Nothing is published then.
     """
+    run, documents, models = Path(run), Path(documents), Path(out)
+    if index == "scann":
+        require("scann")
     if models.exists() and not models.is_dir():
         raise InputError(f"--out {models}: must be a folder; it is a file")
     open_documents(documents)
-    query_table = None if queries is None else Table(queries, "queries", ["query"], ["country"])
+    query_table = None if queries is None else Table(Path(queries), "queries", ["query"], ["country"])
     towers = load(run)
     _, rows, embeddings = read_documents(documents, towers, filters, collapse)
     if not len(embeddings):
@@ -76,6 +84,8 @@ def export(
             write_servable(TowerServable(tower), folders[name], describe(name, version, run, towers))
         manifest = describe("retriever", version, run, towers, (built, indexed), collapse)
         write_servable(RetrieverServable(towers.query, built, indexed), folders["retriever"], manifest)
+    if keep is not None:
+        keep_newest(models, keep)
     return version
 
 

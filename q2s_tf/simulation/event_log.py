@@ -43,7 +43,9 @@ def make_events(searches: Searches, visits: Visits, end: int, rng: np.random.Gen
     table, time = table.filter(pa.array(time < end)), time[time < end]
 
     rows = np.concatenate([np.arange(len(time)), np.flatnonzero(rng.random(len(time)) < _SHARES.replayed)])
-    arrival = time[rows] + np.where(rng.random(len(rows)) < _SHARES.disordered, rng.integers(3600 * SECOND, size=len(rows)), 0)
+    arrival = time[rows] + np.where(
+        rng.random(len(rows)) < _SHARES.disordered, rng.integers(3600 * SECOND, size=len(rows)), 0
+    )
     arrival[len(time) :] += rng.integers(60 * SECOND, size=len(rows) - len(time))
     return _break(table.take(rows[np.argsort(arrival, kind="stable")]), rng)
 

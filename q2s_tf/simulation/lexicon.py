@@ -26,6 +26,7 @@ UNSTATED = -1
 Forms = tuple[tuple[str, ...], ...]
 """The forms of one word: one tuple of synonyms per language, the most usual first."""
 
+
 class Department(NamedTuple):
     """The things of one department (indices), and for each of `ATTRIBUTES` its values, the most usual first."""
 

@@ -54,7 +54,9 @@ class SearchEngine:
         ):
             group = listings.country * size + key
             count = np.bincount(group, minlength=len(COUNTRIES) * size)
-            self._levels.append((key, size, _ENGINE.drawn[name], np.argsort(group, kind="stable"), np.cumsum(count) - count, count))
+            self._levels.append(
+                (key, size, _ENGINE.drawn[name], np.argsort(group, kind="stable"), np.cumsum(count) - count, count)
+            )
 
     def search(self, searches: Searches, rows: Ints, rng: np.random.Generator) -> tuple[Ints, Bools]:
         """The listings shown for each of the searches `rows`, best first.
