@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-from q2s_tf.serving import Client
+from q2s_tf.serving.client import Client
 
 DIM = 8
 IMAGE_DIM = 4

@@ -24,7 +24,8 @@ from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, predict
 
 from q2s_tf.errors import InputError
 from q2s_tf.server.server import Server
-from q2s_tf.serving import Client, ServingError, read_credentials
+from q2s_tf.serving import ServingError, read_credentials
+from q2s_tf.serving.client import Client
 from q2s_tf.serving.connection import MAX_ATTEMPTS
 from q2s_tf.serving.query_command import print_results, read_filters, search
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from q2s_tf.errors import InputError
 from q2s_tf.server.server import Server
-from q2s_tf.serving import Client, ServingError
+from q2s_tf.serving import ServingError
+from q2s_tf.serving.client import Client
 from q2s_tf.serving.pages import IndexInfo, Matches, Page, choose_efforts, paginate
 
 PARTITIONS, DEFAULT_EFFORT = 12, 4

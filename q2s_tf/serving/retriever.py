@@ -4,6 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from q2s_tf.index import FilterColumns, Index, IndexedDocuments
+from q2s_tf.index.filter_columns import ANY
 from q2s_tf.index.search_ops import EXCLUDED, ScoredRows, best_rows, map_queries
 from q2s_tf.models import Tower
 from q2s_tf.serving import MAX_RESULTS
@@ -129,7 +130,11 @@ class RetrieverServable(tf.Module):
             return tf.zeros([tf.shape(queries)[0], 0], tf.int32)
         message = "every filter must have as many values as there are queries"
         with tf.control_dependencies([_check_lengths((queries, *wanted), message)]):
-            return self.filters.encode(normalise(tf.stack(wanted, axis=1)))
+            values = tf.stack(wanted, axis=1)
+        encode = self.filters.encode
+        return tf.cond(
+            tf.reduce_any(values != ""), lambda: encode(normalise(values)), lambda: tf.fill(tf.shape(values), ANY)
+        )
 
     def _search_one(self, query: tf.Tensor, codes: tf.Tensor, k: tf.Tensor, effort: tf.Tensor) -> ScoredRows:
         """The best rows `[1, k]` of one query `[1, D]` among the candidates of the index or of a filter."""
@@ -168,12 +173,16 @@ class RetrieverServable(tf.Module):
         if self.delta is not None:
             scores = tf.concat([scores, tf.matmul(queries, self.delta, transpose_b=True)], axis=1)
         rows = self._add_delta(rows)
-        masks = self.filters.accepts(codes, rows) if self.filters and codes.shape[1] else []
         if self.alive is not None:
-            masks.append(self.alive if rows is None else tf.gather(self.alive, rows))
-        for mask in masks:
-            scores = tf.where(mask, scores, EXCLUDED)
-        return scores
+            scores = tf.where(self.alive if rows is None else tf.gather(self.alive, rows), scores, EXCLUDED)
+        if self.filters is None or not codes.shape[1]:
+            return scores
+        accepts = self.filters.accepts
+        return tf.cond(
+            tf.reduce_any(codes != ANY),
+            lambda: tf.where(accepts(codes, rows), scores, EXCLUDED),
+            lambda: scores,
+        )
 
     def _select(self, scores: tf.Tensor, k: tf.Tensor, rows: tf.Tensor | None = None) -> ScoredRows:
         """The best rows `[B, k]` by the scores that `_score` computed for the same rows."""
