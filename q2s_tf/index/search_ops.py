@@ -68,14 +68,14 @@ def map_queries(
     count = tf.shape(queries)[0]
 
     def search_parts() -> ScoredRows:
-        missing = tf.where(count == 0, at_once, -count % at_once)
+        parts = tf.maximum(1, -(-count // at_once))
+        padding = [[0, parts * at_once - count], [0, 0]]
         elements = [
-            tf.reshape(tf.pad(tensor, [[0, missing], [0, 0]]), [-1, at_once, tensor.shape[1]])
-            for tensor in (queries, codes)
+            tf.reshape(tf.pad(tensor, padding), [parts, at_once, tensor.shape[1]]) for tensor in (queries, codes)
         ]
         specs = (tf.TensorSpec([at_once, None], tf.float32), tf.TensorSpec([at_once, None], tf.int32))
-        parts = tf.map_fn(lambda part: search(*part), elements, fn_output_signature=specs, parallel_iterations=1)
-        scores, rows = (tf.reshape(part, [-1, tf.shape(part)[2]])[:count] for part in parts)
+        found = tf.map_fn(lambda part: search(*part), elements, fn_output_signature=specs, parallel_iterations=1)
+        scores, rows = (tf.reshape(part, [parts * at_once, tf.shape(part)[2]])[:count] for part in found)
         return scores, rows
 
     # Most requests hold a single query, and a loop makes that one 1.5 times as slow.
