@@ -82,7 +82,8 @@ setup(
         "q2s_tf": ["py.typed", "configs/*.toml"],  # q2s_tf/configs is a link to configs/, which a wheel resolves
         "q2s_tf.demo_app": ["static/*", "templates/*"],
         "q2s_tf.report": ["templates/*"],
-        "q2s_tf.simulation": ["*.toml", "*.json", "*.tsv"],
+        "q2s_tf.serving": ["*.json"],
+        "q2s_tf.simulation": ["*.toml"],
     },
     entry_points={"console_scripts": ["q2s = q2s_tf.commands:main"]},
     python_requires=">=3.11,<3.12",

@@ -1,8 +1,9 @@
 """q2s_tf: Que2Search for TensorFlow, from a marketplace's search log to semantic retrieval on TF Serving.
 
-`train`, `evaluate` and `export` are what the commands `q2s train`, `q2s evaluate` and `q2s export` call. `load` returns
-the trained towers of a run directory, `Client` queries a server. `import q2s_tf` does not import TensorFlow; each
-function imports what it needs. After `import q2s_tf`, `keras.saving.load_model` knows the layers of q2s_tf.
+`train`, `evaluate` and `export` (`q2s_tf.serving.export.export`) are what the commands `q2s train`, `q2s evaluate` and
+`q2s export` call. `load` returns the trained towers of a run directory, `Client` queries a server. `import q2s_tf` does
+not import TensorFlow; each function imports what it needs. After `import q2s_tf`, `keras.saving.load_model` knows the
+layers of q2s_tf.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from q2s_tf.config import Config
     from q2s_tf.evaluation.results import RunEvaluation
     from q2s_tf.models import Towers
-    from q2s_tf.serving import Client
+    from q2s_tf.serving.client import Client
+    from q2s_tf.serving.export import export
 
 __version__ = "0.3.0"
 __all__ = ["Client", "InputError", "evaluate", "export", "load", "train"]
@@ -61,23 +63,10 @@ def train(
     tokenizer: str | PathLike[str] | None = None,
     resume: bool = False,
 ) -> "Towers":
-    """Trains both towers and writes a run directory: see `q2s_tf.training.train`.
+    """Trains both towers and writes a run directory, `out`: see `q2s_tf.training.train`.
 
-    Args:
-        config: a TOML file, the name of a shipped config (`marketplace`), or a `Config`.
-        documents: the catalogue, Parquet or TSV.
-        positives: pairs of a query and the document that answered it.
-        validation: judgements, or later positives; they choose the best epoch.
-        out: the run directory to create.
-        overrides: `key=value` for keys of a config that is read from a file: `stage1.batch_size=512`.
-        tokenizer: a SentencePiece model of another run; one is trained when None.
-        resume: continue a run that was interrupted.
-
-    Returns:
-        The trained towers.
-
-    Raises:
-        InputError: the config or a table breaks its contract, or `out` exists; see `q2s_tf.training.train`.
+    `config` is a TOML file, the name of a shipped config (`marketplace`), or a `Config`; `overrides` are `key=value`
+    for keys of a config that is read from a file: `stage1.batch_size=512`.
     """
     from q2s_tf.config import Config, read_config
     from q2s_tf.training import train
@@ -104,23 +93,7 @@ def evaluate(
 ) -> "RunEvaluation":
     """Evaluates a run beside BM25 and writes the metrics: see `q2s_tf.evaluation.evaluate.evaluate`.
 
-    Args:
-        run: a trained run directory.
-        documents: the catalogue.
-        judgements: rated pairs, or later positives.
-        out: folder for `metrics.json` and `per_query.parquet`.
-        later: positives of later days, for recall of what users chose then.
-        positives: the training positives, for slices by query frequency.
-        models: folder of exported servables, to measure the search through the index too.
-        relevant_at: lowest grade of a relevant pair; that of the run's config when None.
-        recall_relevant_at: the same for recall and MRR over the catalogue.
-        stage: 1 or 2, whose weights are evaluated; the last stage when None.
-
-    Returns:
-        The evaluation; `q2s_tf.report.report.write_report` makes the HTML report from it.
-
-    Raises:
-        InputError: not a trained run, a table that breaks its contract, judgements of another catalogue, no export.
+    `q2s_tf.report.report.write_report` makes the HTML report from the result.
     """
     from q2s_tf.evaluation.evaluate import evaluate
 
@@ -128,53 +101,6 @@ def evaluate(
         Path(run), Path(documents), Path(judgements), Path(out), relevant_at, recall_relevant_at, stage,
         _path(later), _path(positives), _path(models),
     )  # fmt: skip
-
-
-def export(
-    run: str | PathLike[str],
-    *,
-    documents: str | PathLike[str],
-    out: str | PathLike[str] = "saved_models",
-    index: str | None = None,
-    recall: float = 0.95,
-    storage: str = "float32",
-    filters: Sequence[str] = (),
-    queries: str | PathLike[str] | None = None,
-    collapse: str | None = None,
-    keep: int | None = None,
-) -> int:
-    """Exports a run and a catalogue as one new version of the servables: see `q2s_tf.serving.export.export`.
-
-    Args:
-        run: a trained run directory.
-        documents: the catalogue to search.
-        out: folder of the servables.
-        index: `exact`, `partitioned` or `scann`; chosen by the size of the catalogue when None.
-        recall: share of the exact top 100 that the default effort must find.
-        storage: of a partitioned index: `float32`, `bfloat16` or `int8`.
-        filters: text columns of the documents that requests can filter by.
-        queries: a table with `query` and `country` to measure the recall on; documents with noise when None.
-        collapse: a text column such as `title`: of documents with the same value, only the best is returned.
-        keep: remove all but this many of the newest versions.
-
-    Returns:
-        The version.
-
-    Raises:
-        InputError: not a trained run, a catalogue that breaks its contract, an index that cannot be built.
-    """
-    from q2s_tf.extras import require
-
-    if index == "scann":
-        require("scann")
-    from q2s_tf.serving.export import export
-    from q2s_tf.serving.versions import keep_newest
-
-    out = Path(out)
-    version = export(Path(run), Path(documents), out, index, recall, storage, filters, _path(queries), collapse)
-    if keep is not None:
-        keep_newest(out, keep)
-    return version
 
 
 def find_config(config: str | PathLike[str]) -> Path:
@@ -189,12 +115,11 @@ def _path(path: str | PathLike[str] | None) -> Path | None:
 
 
 def __getattr__(name: str) -> Any:
-    """Imports `Client` when it is first used; it needs TensorFlow's messages."""
-    if name != "Client":
+    """Imports `Client` and `export` when they are first used; they need TensorFlow."""
+    modules = {"Client": "q2s_tf.serving.client", "export": "q2s_tf.serving.export"}
+    if name not in modules:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from q2s_tf.serving import Client
-
-    return Client
+    return getattr(import_module(modules[name]), name)
 
 
 class _Unloaded:

@@ -17,7 +17,7 @@ import uvicorn
 from q2s_tf.demo_app.app import make_app
 from q2s_tf.demo_app.search import Search
 from q2s_tf.server.server import Server
-from q2s_tf.serving import Client
+from q2s_tf.serving.client import Client
 
 CHANNELS = {
     "query_tower": ["trigrams", "country", "text"],

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-from q2s_tf.serving import Client
+from q2s_tf.serving.client import Client
 
 DIM = 8
 IMAGE_DIM = 4
@@ -106,6 +106,10 @@ class Retriever(tf.Module):
     ) -> dict[str, tf.Tensor]:
         return self.search(embedding, k, effort, min_score)
 
+    @tf.function(input_signature=[])
+    def index(self) -> dict[str, tf.Tensor]:
+        return {"partitions": tf.constant(1), "default_effort": tf.constant(1)}
+
 
 def save_query_tower(folder: Path, turn: int = 0) -> None:
     """A version of the query tower in ``folder``."""
@@ -132,6 +136,7 @@ def save_all(models: Path) -> None:
         "serving_default": retriever.top,
         "retrieve": retriever.retrieve,
         "by_embedding": retriever.by_embedding,
+        "index": retriever.index,
     }
     tf.saved_model.save(retriever, str(models / "retriever" / "1"), signatures=signatures)
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from q2s_tf.errors import InputError
 from q2s_tf.server.server import Server
-from q2s_tf.serving import Client, ServingError
+from q2s_tf.serving import ServingError
+from q2s_tf.serving.client import Client
 from q2s_tf.serving.pages import IndexInfo, Matches, Page, choose_efforts, paginate
 
 PARTITIONS, DEFAULT_EFFORT = 12, 4
@@ -49,6 +50,10 @@ class Simulation:
         return Matches(np.array([ids], object), np.zeros((1, k)), answered)
 
 
+def no_description(version: int | str | None) -> IndexInfo:
+    raise AssertionError("the efforts are given")
+
+
 @settings(deadline=None, max_examples=200)
 @given(
     documents=st.integers(0, 60),
@@ -61,7 +66,7 @@ def test_every_document_comes_once_for_any_retriever(
     documents: int, page_size: int, efforts: list[int], served: list[int], keeps_old: bool
 ) -> None:
     simulation = Simulation(documents, efforts, served, keeps_old)
-    pages = list(paginate(simulation.retrieve, lambda _: None, page_size, efforts, None))
+    pages = list(paginate(simulation.retrieve, no_description, page_size, efforts, None))
     names = [name for page in pages for name in page.document_ids]
     assert sorted(names) == sorted(f"d{number}" for number in range(documents))
     assert all(len(page.document_ids) == page_size for page in pages[:-1])
@@ -73,7 +78,7 @@ def test_every_document_comes_once_for_any_retriever(
 
 def test_a_version_given_by_number_is_not_replaced() -> None:
     simulation = Simulation(30, [1], served=[1, 2], keeps_old=False)
-    pages = paginate(simulation.retrieve, lambda _: None, 5, [1], 1)
+    pages = paginate(simulation.retrieve, no_description, 5, [1], 1)
     assert next(pages).version == 1
     with pytest.raises(ServingError, match="NOT_FOUND: no version 1"):
         next(pages)
@@ -200,14 +205,6 @@ def test_efforts_can_be_given(client: Client) -> None:
     for arguments in ({"efforts": []}, {"page_size": 0}):
         with pytest.raises(InputError, match="must"):
             client.pages("red sofa", **arguments)
-
-
-def test_without_a_description_of_the_index_the_efforts_are_the_default_and_all(tmp_path: Path) -> None:
-    serving_models.save_all(tmp_path)
-    with Server(tmp_path, port=0) as server, Client(server.address) as client:
-        pages = list(client.pages("lamp", page_size=20))
-    assert [page.effort for page in pages] == [0, 2**31 - 1]
-    assert sorted(names(pages)) == sorted(serving_models.IDS)
 
 
 def test_pages_continue_with_the_next_version_when_theirs_is_gone(models: Path, tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ from q2s_tf.demo_app.app import make_app, serve
 from q2s_tf.demo_app.search import Search, tower_inputs
 from q2s_tf.errors import InputError
 from q2s_tf.server.server import Server
-from q2s_tf.serving import Client, ServingError
-from q2s_tf.serving.client import SignatureInfo, TensorInfo
+from q2s_tf.serving import ServingError
+from q2s_tf.serving.client import Client, SignatureInfo, TensorInfo
 
 ROOT = Path(__file__).parents[1]
 PIXEL = bytes.fromhex("47494638396101000100800000ffffff00000021f90400000000002c00000000010001000002024401003b")

@@ -9,7 +9,7 @@ from tiny_market import TinyMarket
 
 from q2s_tf.models import Towers, encode
 from q2s_tf.server.server import Server
-from q2s_tf.serving import Client
+from q2s_tf.serving.client import Client
 
 QUERIES = ["red sofa", "ЛАМПА", "赤い ソファ", "أزرق", "", "👩‍🔬\x00", "x" * 5_000]
 COUNTRIES = ["US", "", "JP", "AE", "", "nowhere", "US"]

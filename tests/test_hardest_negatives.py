@@ -28,7 +28,7 @@ def benchmark() -> Iterator[ModuleType]:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A marketplace whose positives are the pairs that its raters found to match exactly."""
     folder = tmp_path_factory.mktemp("market")
-    make_marketplace(folder, seed=1, image_dimension=8, judged_queries=60, **MADE)
+    make_marketplace(folder, seed=1, image_dimension=8, **MADE)
     parts = [pq.read_table(folder / f"judgements_{part}.parquet") for part in ("validation", "test")]
     judged = pa.concat_tables(parts)
     exact = judged.filter(pa.compute.greater_equal(judged["relevance"], 3.0)).drop_columns("relevance")

@@ -309,7 +309,6 @@ def _trigrams(text: str) -> set[str]:
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"days": 1}, "days must be at least 3, got 1"),
         ({"users": 0}, "users must be at least 50, got 0"),
-        ({"start": datetime(1066, 10, 14)}, "start must lie in a year from 1971 to 2200, got 1066"),
     ],
 )
 def test_numbers_out_of_range_are_named_and_nothing_is_written(
@@ -324,7 +323,10 @@ def test_numbers_out_of_range_are_named_and_nothing_is_written(
     ("options", "message"),
     [
         (["--listings", "10"], "listings must be at least 200, got 10"),
-        (["--out", "{file}/below"], "cannot write into {file}/below: Not a directory; free some space or give another folder"),
+        (
+            ["--out", "{file}/below"],
+            "cannot write into {file}/below: Not a directory; free some space or give another folder",
+        ),
     ],
 )
 def test_tool_reports_bad_input_in_one_line(options: list[str], message: str, tmp_path: Path) -> None:

@@ -201,6 +201,61 @@ def test_a_failed_update_publishes_nothing(run: Path, market: TinyMarket, models
     assert sorted(path.name for path in (models / "retriever").iterdir()) == ["1"]
 
 
+def test_ids_to_delete_are_utf_8_with_or_without_a_byte_order_mark(run: Path, models: Path, tmp_path: Path) -> None:
+    path = tmp_path / "gone.txt"
+    path.write_bytes(b"\xef\xbb\xbfd01\r\n d02 \r\n\r\nnobody")
+    update = update_index(run, models, delete=path)
+    assert (update.deleted, update.unknown, update.documents) == (2, ["nobody"], 58)
+    assert not {"d01", "d02"} & set(search(models, 2, "sofa"))
+    for content in ("d03\nmañana\n".encode("latin-1"), "d03\n".encode("utf-16")):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"delete .*gone.txt: must be UTF-8 and is not"):
+            update_index(run, models, delete=path)
+    with pytest.raises(InputError, match="delete .*: cannot be read: Is a directory"):
+        (tmp_path / "folder.txt").mkdir()
+        update_index(run, models, delete=tmp_path / "folder.txt")
+    assert sorted(path.name for path in (models / "retriever").iterdir()) == ["1", "2"]
+
+
+def test_a_document_without_any_input_is_not_found(run: Path, market: TinyMarket, models: Path, tmp_path: Path) -> None:
+    """Neither after an export nor after an update, which removes the document that it replaces."""
+    blank = dict.fromkeys(ROW) | {"document_id": "blank", "title": ""}
+    catalogue = write_documents(tmp_path, [*market.document_rows, blank], "documents.parquet")
+    for kind in ("exact", "partitioned"):
+        export(run, catalogue, tmp_path / kind, kind, filters=["country"])
+        assert manifest(tmp_path / kind, 1)["documents"] == 60
+        assert set(search(tmp_path / kind, 1, "sofa")) == {row["document_id"] for row in market.document_rows}
+    emptied = {**blank, "document_id": "d01"}
+    assert update_index(run, models, write_documents(tmp_path, [emptied, blank])).documents == 59
+    assert not {"d01", "blank"} & set(search(models, 2, "sofa"))
+    with pytest.raises(InputError, match="no document has an input of any channel"):
+        export(run, write_documents(tmp_path, [blank], "blank.parquet"), tmp_path / "exact", "exact")
+
+
+def test_updates_keep_the_groups(run: Path, market: TinyMarket, exported: Path, tmp_path: Path) -> None:
+    """Documents with equal titles: two in the index, one that an update adds, and one that it takes away."""
+    rows = [{**row, "title": f"thing {number}"} for number, row in enumerate(market.document_rows)]
+    rows[3] |= {"title": "Oak  TABLE"}
+    rows[7] |= {"title": "oak table", "description": "old"}
+    export(
+        run,
+        write_documents(tmp_path, rows, "documents.parquet"),
+        tmp_path / "models",
+        collapse="title",
+        filters=["country"],
+    )
+    same = {"d03", "d07", "new"}
+    assert len(set(search(tmp_path / "models", 1, "oak table")) & same) == 1
+    upsert = write_documents(tmp_path, [{**ROW, "document_id": "new", "title": "ｏａｋ table"}])
+    update_index(run, tmp_path / "models", upsert, write_ids(tmp_path, ["d03"]))
+    found = search(tmp_path / "models", 2, "oak table")
+    assert len(found) == len(set(found)) == 59 and len(set(found) & same) == 1
+    update_index(run, tmp_path / "models", compact=True)
+    assert len(set(search(tmp_path / "models", 3, "oak table")) & same) == 1
+    assert manifest(tmp_path / "models", 3)["collapse"] == "title"
+    assert len(search(tmp_path / "models", 3, "oak table", k=60)) == 59
+
+
 def test_another_run_is_refused(run: Path, models: Path, tmp_path: Path) -> None:
     """The same config and tokenizer, and one weight that is not the same."""
     other = tmp_path / "other"

@@ -1,5 +1,6 @@
 """Versions on disk: complete or absent, growing numbers, one writer at a time, also after a process was killed."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -81,9 +82,20 @@ def test_an_interrupted_publication_leaves_nothing(tmp_path: Path) -> None:
 
 def test_where_one_servable_cannot_be_put_none_is_published(tmp_path: Path) -> None:
     (tmp_path / "retriever").write_text("a file where a folder has to be")
-    with pytest.raises(OSError):
+    with pytest.raises(InputError, match="cannot be written .File exists"):
         publish(tmp_path)
     assert not list(tmp_path.rglob("saved_model.pb"))
+
+
+def test_a_full_disk_while_a_version_is_written_publishes_nothing(tmp_path: Path) -> None:
+    publish(tmp_path)
+    refused = pytest.raises(
+        InputError, match="models folder .* cannot be written .No space left on device.; free space"
+    )
+    with refused, new_version(tmp_path) as (_, folders):
+        (folders["query_tower"] / "half").write_text("half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert (numbers(tmp_path), leftovers(tmp_path)) == ({name: [1] for name in SERVABLES}, [])
 
 
 def test_a_file_is_no_folder_of_models(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ def make_marketplace(
     seed: Annotated[int, Option(help="The same seed gives the same tables.")] = 1,
     users: Annotated[int | None, Option(help="Number of shoppers.  [default: 8 for every 5 listings]")] = None,
     days: Annotated[int, Option(help="Length of the log.")] = 28,
-    start: Annotated[datetime, Option(formats=["%Y-%m-%d"], help="First day, UTC.")] = datetime(2025, 1, 6),
     image_dimension: Annotated[int, Option(help="Width of the image vectors.")] = 64,
 ) -> None:
     """Generate a marketplace: catalogue, search log, judgements.
@@ -29,7 +28,7 @@ def make_marketplace(
     from q2s_tf.simulation import make_marketplace
 
     summary = make_marketplace(
-        out, listings, seed, users=users, days=days, start=start, image_dimension=image_dimension, show_progress=True
+        out, listings, seed, users=users, days=days, image_dimension=image_dimension, show_progress=True
     )
     Console().print(summary.table())
 

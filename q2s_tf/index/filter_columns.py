@@ -1,6 +1,7 @@
 """Filters by the values of text columns, in core TensorFlow ops."""
 
 from collections.abc import Mapping
+from functools import reduce
 
 import numpy as np
 import pyarrow as pa
@@ -57,11 +58,13 @@ class FilterColumns(tf.Module):
         codes = tf.where(tf.gather(self.keys, positions) == keys, positions, last)
         return tf.where(wanted == "", ANY, codes)
 
-    def accepts(self, codes: tf.Tensor, rows: tf.Tensor | None) -> list[tf.Tensor]:
-        """For each column, which rows int32 `[C]` have the values of requests, int32 `[B, F]`; booleans `[B, C]`."""
-        columns = [column if rows is None else tf.gather(column, rows) for column in self.codes]
-        wanted = tf.split(codes, len(columns), axis=1)
-        return [(value == ANY) | (value == column) for value, column in zip(wanted, columns, strict=True)]
+    def accepts(self, codes: tf.Tensor, rows: tf.Tensor | None) -> tf.Tensor:
+        """Which rows int32 `[C]` (all when None) have the values of requests, int32 `[B, F]`; booleans `[B, C]`."""
+        masks = [
+            (wanted == ANY) | (wanted == (column if rows is None else tf.gather(column, rows)))
+            for wanted, column in zip(tf.split(codes, len(self.codes), axis=1), self.codes, strict=True)
+        ]
+        return reduce(tf.logical_and, masks)
 
     def shortest_list(self, codes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Find the value of one request, int32 `[F]`, that the fewest rows of the index have.

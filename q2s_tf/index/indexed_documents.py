@@ -55,7 +55,7 @@ class IndexedDocuments:
 
     @classmethod
     def in_order(
-        cls, rows: DocumentRows, order: np.ndarray, dimension: int, postings: Postings | None
+        cls, rows: DocumentRows, order: np.ndarray, dimension: int, postings: Postings | None = None
     ) -> "IndexedDocuments":
         """Documents of a new index, without a delta; row i of the index is document `order[i]`."""
         postings = postings and postings.select(np.argsort(order))

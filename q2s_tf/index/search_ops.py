@@ -71,16 +71,17 @@ def map_queries(
     count = tf.shape(elements[0])[0]
 
     def search_parts() -> tuple[tf.Tensor, ...]:
-        missing = tf.where(count == 0, at_once, -count % at_once)
-        parts = [
+        parts = tf.maximum(1, -(-count // at_once))
+        missing = [0, parts * at_once - count]
+        padded = [
             tf.reshape(
-                tf.pad(tensor, [[0, missing], *[[0, 0]] * (len(tensor.shape) - 1)]), [-1, at_once, *tensor.shape[1:]]
+                tf.pad(tensor, [missing, *[[0, 0]] * (len(tensor.shape) - 1)]), [parts, at_once, *tensor.shape[1:]]
             )
             for tensor in elements
         ]
         specs = tuple(tf.TensorSpec([at_once, None], dtype) for dtype in dtypes)
-        found = tf.map_fn(lambda part: search(*part), parts, fn_output_signature=specs, parallel_iterations=1)
-        return tuple(tf.reshape(part, [-1, tf.shape(part)[2]])[:count] for part in found)
+        found = tf.map_fn(lambda part: search(*part), padded, fn_output_signature=specs, parallel_iterations=1)
+        return tuple(tf.reshape(part, [parts * at_once, tf.shape(part)[2]])[:count] for part in found)
 
     # Most requests hold a single query, and a loop makes that one 1.5 times as slow.
     whole = count == 1 if at_once == 1 else count <= at_once

@@ -29,6 +29,8 @@ from q2s_tf.serving.pages import IndexInfo, Matches, Page, Version, paginate
 from q2s_tf.serving.serving_error import ServingError
 
 Arrays = dict[str, np.ndarray]
+Inputs = Mapping[str, Any]
+"""Arrays by input: rows, whose first dimension is the query or the document, and scalars."""
 Texts = Any
 """A column of texts: a list, a tuple, a Series, a DataFrame of one column, or an Arrow or NumPy array. None, NaN and
 ``""`` are missing texts."""
@@ -128,7 +130,7 @@ class Client(AbstractContextManager["Client"]):
     def predict(
         self,
         model: str,
-        inputs: Mapping[str, ArrayLike],
+        inputs: Inputs,
         signature: str = "serving_default",
         version: Version | None = None,
     ) -> Arrays:
@@ -171,20 +173,18 @@ class Client(AbstractContextManager["Client"]):
             InputError: A value has the wrong type or is out of range; the columns have different lengths; or there is
                 no such filter. The message names the argument.
         """
-        rows = {"query": _to_texts("queries", queries)}
-        count = len(rows["query"])
-        rows["country"] = _to_texts("countries", countries, count)
+        inputs: dict[str, Any] = {"query": _to_texts("queries", queries)}
+        count = len(inputs["query"])
+        inputs["country"] = _to_texts("countries", countries, count)
         for column, wanted in (filters or {}).items():
-            rows[FILTER_PREFIX + column] = _to_texts(f"filter {column}", wanted, count)
+            inputs[FILTER_PREFIX + column] = _to_texts(f"filter {column}", wanted, count)
         k = _to_int("k", k, 1)
-        parameters: dict[str, ArrayLike] = {
-            "k": np.int32(k),
-            "effort": np.int32(_to_int("effort", effort, 0)),
-            "min_score": _to_float("min_score", min_score),
-            "lexical_weight": _to_float("lexical_weight", lexical_weight),
-        }
+        # Search parameters are scalars, the same for all rows.
+        inputs |= {"k": np.int32(k), "effort": np.int32(_to_int("effort", effort, 0))}
+        inputs["min_score"] = _to_float("min_score", min_score)
+        inputs["lexical_weight"] = _to_float("lexical_weight", lexical_weight)
         batch_size = max(1, min(self._batch_size, MAX_RESULTS // k))
-        outputs, answered = self._predict_rows("retriever", "retrieve", rows, parameters, version, batch_size)
+        outputs, answered = self._predict_rows("retriever", "retrieve", inputs, version, batch_size)
         decode = np.frompyfunc(lambda name: name.decode("utf-8", "backslashreplace"), 1, 1)
         parts = outputs["embedding_score"], outputs["lexical_score"]
         return Matches(decode(outputs["document_id"]), outputs["score"], *parts, answered)
@@ -203,18 +203,10 @@ class Client(AbstractContextManager["Client"]):
         """Iterate over the documents of one query page by page, with little effort for page 1 and more for later ones.
 
         Each page is requested when the iterator reaches it; see `q2s_tf.serving.pages.paginate`. The pages end when no
-        document is left that matches the filters and ``min_score``, which are those of `retrieve`.
-
-        Args:
-            query: The query.
-            country: Country of the searcher.
-            page_size: Documents of a page.
-            efforts: Partitions to search for page 1, 2, …; the last is also for all later pages. None: half the index's
-                default effort for page 1, then twice that of the page before, up to all partitions.
-            min_score: Least score.
-            filters: Values by column.
-            version: Version of page 1; later pages are from the same version while that is served.
-            lexical_weight: As in `retrieve`.
+        document is left that matches the filters and ``min_score``, which are those of `retrieve`. ``efforts`` are the
+        partitions to search for page 1, 2, …; the last is also for all later pages. None: half the index's default
+        effort for page 1, then twice that of the page before, up to all partitions. All pages are from the version of
+        page 1 while that is served.
 
         Raises:
             InputError: ``page_size`` is less than 1, there is no such filter, or ``efforts`` is empty.
@@ -301,12 +293,10 @@ class Client(AbstractContextManager["Client"]):
         self.close()
 
     def _embed(self, tower: str, rows: Arrays, version: Version | None) -> Embeddings:
-        outputs, answered = self._predict_rows(tower, "serving_default", rows, {}, version, self._batch_size)
+        outputs, answered = self._predict_rows(tower, "serving_default", rows, version, self._batch_size)
         return Embeddings(outputs["embedding"], outputs["channel_weights"], answered)
 
-    def _predict(
-        self, model: str, inputs: Mapping[str, ArrayLike], signature: str, version: Version | None
-    ) -> tuple[Arrays, int]:
+    def _predict(self, model: str, inputs: Inputs, signature: str, version: Version | None) -> tuple[Arrays, int]:
         """The outputs of one request, and the version that answered."""
         request = predict_pb2.PredictRequest(model_spec=_model_spec(model, version))
         request.model_spec.signature_name = signature
@@ -323,30 +313,24 @@ class Client(AbstractContextManager["Client"]):
         return outputs, response.model_spec.version.value
 
     def _predict_rows(
-        self,
-        model: str,
-        signature: str,
-        rows: Arrays,
-        parameters: Mapping[str, ArrayLike],
-        version: Version | None,
-        batch_size: int,
+        self, model: str, signature: str, inputs: Inputs, version: Version | None, batch_size: int
     ) -> tuple[Arrays, int]:
         """The outputs of all rows `[B, …]`, from one version of the model, and that version.
 
         If the version that answered the first rows is removed before the last, all are sent to its successor.
         """
-        counts = {name: len(values) for name, values in rows.items()}
+        counts = {name: len(values) for name, values in inputs.items() if values.ndim}
         if len(set(counts.values())) > 1:
             received = ", ".join(f"{count} of {name}" for name, count in counts.items())
             raise InputError(f"all inputs must have one value for each row, got {received}; give equally many")
         starts = range(0, max(1, *counts.values()), batch_size)  # without a row, one request gives the shapes
         answers: list[tuple[Arrays, int]] = []
         while len(answers) < len(starts):
-            start = starts[len(answers)]
-            batch = {name: values[start : start + batch_size] for name, values in rows.items()}
+            rows = slice(starts[len(answers)], starts[len(answers)] + batch_size)
+            batch = {name: values[rows] if values.ndim else values for name, values in inputs.items()}
             pinned = answers[0][1] if answers else version
             try:
-                answers.append(self._predict_batch(model, signature, batch, parameters, pinned))
+                answers.append(self._predict_batch(model, signature, batch, pinned))
             except ServingError as error:
                 if error.code is not grpc.StatusCode.NOT_FOUND or pinned == version:
                     raise
@@ -354,20 +338,18 @@ class Client(AbstractContextManager["Client"]):
         first, answered = answers[0]
         return {name: np.concatenate([outputs[name] for outputs, _ in answers]) for name in first}, answered
 
-    def _predict_batch(
-        self, model: str, signature: str, rows: Arrays, parameters: Mapping[str, ArrayLike], version: Version | None
-    ) -> tuple[Arrays, int]:
+    def _predict_batch(self, model: str, signature: str, inputs: Inputs, version: Version | None) -> tuple[Arrays, int]:
         """Predict with the inputs that the signature has; if that is refused and the signature has changed, retry."""
         known = self._signatures.get((model, signature)) or self._read_signature(model, signature, version)
         try:
-            return self._predict(model, {**_select_inputs(rows, known), **parameters}, signature, version)
+            return self._predict(model, _select_inputs(inputs, known), signature, version)
         except (InputError, ServingError) as error:
             if isinstance(error, ServingError) and error.code not in REFUSED:
                 raise
             current = self._read_signature(model, signature, version)
             if current == known:
                 raise
-        return self._predict(model, {**_select_inputs(rows, current), **parameters}, signature, version)
+        return self._predict(model, _select_inputs(inputs, current), signature, version)
 
     def _read_signature(self, model: str, signature: str, version: Version | None) -> SignatureInfo:
         signatures = self.metadata(model, version)
@@ -377,16 +359,11 @@ class Client(AbstractContextManager["Client"]):
         self._signatures[model, signature] = signatures[signature]
         return signatures[signature]
 
-    def _describe_index(self, version: Version | None) -> IndexInfo | None:
+    def _describe_index(self, version: Version | None) -> IndexInfo:
         """The index of a retriever; the last answer is kept, so that of a label or of the newest may be out of date."""
         index = self._indexes.get(version)
         if index is None:
-            try:
-                outputs, answered = self._predict("retriever", {}, "index", version)
-            except ServingError as error:
-                if error.code in REFUSED:
-                    return None  # it has no such signature; if there is no such model, `retrieve` raises the error
-                raise
+            outputs, answered = self._predict("retriever", {}, "index", version)
             index = IndexInfo(int(outputs["partitions"]), int(outputs["default_effort"]), answered)
             self._indexes = {version: index, answered: index}
         return index
@@ -398,26 +375,24 @@ class Client(AbstractContextManager["Client"]):
             raise ServingError(error.code(), error.details() or "the server gave no details") from error
 
 
-def _select_inputs(rows: Arrays, signature: SignatureInfo) -> Arrays:
-    """The rows of the inputs that the signature has; its other filters and images get empty values.
+def _select_inputs(inputs: Inputs, signature: SignatureInfo) -> dict[str, Any]:
+    """The inputs that the signature has; its other filters and images get empty values.
 
     Raises:
         InputError: The signature lacks a filter.
     """
-    for name in rows:
+    count = len(next(iter(inputs.values())))
+    for name in inputs:
         if name.startswith(FILTER_PREFIX) and name not in signature.inputs:
             column, columns = name.removeprefix(FILTER_PREFIX), ", ".join(signature.filters)
             known = f"was exported to filter by {columns}" if columns else "has no filters"
             remedy = "name columns when it is exported: --filter COLUMN"
             raise InputError(f'there is no filter "{column}"; the retriever {known}; {remedy}')
-    count = len(next(iter(rows.values())))
-    selected = {name: values for name, values in rows.items() if name in signature.inputs}
-    for column in signature.filters:
-        selected.setdefault(FILTER_PREFIX + column, np.full(count, "", object))
+    defaults: dict[str, Any] = {FILTER_PREFIX + column: np.full(count, "", object) for column in signature.filters}
     images = signature.inputs.get("image_embeddings")
-    if images is not None and images.shape is not None and "image_embeddings" not in rows:
-        selected["image_embeddings"] = np.zeros((count, 0, images.shape[-1] or 0), np.float32)
-    return selected
+    if images is not None and images.shape is not None:
+        defaults["image_embeddings"] = np.zeros((count, 0, images.shape[-1] or 0), np.float32)
+    return defaults | {name: values for name, values in inputs.items() if name in signature.inputs}
 
 
 def _model_spec(model: str, version: Version | None = None) -> model_pb2.ModelSpec:

@@ -1,6 +1,6 @@
 """gRPC channels to a server: credentials, retries and limits. Imports no TensorFlow, so that it is quick."""
 
-import json
+from importlib import resources
 from pathlib import Path
 
 import grpc
@@ -9,36 +9,17 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from q2s_tf.errors import InputError
 
 MAX_MESSAGE_BYTES = 64 << 20
-MAX_ATTEMPTS = 4
-_SERVICES = ("tensorflow.serving.PredictionService", "tensorflow.serving.ModelService")
-_SERVICE_CONFIG = {
-    # In turn, if a name stands for several servers: dns:///name:8500 of a headless Kubernetes service.
-    "loadBalancingConfig": [{"round_robin": {}}],
-    "methodConfig": [
-        {
-            "name": [{"service": service} for service in _SERVICES],
-            "retryPolicy": {
-                "maxAttempts": MAX_ATTEMPTS,
-                "initialBackoff": "0.1s",
-                "maxBackoff": "1s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ],
-}
 
 
 def connect(target: str, credentials: grpc.ChannelCredentials | None = None) -> grpc.Channel:
     """Make a channel to ``target`` (``host:port``), which connects at the first request; encrypted with credentials.
 
-    If the host has several addresses, requests go to them in turn.
-
-    A request is sent at most `MAX_ATTEMPTS` times, and again only if the server was UNAVAILABLE. The waits in between
+    If the host has several addresses (``dns:///name:8500`` of a headless Kubernetes service), requests go to them in
+    turn. A request is sent at most four times, and again only if the server was UNAVAILABLE. The waits in between
     (about 0.1, 0.2 and 0.4 s) count towards its deadline.
     """
     options = [
-        ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+        ("grpc.service_config", resources.files(__package__).joinpath("grpc_service_config.json").read_text()),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         # By default, gRPC does not repeat a request of more than 256 KiB.

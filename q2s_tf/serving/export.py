@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import tensorflow as tf
 from q2s_tf.cli import console
 from q2s_tf.config import FORMAT
 from q2s_tf.errors import InputError
+from q2s_tf.extras import require
 from q2s_tf.index import DEFAULT_RECALL, DocumentRows, Index, IndexedDocuments, build_index
 from q2s_tf.index.postings import WordCounts, build_postings, count_words
 from q2s_tf.models import Tower, Towers, embed_catalogue, encode, load
@@ -20,7 +22,7 @@ from q2s_tf.serving.folders import MANIFEST_FILE
 from q2s_tf.serving.lexical_weight import DEFAULT_WEIGHT, choose_weight
 from q2s_tf.serving.retriever import RetrieverServable
 from q2s_tf.serving.tower_servable import TowerServable
-from q2s_tf.serving.versions import new_version
+from q2s_tf.serving.versions import keep_newest, new_version
 from q2s_tf.serving.warmup import write_warmup
 from q2s_tf.tables import Table, open_documents
 from q2s_tf.text import normalise
@@ -32,24 +34,25 @@ LEXICAL = {"title": 2.0, "description": 1.0}
 
 
 def export(
-    run: Path,
-    documents: Path,
-    models: Path,
+    run: str | PathLike[str],
+    documents: str | PathLike[str],
+    out: str | PathLike[str] = "saved_models",
     index: str | None = None,
     recall: float = DEFAULT_RECALL,
     storage: str = "float32",
     filters: Sequence[str] = (),
-    queries: Path | None = None,
+    queries: str | PathLike[str] | None = None,
     collapse: str | None = None,
     lexical: Mapping[str, float] | None = None,
     lexical_weight: float | None = None,
+    keep: int | None = None,
 ) -> int:
     """Export the towers of a run, and an index of a catalogue, as one new version of all three servables.
 
     Args:
         run: A trained run directory.
         documents: The catalogue to search.
-        models: Folder of the servables. The version is one more than the highest version in it.
+        out: Folder of the servables. The version is one more than the highest version in it.
         index: `exact`, `partitioned` or `scann`; None for the default of `build_index`.
         recall: Share of the exact top 100 that the default effort must return.
         storage: dtype of the rows of a partitioned index: `float32`, `bfloat16` or `int8`.
@@ -61,14 +64,18 @@ def export(
         lexical: Weights of text columns in the lexical index (BM25). None: `LEXICAL`, as far as the catalogue has these
             columns; empty: no lexical index.
         lexical_weight: λ, the weight of BM25 in the score of requests that give none. None: chosen on judged `queries`.
+        keep: Remove all but this many of the newest versions.
 
     Returns:
         The version.
 
     Raises:
-        InputError: `run` is not a trained run, the catalogue violates its contract, or the index cannot be built.
-            Nothing is published then.
+        InputError: `run` is not a trained run, the catalogue violates its contract, the index cannot be built, or `out`
+            cannot be written. Nothing is published then.
     """
+    run, documents, models = Path(run), Path(documents), Path(out)
+    if index == "scann":
+        require("scann")
     if models.exists() and not models.is_dir():
         raise InputError(f"--out {models}: must be a folder; it is a file")
     table = open_documents(documents)
@@ -79,7 +86,7 @@ def export(
             raise InputError(f"lexical {name}={weight}: the weight must be a number above 0")
     query_table = None
     if queries is not None:
-        query_table = Table(queries, "queries", ["query"], ["country", "document_id", "relevance"])
+        query_table = Table(Path(queries), "queries", ["query"], ["country", "document_id", "relevance"])
     towers = load(run)
     _, rows, embeddings, words = read_documents(documents, towers, filters, collapse, lexical)
     if not len(embeddings):
@@ -101,6 +108,8 @@ def export(
         manifest = describe("retriever", version, run, towers, (built, indexed), settings)
         servable = RetrieverServable(towers.query, built, indexed, lexical_weight)
         write_servable(servable, folders["retriever"], manifest)
+    if keep is not None:
+        keep_newest(models, keep)
     return version
 
 

@@ -6,13 +6,10 @@ from typing import NamedTuple
 import grpc
 import numpy as np
 
-from q2s_tf.serving import DEFAULT_EFFORT
 from q2s_tf.serving.serving_error import ServingError
 
 Version = int | str
 """A version by its number or by its label."""
-ALL_PARTITIONS = 2**31 - 1
-"""An effort above the partitions of any index; the index searches all that it has."""
 
 
 class Matches(NamedTuple):
@@ -47,13 +44,8 @@ class IndexInfo(NamedTuple):
     version: int
 
 
-def choose_efforts(index: IndexInfo | None) -> list[int]:
-    """Choose the effort of each page: half the default for page 1, then twice the last, up to all partitions.
-
-    If nothing is known of the index (None): the default of the index, then all partitions.
-    """
-    if index is None:
-        return [DEFAULT_EFFORT, ALL_PARTITIONS]
+def choose_efforts(index: IndexInfo) -> list[int]:
+    """Choose the effort of each page: half the default for page 1, then twice the last, up to all partitions."""
     efforts = [max(1, index.default_effort // 2)]
     while efforts[-1] < index.partitions:
         efforts.append(min(2 * efforts[-1], index.partitions))
@@ -62,7 +54,7 @@ def choose_efforts(index: IndexInfo | None) -> list[int]:
 
 def paginate(
     retrieve: Callable[[int, int, Version | None], Matches],
-    describe: Callable[[Version | None], IndexInfo | None],
+    describe: Callable[[Version | None], IndexInfo],
     page_size: int,
     efforts: Sequence[int] | None,
     version: Version | None,
@@ -87,7 +79,7 @@ def paginate(
     pinned, step = version, 0
     while True:
         index = None if efforts else describe(pinned)
-        schedule = efforts or choose_efforts(index)
+        schedule = choose_efforts(index) if index else list(efforts or ())
         step = min(step, len(schedule) - 1)
         try:
             matches = retrieve(len(shown) + page_size, schedule[step], pinned)
@@ -97,7 +89,7 @@ def paginate(
             pinned = version
             continue
         pinned = matches.version
-        if index is not None and index.version != pinned:  # the efforts are those of another version
+        if index and index.version != pinned:  # the efforts are those of another version
             continue
         pairs = zip(matches.document_ids[0].tolist(), matches.scores[0].tolist(), strict=True)
         fresh = [(name, score) for name, score in pairs if name and name not in shown][:page_size]

@@ -61,7 +61,7 @@ def search(
 ) -> SearchResults:
     """Search a server for one query: ``pages`` of ``k`` documents, and the channel weights.
 
-    The arguments are those of `q2s_tf.serving.Client` and its `retrieve`, and ``models``, the folder of the exports, to
+    The arguments are those of `q2s_tf.Client` and its `retrieve`, and ``models``, the folder of the exports, to
     read the names of the channels. Channels have numbers if the served export is not there.
 
     Raises:

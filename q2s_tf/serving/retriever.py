@@ -4,6 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from q2s_tf.index import FilterColumns, Index, IndexedDocuments
+from q2s_tf.index.filter_columns import ANY
 from q2s_tf.index.lexical import MAX_WORDS, LexicalIndex
 from q2s_tf.index.search_ops import EXCLUDED, ScoredRows, best_rows, map_queries
 from q2s_tf.models import Tower
@@ -170,8 +171,8 @@ class RetrieverServable(tf.Module):
     def _lexical_candidates(self, lexical: tf.Tensor, rows: tf.Tensor, codes: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
         """The rows of the index, each once, with the highest BM25 among those with a word of the query."""
         scores = tf.where(rows < self.base, tf.gather(lexical, rows), EXCLUDED)
-        for mask in self.filters.accepts(codes, rows) if self.filters and codes.shape[1] else []:
-            scores = tf.where(mask[0], scores, EXCLUDED)
+        if self.filters is not None and codes.shape[1]:
+            scores = tf.where(self.filters.accepts(codes, rows)[0], scores, EXCLUDED)
         # A row occurs once for each word that it shares with the query.
         count = tf.minimum(MAX_WORDS * tf.maximum(k, CANDIDATES), tf.size(rows))
         best = tf.math.top_k(scores, count)
@@ -184,7 +185,11 @@ class RetrieverServable(tf.Module):
             return tf.zeros([tf.shape(queries)[0], 0], tf.int32)
         message = "every filter must have as many values as there are queries"
         with tf.control_dependencies([_check_lengths((queries, *wanted), message)]):
-            return self.filters.encode(normalise(tf.stack(wanted, axis=1)))
+            values = tf.stack(wanted, axis=1)
+        encode = self.filters.encode
+        return tf.cond(
+            tf.reduce_any(values != ""), lambda: encode(normalise(values)), lambda: tf.fill(tf.shape(values), ANY)
+        )
 
     def _search_one(
         self,
@@ -246,12 +251,16 @@ class RetrieverServable(tf.Module):
         rows = self._add_delta(rows)
         if added is not None:
             scores += added if rows is None else tf.gather(added, rows)
-        masks = self.filters.accepts(codes, rows) if self.filters and codes.shape[1] else []
         if self.alive is not None:
-            masks.append(self.alive if rows is None else tf.gather(self.alive, rows))
-        for mask in masks:
-            scores = tf.where(mask, scores, EXCLUDED)
-        return scores
+            scores = tf.where(self.alive if rows is None else tf.gather(self.alive, rows), scores, EXCLUDED)
+        if self.filters is None or not codes.shape[1]:
+            return scores
+        accepts = self.filters.accepts
+        return tf.cond(
+            tf.reduce_any(codes != ANY),
+            lambda: tf.where(accepts(codes, rows), scores, EXCLUDED),
+            lambda: scores,
+        )
 
     def _select(self, scores: tf.Tensor, k: tf.Tensor, rows: tf.Tensor | None = None) -> ScoredRows:
         """The best rows `[B, k]` by the scores that `_score` computed for the same rows."""

@@ -24,9 +24,10 @@ MIN_LISTINGS = 200
 """With fewer, a country may have no listing to show."""
 
 START = datetime(2025, 1, 6, tzinfo=UTC)
-"""The default first day of the log: a constant, so that the same command makes the same tables."""
+"""The first day of the log: a constant, so that the same command makes the same tables."""
 
-_FIRST_YEAR, _LAST_YEAR = 1970, 2200
+JUDGED = 10
+"""Listings for each query that is judged, for validation or test."""
 
 
 class Summary(NamedTuple):
@@ -65,9 +66,7 @@ def make_marketplace(
     seed: int,
     users: int | None = None,
     days: int = 28,
-    start: datetime = START,
     image_dimension: int = 64,
-    judged_queries: int | None = None,
     show_progress: bool = False,
 ) -> Summary:
     """Write the documents, events and two judgement tables of a simulated marketplace as Parquet files.
@@ -80,37 +79,30 @@ def make_marketplace(
         seed: Any non-negative number.
         users: Number of shoppers, at least 50. Default: 8 for every 5 listings, about 11 searches per listing.
         days: Length of the log, at least 3.
-        start: The first day; UTC if it has no zone.
         image_dimension: Width of the image vectors.
-        judged_queries: Number of queries judged for validation and test together, or all queries if the log has fewer.
-            Default: one for every 10 listings.
         show_progress: Show a progress bar on standard error.
 
     Raises:
         InputError: A number is out of its range, or `out` cannot be written.
     """
     users = listings * 8 // 5 if users is None else users
-    judged_queries = listings // 10 if judged_queries is None else judged_queries
     for name, number, least in (
         ("listings", listings, MIN_LISTINGS), ("seed", seed, 0), ("users", users, 50), ("days", days, 3),
-        ("image_dimension", image_dimension, 1), ("judged_queries", judged_queries, 2),
+        ("image_dimension", image_dimension, 1),
     ):  # fmt: skip
         if number < least:
             raise InputError(f"{name} must be at least {least}, got {number}")
-    if not _FIRST_YEAR < start.year <= _LAST_YEAR:
-        raise InputError(f"start must lie in a year from {_FIRST_YEAR + 1} to {_LAST_YEAR}, got {start.year}")
-    start = start if start.tzinfo else start.replace(tzinfo=UTC)
-    end = int(start.timestamp()) * SECOND + days * DAY
+    end = int(START.timestamp()) * SECOND + days * DAY
     try:
         out.mkdir(parents=True, exist_ok=True)
         # Each step has its own random stream: a change to one step does not change the others.
         streams = np.random.default_rng(seed).spawn(5)
         steps = iter(track(streams, "making the marketplace") if show_progress else streams)
         catalogue = make_listings(listings, image_dimension, next(steps))
-        searches = make_searches(catalogue, users, days, start, next(steps))
+        searches = make_searches(catalogue, users, days, START, next(steps))
         visits = make_visits(catalogue, searches, next(steps))
         events = make_events(searches, visits, end, next(steps))
-        judgements = judge(catalogue, searches, judged_queries, next(steps))
+        judgements = judge(catalogue, searches, listings // JUDGED, next(steps))
         tables = {f"judgements_{part}": table for part, table in judgements.items()}
         for name, table in {"documents": catalogue.table, "events": events, **tables}.items():
             with atomic_write(out / f"{name}.parquet") as partial:

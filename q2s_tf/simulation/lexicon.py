@@ -79,7 +79,7 @@ class Lexicon:
 def load_lexicon() -> Lexicon:
     """Read lexicon.toml and languages.toml from the package; the result is shared."""
     words, grammars = _read("lexicon.toml"), _read("languages.toml")
-    brands = words.pop("brand")
+    brands = words["brand"]
     index = {name: {key: i for i, key in enumerate(words[name])} for name in ("modifiers", "size", "material")}
     things: list[Forms] = []
     departments: list[Department] = []
@@ -97,7 +97,7 @@ def load_lexicon() -> Lexicon:
             [index["material"][key] for key in entry["materials"]],
         )
         departments.append(Department(mine, values))
-    values_of = {name: [_forms(line) for line in words.get(name, {}).values()] for name in ATTRIBUTES}
+    values_of = {name: [_forms(line) for line in words[name].values()] for name in ATTRIBUTES if name != "brand"}
     names = [start + end for end in brands["ends"] for start in brands["starts"]]
     values_of["brand"] = [((name,),) * len(words["languages"]) for name in names]
     return Lexicon(
