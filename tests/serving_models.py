@@ -17,6 +17,9 @@ IMAGE_DIM = 4
 IDS = [f"d{number}" for number in range(30)]
 STRINGS = tf.TensorSpec([None], tf.string)
 SCALAR = tf.TensorSpec([], tf.int32)
+NUMBER = tf.TensorSpec([], tf.float32)
+LEXICAL = 0.5
+"""The lexical score of every document."""
 
 
 def _unit(values: np.ndarray) -> np.ndarray:
@@ -81,30 +84,41 @@ class Retriever(tf.Module):
         self.ids = tf.constant(IDS)
 
     def search(
-        self, embedding: tf.Tensor, k: tf.Tensor, effort: tf.Tensor, min_score: tf.Tensor
+        self, embedding: tf.Tensor, k: tf.Tensor, effort: tf.Tensor, min_score: tf.Tensor, lexical_weight: tf.Tensor
     ) -> dict[str, tf.Tensor]:
-        best = tf.math.top_k(tf.matmul(embedding, self.documents, transpose_b=True), tf.minimum(k, len(IDS)))
+        lexical_weight = tf.maximum(lexical_weight, 0.0)
+        cosines = tf.matmul(embedding, self.documents, transpose_b=True)
+        best = tf.math.top_k(cosines + lexical_weight * LEXICAL, tf.minimum(k, len(IDS)))
         mask = (best.values >= min_score) & (effort >= 0)
         return {
             "document_id": tf.where(mask, tf.gather(self.ids, best.indices), ""),
             "score": tf.where(mask, best.values, -1.0),
+            "embedding_score": tf.where(mask, best.values - lexical_weight * LEXICAL, -1.0),
+            "lexical_score": tf.where(mask, LEXICAL, 0.0),
         }
 
     @tf.function(input_signature=[STRINGS, STRINGS])
     def top(self, query: tf.Tensor, country: tf.Tensor) -> dict[str, tf.Tensor]:
-        return self.search(self.tower.embed(query, country), 10, 20, -1.0)
+        results = self.search(self.tower.embed(query, country), 10, 20, -1.0, -1.0)
+        return {name: results[name] for name in ("document_id", "score")}
 
-    @tf.function(input_signature=[STRINGS, STRINGS, SCALAR, SCALAR, tf.TensorSpec([], tf.float32)])
+    @tf.function(input_signature=[STRINGS, STRINGS, SCALAR, SCALAR, NUMBER, NUMBER])
     def retrieve(
-        self, query: tf.Tensor, country: tf.Tensor, k: tf.Tensor, effort: tf.Tensor, min_score: tf.Tensor
+        self,
+        query: tf.Tensor,
+        country: tf.Tensor,
+        k: tf.Tensor,
+        effort: tf.Tensor,
+        min_score: tf.Tensor,
+        lexical_weight: tf.Tensor,
     ) -> dict[str, tf.Tensor]:
-        return self.search(self.tower.embed(query, country), k, effort, min_score)
+        return self.search(self.tower.embed(query, country), k, effort, min_score, lexical_weight)
 
-    @tf.function(input_signature=[tf.TensorSpec([None, DIM]), SCALAR, SCALAR, tf.TensorSpec([], tf.float32)])
+    @tf.function(input_signature=[tf.TensorSpec([None, DIM]), SCALAR, SCALAR, NUMBER])
     def by_embedding(
         self, embedding: tf.Tensor, k: tf.Tensor, effort: tf.Tensor, min_score: tf.Tensor
     ) -> dict[str, tf.Tensor]:
-        return self.search(embedding, k, effort, min_score)
+        return self.search(embedding, k, effort, min_score, 0.0)
 
     @tf.function(input_signature=[])
     def index(self) -> dict[str, tf.Tensor]:

@@ -64,6 +64,16 @@ def test_retrieves_the_best_documents_best_first(client: Client) -> None:
         np.testing.assert_allclose(matches.scores[row], [score for _, score in expected], atol=1e-5)
 
 
+def test_a_score_is_the_sum_of_its_parts(client: Client) -> None:
+    alone = client.retrieve(["red sofa"], ["US"], k=3, lexical_weight=0)
+    fused = client.retrieve(["red sofa"], ["US"], k=3, lexical_weight=2)
+    np.testing.assert_allclose(fused.scores, alone.scores + 2 * serving_models.LEXICAL, atol=1e-6)
+    np.testing.assert_allclose(fused.embedding_scores, alone.scores, atol=1e-6)
+    np.testing.assert_allclose(fused.lexical_scores, serving_models.LEXICAL)
+    with pytest.raises(InputError, match="lexical_weight must be a finite number, got nan"):
+        client.retrieve(["red sofa"], ["US"], lexical_weight=float("nan"))
+
+
 def test_the_least_score_leaves_empty_rows(client: Client) -> None:
     matches = client.retrieve(["red sofa"], ["US"], k=3, min_score=1.5)
     assert matches.document_ids.tolist() == [["", "", ""]]

@@ -47,7 +47,7 @@ class Simulation:
         searched = order[: max(1, self.documents * effort // self.efforts[-1])] if self.documents else order
         ids = [f"d{number}" for number in searched[:k]]
         ids += [""] * (k - len(ids))
-        return Matches(np.array([ids], object), np.zeros((1, k)), answered)
+        return Matches(np.array([ids], object), *np.zeros((3, 1, k)), answered)
 
 
 def no_description(version: int | str | None) -> IndexInfo:
@@ -107,6 +107,7 @@ PARAMETERS = [
     tf.TensorSpec([], tf.int32, "k"),
     tf.TensorSpec([], tf.int32, "effort"),
     tf.TensorSpec([], tf.float32, "min_score"),
+    tf.TensorSpec([], tf.float32, "lexical_weight"),
 ]
 
 
@@ -125,7 +126,14 @@ class Partitioned(tf.Module):
         )
 
     def _retrieve(
-        self, query: tf.Tensor, country: tf.Tensor, k: tf.Tensor, effort: tf.Tensor, min_score: tf.Tensor, *wanted
+        self,
+        query: tf.Tensor,
+        country: tf.Tensor,
+        k: tf.Tensor,
+        effort: tf.Tensor,
+        min_score: tf.Tensor,
+        _: tf.Tensor,
+        *wanted,
     ) -> dict[str, tf.Tensor]:
         embedding = self.tower.embed(query, country)
         effort = tf.clip_by_value(tf.where(effort < 1, DEFAULT_EFFORT, effort), 1, PARTITIONS)
@@ -137,7 +145,9 @@ class Partitioned(tf.Module):
         best = tf.math.top_k(tf.pad(scores, [[0, 0], [0, k]], constant_values=-2.0), k)
         present = (best.values >= min_score) & (best.indices < len(IDS))
         ids = tf.gather(IDS, tf.minimum(best.indices, len(IDS) - 1))
-        return {"document_id": tf.where(present, ids, ""), "score": tf.where(present, best.values, -1.0)}
+        found = tf.where(present, best.values, -1.0)
+        parts = {"embedding_score": found, "lexical_score": tf.zeros_like(found)}
+        return {"document_id": tf.where(present, ids, ""), "score": found, **parts}
 
     def save(self, folder: Path) -> None:
         signatures = {"retrieve": self.retrieve, "index": self.index}

@@ -72,12 +72,14 @@ def requests(market: TinyMarket) -> dict[tuple[str, str], dict[str, Any]]:
         row[: len(vectors)] = np.reshape(vectors, (-1, IMAGE_DIM))
     query = {"query": strings(QUERIES), "country": strings(COUNTRIES)}
     parameters = {"k": np.int32(7), "effort": np.int32(0), "min_score": np.float32(-1)}
+    embeddings_alone = {**parameters, "lexical_weight": np.float32(0)}
     turned = np.random.default_rng(1).normal(size=(4, DIMENSION)).astype(np.float32)
     return {
         ("query_tower", "serving_default"): query,
         ("document_tower", "serving_default"): {**texts, IMAGES: images},
         ("retriever", "serving_default"): query,
-        ("retriever", "retrieve"): {**query, **parameters},
+        ("retriever", "retrieve"): {**query, **embeddings_alone},
+        ("retriever", "hybrid"): {**query, **parameters, "lexical_weight": np.float32(-1), "k": np.int32(10)},
         ("retriever", "by_embedding"): {"embedding": turned, **parameters},
     }
 
@@ -93,7 +95,8 @@ def fresh_answers(
     jobs: dict[Any, fresh_process.Job] = {"ops": ("ops", partitioned_models[0], "", {})}
     for (servable, signature), inputs in requests.items():
         for loader in ("tf2", "session"):
-            jobs[loader, servable, signature] = (loader, models / servable / "1", signature, inputs)
+            called = signature.replace("hybrid", "retrieve")
+            jobs[loader, servable, signature] = (loader, models / servable / "1", called, inputs)
     no_images = {**requests["document_tower", "serving_default"], IMAGES: np.zeros((9, 0, IMAGE_DIM), np.float32)}
     jobs["session", "document_tower", "no images"] = (
         "session",
@@ -126,7 +129,7 @@ def vectors(towers: Towers, market: TinyMarket) -> dict[str, np.ndarray]:
 
 def check_retrieved(answer: dict[str, np.ndarray], queries: np.ndarray, documents: np.ndarray, k: int) -> None:
     """Check for the k best cosines and ids that have them; a query without channels gets no result."""
-    assert set(answer) == {"document_id", "score"}
+    assert set(answer) >= {"document_id", "score"}
     assert answer["document_id"].shape == answer["score"].shape == (len(queries), k)
     for query, ids, scores in zip(queries, answer["document_id"], answer["score"], strict=True):
         if not query.any():
@@ -168,10 +171,30 @@ def test_a_document_may_have_no_image_vectors(
 def test_the_retriever_answers_as_a_sort_of_keras_cosines(
     loader: str, fresh_answers: dict[Any, Any], requests: dict[Any, Any], vectors: dict[str, np.ndarray]
 ) -> None:
-    check_retrieved(fresh_answers[loader, "retriever", "serving_default"], vectors["query"], vectors["document"], 10)
     check_retrieved(fresh_answers[loader, "retriever", "retrieve"], vectors["query"], vectors["document"], 7)
     turned = requests["retriever", "by_embedding"]["embedding"]
     check_retrieved(fresh_answers[loader, "retriever", "by_embedding"], turned, vectors["document"], 7)
+
+
+@pytest.mark.parametrize("loader", ["tf2", "session"])
+def test_hybrid_scores_add_bm25_to_the_cosines(
+    loader: str, fresh_answers: dict[Any, Any], vectors: dict[str, np.ndarray], market: TinyMarket
+) -> None:
+    answer, default = (fresh_answers[loader, "retriever", name] for name in ("hybrid", "serving_default"))
+    assert set(default) == {"document_id", "score"}
+    for name, values in default.items():
+        np.testing.assert_array_equal(values, answer[name], err_msg="serving_default has the defaults of the export")
+    assert (answer["lexical_score"] > 0).any()
+    for number, query in enumerate(vectors["query"]):
+        found = [int(name.decode()[1:]) for name in answer["document_id"][number] if name]
+        embedding, lexical = (answer[f"{part}_score"][number][: len(found)] for part in ("embedding", "lexical"))
+        np.testing.assert_allclose(embedding, vectors["document"][found] @ query, atol=1e-5)
+        np.testing.assert_allclose(answer["score"][number][: len(found)], embedding + 0.3 * lexical, atol=1e-5)
+        for document, score in zip(found, lexical, strict=True):
+            row = market.document_rows[document]
+            text = f"{row['title'] or ''} {row['description'] or ''}".lower()
+            shared = any(word in text for word in QUERIES[number].lower().split())
+            assert shared or score == 0 or not text.isascii()
 
 
 def test_all_partitions_answer_as_the_exact_index(
@@ -205,6 +228,7 @@ def test_k_is_set_by_the_request(models: Path, vectors: dict[str, np.ndarray]) -
 
     def retrieve_k(k: int, min_score: float = -1.0) -> dict[str, np.ndarray]:
         parameters = {"k": tf.constant(k), "effort": tf.constant(1), "min_score": tf.constant(min_score)}
+        parameters["lexical_weight"] = tf.constant(0.0)
         answer = retrieve(query=tf.constant(QUERIES), country=tf.constant(COUNTRIES), **parameters)
         return {name: tensor.numpy() for name, tensor in answer.items()}
 
@@ -257,12 +281,13 @@ def test_signatures_are_those_of_the_design(partitioned_models: tuple[Path, int,
         "min_score": ("DT_FLOAT", []),
     }
     matches = {"document_id": ("DT_STRING", [-1, -1]), "score": ("DT_FLOAT", [-1, -1])}
+    matches |= {"embedding_score": ("DT_FLOAT", [-1, -1]), "lexical_score": ("DT_FLOAT", [-1, -1])}
     expected: dict[str, dict[str, Any]] = {
         "query_tower": {"serving_default": (texts, vectors)},
         "document_tower": {"serving_default": (document, {**vectors, "channel_weights": ("DT_FLOAT", [-1, 5])})},
         "retriever": {
             "serving_default": (texts, {"document_id": ("DT_STRING", [-1, 10]), "score": ("DT_FLOAT", [-1, 10])}),
-            "retrieve": ({**texts, **parameters}, matches),
+            "retrieve": ({**texts, **parameters, "lexical_weight": ("DT_FLOAT", [])}, matches),
             "by_embedding": ({"embedding": ("DT_FLOAT", [-1, DIMENSION]), **parameters}, matches),
             "index": ({}, {"partitions": ("DT_INT32", []), "default_effort": ("DT_INT32", [])}),
         },

@@ -24,7 +24,7 @@ from q2s_tf.serving.update import Update, advise_compaction, update_index
 from q2s_tf.training import train
 
 ROW = {"description": None, "language": "en", "country": "US", "image_embeddings": None}
-PARAMETERS = {"k": np.int32(100), "effort": np.int32(0), "min_score": np.float32(-1)}
+PARAMETERS = {"k": np.int32(100), "effort": np.int32(0), "min_score": np.float32(-1), "lexical_weight": np.float32(-1)}
 
 
 def write_documents(folder: Path, rows: list[dict[str, Any]], name: str = "upsert.parquet") -> Path:
@@ -42,12 +42,14 @@ def manifest(models: Path, version: int) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def search(models: Path, version: int, query: str, country: str = "", k: int = 100) -> list[str]:
+def search(
+    models: Path, version: int, query: str, country: str = "", k: int = 100, lexical_weight: float = 0.0
+) -> list[str]:
     """The ids that a version returns, best first, through the session loader."""
     request = predict_pb2.PredictRequest()
     request.model_spec.signature_name = "retrieve"
     inputs: dict[str, Any] = {"query": [query], "country": ["US"], "k": np.int32(k), "effort": np.int32(1)}
-    inputs |= {"min_score": np.float32(-1), "filter_country": [country]}
+    inputs |= {"min_score": np.float32(-1), "filter_country": [country], "lexical_weight": np.float32(lexical_weight)}
     for name, value in inputs.items():
         request.inputs[name].CopyFrom(tf.make_tensor_proto(value))
     answer = load_version(models / "retriever" / str(version)).predict(request)
@@ -131,12 +133,18 @@ def test_updates_accumulate_and_are_compacted(
     documents = [row for row in market.document_rows if row not in (first, other)] + [again]
     check_order(towers, documents, "pine shelf", search(models, 3, "pine shelf"))
     assert search(models, 3, "guitar", "CA") == ["new"]
+    # The lexical index changes with the documents: a word of the delta, and none of a document that was replaced.
+    assert search(models, 2, "electric guitar", k=1, lexical_weight=100.0) == [first["document_id"]]
+    assert search(models, 3, "electric guitar", k=1, lexical_weight=100.0) == [first["document_id"]]
+    assert search(models, 3, "pine", k=1, lexical_weight=100.0) == ["new"]
+    assert search(models, 3, "oak", lexical_weight=100.0) == search(models, 3, "oak", lexical_weight=0.0)
 
     assert update_index(run, models, compact=True) == Update(4, 0, 0, [], 59)
     facts = manifest(models, 4)
     counts = {name: facts[name] for name in ("documents", "indexed", "delta", "deleted")}
     assert counts == {"documents": 59, "indexed": 59, "delta": 0, "deleted": 0}
     assert facts["index"]["kind"] == "partitioned"
+    assert search(models, 4, "pine", k=1, lexical_weight=100.0) == ["new"]
     for query in ("pine shelf", "ランプ"):
         check_order(towers, documents, query, search(models, 4, query))
     assert search(models, 4, "guitar", "CA") == ["new"]

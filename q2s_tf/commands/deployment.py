@@ -11,6 +11,7 @@ from typer import Argument, Option
 
 import q2s_tf
 from q2s_tf import cli, extras
+from q2s_tf.errors import InputError
 
 BYTES = 64 << 20
 TLS = "PEM file; any of the three makes the connection encrypted."
@@ -42,6 +43,16 @@ def export(
     collapse: Annotated[
         str | None, Option(help="A text column such as title: return one document at most for each of its values.")
     ] = None,
+    lexical: Annotated[
+        list[str] | None,
+        Option(
+            help="A text column of the lexical index and its weight; may be repeated. [default: title=2, description=1]"
+        ),
+    ] = None,
+    lexical_weight: Annotated[
+        float | None,
+        Option(help="Default weight of BM25 beside the cosine, 0 for none. [default: chosen on --queries, or 0.3]"),
+    ] = None,
     keep: Keep = None,
 ) -> None:
     """Export a run and a catalogue as servables.
@@ -52,9 +63,21 @@ def export(
     """
     version = q2s_tf.export(
         run, documents=documents, out=out, index=index, recall=recall, storage=storage, filters=filter or [],
-        queries=queries, collapse=collapse, keep=keep,
+        queries=queries, collapse=collapse, keep=keep, lexical=_read_weights(lexical), lexical_weight=lexical_weight,
     )  # fmt: skip
     print(f"version {version} of query_tower, document_tower and retriever is in {out}")
+
+
+def _read_weights(assignments: list[str] | None) -> dict[str, float] | None:
+    """Parse ``column=weight`` texts."""
+    weights: dict[str, float] = {}
+    for text in assignments or []:
+        column, _, weight = text.partition("=")
+        try:
+            weights[column] = float(weight or 1)
+        except ValueError:
+            raise InputError(f"--lexical {text}: must be COLUMN=WEIGHT, for example title=2") from None
+    return weights or None
 
 
 def update_index(
@@ -149,7 +172,10 @@ def query(
     ] = None,
     pages: Annotated[int, Option(min=1, help="How many pages; more partitions are searched for later ones.")] = 1,
     effort: Annotated[int, Option(min=0, help="Partitions to search; 0 for the index's default.")] = 0,
-    min_score: Annotated[float, Option(help="Lowest cosine of a result.")] = -1.0,
+    min_score: Annotated[float, Option(help="Lowest score of a result.")] = -1.0,
+    lexical_weight: Annotated[
+        float, Option(help="Weight of BM25 beside the cosine; 0 for none, below 0 for the default of the export.")
+    ] = -1.0,
     version: Annotated[str | None, Option(help="Of the retriever: a number, or a label such as canary.")] = None,
     models: ChannelNames = Path("saved_models"),
     timeout_seconds: Annotated[float, Option(help="How long to wait for each answer.")] = 10.0,
@@ -174,9 +200,21 @@ def query(
     table = Table(documents, "documents", ["document_id", "title"], ["language"]) if documents else None
     with cli.console.status("searching"):
         results = search(
-            target, query, country, k, pages, effort, min_score, wanted, selected, models, timeout_seconds, credentials
+            target,
+            query,
+            country,
+            k,
+            pages,
+            effort,
+            min_score,
+            lexical_weight,
+            wanted,
+            selected,
+            models,
+            timeout_seconds,
+            credentials,
         )
-        titles = look_up_titles(table, [name for page in results.pages for name, _ in page]) if table else None
+        titles = look_up_titles(table, [name for page in results.pages for name, *_ in page]) if table else None
     print_results(results, titles, Console(width=None if sys.stdout.isatty() else 160))
 
 

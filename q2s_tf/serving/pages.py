@@ -28,10 +28,15 @@ class Matches(NamedTuple):
 
 
 class Page(NamedTuple):
-    """Documents of one query, best first, with the ``effort`` of the search and the ``version`` of the retriever."""
+    """Documents of one query, best first, with the ``effort`` of the search and the ``version`` of the retriever.
+
+    The scores are those of `Matches`.
+    """
 
     document_ids: list[str]
     scores: list[float]
+    embedding_scores: list[float]
+    lexical_scores: list[float]
     effort: int
     version: int
 
@@ -91,13 +96,13 @@ def paginate(
         pinned = matches.version
         if index and index.version != pinned:  # the efforts are those of another version
             continue
-        pairs = zip(matches.document_ids[0].tolist(), matches.scores[0].tolist(), strict=True)
-        fresh = [(name, score) for name, score in pairs if name and name not in shown][:page_size]
+        found = zip(*(column[0].tolist() for column in matches[:4]), strict=True)
+        fresh = [match for match in found if match[0] and match[0] not in shown][:page_size]
         if len(fresh) == page_size or step == len(schedule) - 1:
             if fresh:
-                names, scores = (list(column) for column in zip(*fresh, strict=True))
+                names, scores, cosines, lexical = (list(column) for column in zip(*fresh, strict=True))
                 shown.update(names)
-                yield Page(names, scores, schedule[step], pinned)
+                yield Page(names, scores, cosines, lexical, schedule[step], pinned)
             if len(fresh) < page_size:
                 return
         step += 1

@@ -15,16 +15,16 @@ from rich.text import Text
 from q2s_tf import tables
 from q2s_tf.cli import console
 from q2s_tf.errors import InputError
-from q2s_tf.serving import DEFAULT_EFFORT
+from q2s_tf.serving import DEFAULT_EFFORT, DEFAULT_LEXICAL_WEIGHT
 from q2s_tf.serving.connection import check_reachable
 from q2s_tf.serving.folders import channel_names
 from q2s_tf.serving.serving_error import ServingError
 
 
 class SearchResults(NamedTuple):
-    """Pages of (document id, score), best first, and (channel, weight) of the query."""
+    """Pages of (document id, score, cosine, share of the highest BM25), and (channel, weight) of the query."""
 
-    pages: list[list[tuple[str, float]]]
+    pages: list[list[tuple[str, float, float, float]]]
     channel_weights: list[tuple[str, float]]
 
 
@@ -53,6 +53,7 @@ def search(
     pages: int = 1,
     effort: int = DEFAULT_EFFORT,
     min_score: float = -1.0,
+    lexical_weight: float = DEFAULT_LEXICAL_WEIGHT,
     filters: Mapping[str, str] | None = None,
     version: int | str | None = None,
     models: Path | None = None,
@@ -80,11 +81,16 @@ def search(
                 names = known if known is not None and len(known) == len(weights) else names
             if pages > 1:
                 efforts = [effort] if effort else None
-                iterator = islice(client.pages(query, country, k, efforts, min_score, filters, version), pages)
-                results = [list(zip(page.document_ids, page.scores, strict=True)) for page in iterator]
+                iterator = islice(
+                    client.pages(query, country, k, efforts, min_score, filters, version, lexical_weight), pages
+                )
+                results = [list(zip(*page[:4], strict=True)) for page in iterator]
             else:
-                ids, scores, *_ = client.retrieve([query], [country], k, effort, min_score, filters, version)
-                results = [[pair for pair in zip(ids[0].tolist(), scores[0].tolist(), strict=True) if pair[0]]]
+                found = client.retrieve(
+                    [query], [country], k, effort, min_score, filters, version, lexical_weight=lexical_weight
+                )
+                rows = zip(*(column[0].tolist() for column in found[:4]), strict=True)
+                results = [[row for row in rows if row[0]]]
         except ServingError as error:
             raise InputError(f"the server at {target} refused: {error}") from error
     return SearchResults(results, list(zip(names, weights, strict=True)))
@@ -113,16 +119,20 @@ def look_up_titles(documents: tables.Table, ids: Sequence[str]) -> dict[str, tup
 
 
 def print_results(results: SearchResults, titles: Mapping[str, tuple[str, str]] | None, output: Console) -> None:
-    """Print the ranked documents, with page numbers if there are several pages, and the channel weights."""
+    """Print the ranked documents, with page numbers if there are several pages, and the channel weights.
+
+    A score is the cosine plus the lexical weight times BM25, which is a share of the highest BM25 of the query.
+    """
     table = Table(box=None, pad_edge=False)
     paged = len(results.pages) > 1
-    for column in [*(["page"] if paged else []), "rank", "score", "document_id"]:
+    for column in [*(["page"] if paged else []), "rank", "score", "cosine", "BM25", "document_id"]:
         table.add_column(column)
     for column in ("language", "title") if titles is not None else ():
         table.add_column(column, overflow="fold")
     for number, page in enumerate(results.pages, start=1):
-        for document_id, score in page:
-            cells = [*([str(number)] if paged else []), str(table.row_count + 1), f"{score:.4f}", document_id]
+        for document_id, *scores in page:
+            numbers = [f"{score:.4f}" for score in scores]
+            cells = [*([str(number)] if paged else []), str(table.row_count + 1), *numbers, document_id]
             if titles is not None:
                 title, language = titles.get(document_id, ("", ""))
                 cells += [language, title]
