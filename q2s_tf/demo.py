@@ -50,7 +50,7 @@ def demo(out: Path, config: str, listings: int, seed: int) -> None:
         validation_out=later,
     )  # fmt: skip
     _step("train", config=config, documents=documents, positives=positives, validation=validation, out=run)
-    _step("export", run=run, documents=documents, out=models)
+    _step("export", run=run, documents=documents, out=models, queries=validation)
     _step(
         "evaluate", run=run, documents=documents, judgements=test, positives=positives, later=later, models=models,
         out=report,
