@@ -169,7 +169,7 @@ def read_documents(
             holds vectors.
     """
     vectors = towers.config.vector_inputs()
-    columns = list(dict.fromkeys([*filters, *([collapse] if collapse else [])]))
+    columns = list(dict.fromkeys([*filters, *([] if collapse is None else [collapse])]))
     for name in columns:
         option = "filter" if name in filters else "collapse"
         if list(filters).count(name) > 1:
