@@ -175,6 +175,8 @@ def test_a_lone_surrogate_is_sent_as_bytes_that_are_not_utf_8(client: Client) ->
         ({"queries": pd.DataFrame({"query": ["a"], "country": ["US"]})}, "queries must be one column.*query, country"),
         ({"countries": [1.5]}, "countries must be texts, got 1.5 in row 0"),
         ({"filters": {"brand": [object]}}, "filter brand must be texts"),
+        ({"filters": ["brand"]}, "filters must be a dict of values by column, got"),
+        ({"version": 1.5}, "version must be a whole number of at least 0 and below 2.63, got 1.5"),
         ({"min_score": np.nan}, "min_score must be a finite number, got nan"),
         ({"min_score": "high"}, "min_score must be a finite number, got 'high'"),
         ({"min_score": -np.inf}, "min_score must be a finite number, got -inf"),
@@ -315,8 +317,9 @@ def test_lists_of_unlike_lengths_are_refused_before_they_are_sent(client: Client
 
 
 def test_deadline_and_batch_size_must_be_positive() -> None:
-    with pytest.raises(InputError, match="timeout_seconds must be above 0, got 0"):
-        Client(timeout_seconds=0)
+    for seconds, rule in ((0, "above 0, got 0"), (np.nan, "a finite number, got nan"), ("soon", "a finite number")):
+        with pytest.raises(InputError, match=f"timeout_seconds must be {rule}"):
+            Client(timeout_seconds=seconds)
     with pytest.raises(InputError, match="batch_size must be a whole number of at least 1"):
         Client(batch_size=0)
 

@@ -212,7 +212,7 @@ def test_pages_match_the_filters(client: Client) -> None:
 def test_efforts_can_be_given(client: Client) -> None:
     pages = client.pages("red sofa", page_size=3, efforts=[1, 5])
     assert [next(pages).effort for _ in range(3)] == [1, 5, 5]
-    for arguments in ({"efforts": []}, {"page_size": 0}):
+    for arguments in ({"efforts": []}, {"efforts": [2.5]}, {"efforts": "all"}, {"page_size": 0}):
         with pytest.raises(InputError, match="must"):
             client.pages("red sofa", **arguments)
 

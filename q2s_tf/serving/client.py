@@ -117,10 +117,10 @@ class Client(AbstractContextManager["Client"]):
         Raises:
             InputError: ``timeout_seconds`` is not above 0, or ``batch_size`` is less than 1.
         """
-        if not timeout_seconds > 0:
+        self._timeout_seconds = float(_to_float("timeout_seconds", timeout_seconds))
+        if self._timeout_seconds <= 0:
             raise InputError(f"timeout_seconds must be above 0, got {timeout_seconds}")
-        self.target = target
-        self._timeout_seconds, self._batch_size = timeout_seconds, _to_int("batch_size", batch_size, 1)
+        self.target, self._batch_size = target, _to_int("batch_size", batch_size, 1)
         self._channel = connect(target, credentials)
         self._prediction = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
         self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
@@ -176,6 +176,8 @@ class Client(AbstractContextManager["Client"]):
         inputs: dict[str, Any] = {"query": _to_texts("queries", queries)}
         count = len(inputs["query"])
         inputs["country"] = _to_texts("countries", countries, count)
+        if not isinstance(filters, Mapping | None):
+            raise InputError(f"filters must be a dict of values by column, got {filters!r:.80}")
         for column, wanted in (filters or {}).items():
             inputs[FILTER_PREFIX + column] = _to_texts(f"filter {column}", wanted, count)
         k = _to_int("k", k, 1)
@@ -212,8 +214,10 @@ class Client(AbstractContextManager["Client"]):
             InputError: ``page_size`` is less than 1, there is no such filter, or ``efforts`` is empty.
         """
         page_size = _to_int("page_size", page_size, 1)
-        if efforts is not None and not len(efforts):
-            raise InputError("efforts must have at least one effort, got none; leave it out for the default")
+        if efforts is not None:
+            efforts = [_to_int("efforts", effort, 0) for effort in np.ravel(np.asarray(efforts, object))]
+            if not efforts:
+                raise InputError("efforts must have at least one effort, got none; leave it out for the default")
 
         def retrieve(k: int, effort: int, version: Version | None) -> Matches:
             return self.retrieve([query], [country], k, effort, min_score, filters, version, lexical_weight)
@@ -398,7 +402,8 @@ def _select_inputs(inputs: Inputs, signature: SignatureInfo) -> dict[str, Any]:
 def _model_spec(model: str, version: Version | None = None) -> model_pb2.ModelSpec:
     if isinstance(version, str):
         return model_pb2.ModelSpec(name=model, version_label=version)
-    return model_pb2.ModelSpec(name=model, version=None if version is None else {"value": version})
+    number = None if version is None else {"value": _to_int("version", version, 0, 2**63)}
+    return model_pb2.ModelSpec(name=model, version=number)
 
 
 def _to_texts(name: str, values: Texts, rows: int | None = None) -> np.ndarray:
@@ -431,20 +436,21 @@ def _to_texts(name: str, values: Texts, rows: int | None = None) -> np.ndarray:
     return array
 
 
-def _to_int(name: str, value: Any, least: int) -> int:
-    """A whole number within int32, also of NumPy's types."""
+def _to_int(name: str, value: Any, least: int, limit: int = 2**31) -> int:
+    """A whole number of at least `least` and below `limit`, also of NumPy's types."""
     try:
         number = operator.index(value)
     except TypeError:
         number = None
-    if number is None or isinstance(value, bool) or not least <= number < 2**31:
-        raise InputError(f"{name} must be a whole number of at least {least} and below 2^31, got {value!r:.80}")
+    if number is None or isinstance(value, bool) or not least <= number < limit:
+        below = f"2^{limit.bit_length() - 1}"
+        raise InputError(f"{name} must be a whole number of at least {least} and below {below}, got {value!r:.80}")
     return number
 
 
 def _to_float(name: str, value: Any) -> np.float32:
     try:
-        number = np.float32(value)
+        number = np.float32("nan" if isinstance(value, str | bytes) else value)
     except (TypeError, ValueError):
         number = np.float32("nan")
     if np.ndim(number) or not np.isfinite(number):

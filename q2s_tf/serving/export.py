@@ -195,7 +195,7 @@ def read_documents(
             holds vectors.
     """
     vectors = towers.config.vector_inputs()
-    options = dict.fromkeys(lexical, "lexical") | ({collapse: "collapse"} if collapse else {})
+    options = dict.fromkeys(lexical, "lexical") | ({} if collapse is None else {collapse: "collapse"})
     options |= dict.fromkeys(filters, "filter")
     for name, option in options.items():
         if list(filters).count(name) > 1:
@@ -209,7 +209,7 @@ def read_documents(
             raise InputError(f"documents {path}: has no column {name} for --{option}; known columns of it are {known}")
     ids, embeddings = embed_catalogue(towers.document, table)
     ids = to_bytes(ids)
-    values = _read_values(table, [*filters, *([collapse] if collapse else [])])
+    values = _read_values(table, [*filters, *([] if collapse is None else [collapse])])
     groups = None if collapse is None else _group(values[collapse], ids)
     rows = DocumentRows(ids, {name: values[name] for name in filters}, groups)
     present = np.any(embeddings != 0, axis=1)

@@ -256,11 +256,10 @@ class RetrieverServable(tf.Module):
         if self.filters is None or not codes.shape[1]:
             return scores
         accepts = self.filters.accepts
-        return tf.cond(
-            tf.reduce_any(codes != ANY),
-            lambda: tf.where(accepts(codes, rows), scores, EXCLUDED),
-            lambda: scores,
-        )
+        if rows is None:  # no lookup by row, so the masks cost little, and a branch would make the load slower
+            return tf.where(accepts(codes, rows), scores, EXCLUDED)
+        used = tf.reduce_any(codes != ANY)
+        return tf.cond(used, lambda: tf.where(accepts(codes, rows), scores, EXCLUDED), lambda: scores)
 
     def _select(self, scores: tf.Tensor, k: tf.Tensor, rows: tf.Tensor | None = None) -> ScoredRows:
         """The best rows `[B, k]` by the scores that `_score` computed for the same rows."""

@@ -80,7 +80,7 @@ def update_index(
         if upsert:
             documents = documents.remove(upsert_ids)[0].add(rows, embeddings, words)
         if not documents.live_rows.any():
-            raise InputError(f"delete {delete}: no document would be left; keep one, or export another catalogue")
+            raise InputError("no document would be left in the retriever; keep one, or export another catalogue")
         if compact:
             kind, live = index.parameters["kind"], documents.live_rows
             recall, storage = index.parameters.get("target_recall", 1.0), index.parameters.get("storage", "float32")
