@@ -11,7 +11,7 @@ import ibis.expr.types as ir
 from rich.table import Table
 
 from q2s_tf.search_log.chains import STAGES, orphans
-from q2s_tf.search_log.event_columns import COLUMNS
+from q2s_tf.tables import EVENT_COLUMNS
 
 KINDS = ("search", *STAGES)
 """The kinds of event."""
@@ -134,7 +134,7 @@ def clean(
     rows_of = Counter({count["key"]: count["rows"] for count in counts.to_pyarrow().to_pylist()})
     faults = {rule: rows_of[rule] for rule in ROW_RULES}
     left = Counter({kind: rows_of[kind] for kind in KINDS})
-    replays = left.total() - _count(labelled.filter(labelled.fault.isnull()).select(*COLUMNS).distinct())
+    replays = left.total() - _count(labelled.filter(labelled.fault.isnull()).select(*EVENT_COLUMNS).distinct())
     events = labelled.filter(labelled.usable).drop("fault", "usable", "unparsable")
     bots = materialise("bots", _bots(events, max_searches_per_hour))
     removed = {"bot": _by_kind(events.semi_join(bots, "user_id"))}
