@@ -80,12 +80,13 @@ def train(
         InputError: the config or a table breaks its contract, or `out` exists; see `q2s_tf.training.train`.
     """
     from q2s_tf.config import Config, read_config
-    from q2s_tf.training import train
 
     if not isinstance(config, Config):
-        config = read_config(find_config(config), list(overrides))
+        config = read_config(find_config(config), overrides)
     elif overrides:
         raise InputError("overrides: only for a config that is read from a file: change the Config instead")
+    from q2s_tf.training import train
+
     return train(config, Path(documents), Path(positives), Path(validation), Path(out), _path(tokenizer), resume)
 
 

@@ -185,27 +185,36 @@ def _is_quoted(origin: str, header: bytes, lines: Iterator[bytes]) -> bool:
     Raises:
         InputError: The file has cells of both kinds, or quotes that are escaped by backslashes.
     """
-    names = header.split(b"\t")
-    quoted = 1 if all(map(_QUOTED.fullmatch, names)) else 0
-    likely = plain = 0  # numbers of lines
+    width = header.count(b"\t") + 1
+    quoted = 1 if all(map(_QUOTED.fullmatch, header.split(b"\t"))) else 0
+    likely = plain = unclosed = 0  # numbers of lines
     for number, line in enumerate(lines, 2):
+        regular = line.count(b"\t") + 1 == width
+        if unclosed:  # the last cell of the line before begins with a quote: it goes on here, or it is plain text
+            plain, quoted = (plain or unclosed, quoted) if regular else (plain, quoted or unclosed)
+            unclosed = 0
         if b'"' not in line:
             continue
         cells = line.rstrip(b"\r\n").split(b"\t")
-        for cell in filter(lambda cell: b'"' in cell, cells):
+        for position, cell in enumerate(cells, 1):
             inner = cell[1:-1]
+            if b'"' not in cell:
+                continue
             if cell.startswith(b'"') and cell.endswith(b'"') and b'\\"' in inner:
                 rule = "quotes are escaped by backslashes: double them, or write Parquet"
                 raise InputError(f"{origin}: line {number}: {rule}")
             if not _QUOTED.fullmatch(cell):
-                if len(cells) == len(names):
+                if not regular:
+                    quoted = quoted or (number if cell.startswith(b'"') or cell.endswith(b'"') else 0)
+                elif position == width and cell.startswith(b'"'):
+                    unclosed = number
+                else:
                     plain = plain or number
-                elif cell.startswith(b'"') or cell.endswith(b'"'):
-                    quoted = quoted or number
             elif b'""' in inner:
                 quoted = quoted or number
             elif b"," in inner:  # spreadsheets quote commas too
                 likely = number
+    plain = plain or unclosed
     if quoted and plain:
         raise InputError(
             f"{origin}: line {quoted} is quoted as in CSV, but line {plain} has a plain quote: write all cells by one "

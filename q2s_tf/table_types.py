@@ -31,8 +31,8 @@ _PLAIN_ISO = r"^\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:?\d\d)?
 _ZONE = r"(Z|[+-]\d\d:?\d\d)$"
 _EPOCH = r"^(\d{9,18}|[1-8]\d{18})(\.\d+)?$"
 _FRACTION = r"^-?\d+\.\d*[1-9]\d*$"
-_EPOCH_UNITS = ((10**8, None), (10**11, 10**6), (10**14, 10**3), (10**17, 1), (10**19, 10**-3))
-"""Limits of epoch numbers, and the microseconds of a unit below each of them; smaller numbers are ambiguous."""
+_EPOCH_LIMITS = (10**8, 10**11, 10**14, 10**17, 9 * 10**18)
+"""An epoch number below each limit is ambiguous, in seconds, milliseconds, microseconds, nanoseconds."""
 
 
 class CellError(Exception):
@@ -202,19 +202,15 @@ def _is_number(value: Any) -> bool:
 
 def _epoch_times(numbers: pa.Array) -> pa.Array:
     """Epoch numbers of every unit as times, rounded to microseconds; null where the unit is ambiguous."""
-    exact = pa.types.is_integer(numbers.type)
-    cases, below = [], []
-    for limit, factor in _EPOCH_UNITS:
-        if exact and limit > 2**63:
-            limit = 2**63 - 1
-        below.append(pc.less(numbers, pa.scalar(limit, numbers.type)))
-        if factor is None:
-            cases.append(pa.scalar(None, pa.int64()))
-        elif exact:
-            cases.append(pc.multiply(numbers, factor) if factor >= 1 else pc.divide(pc.add(numbers, 500), 1000))
-        else:
-            cases.append(pc.floor(pc.add(pc.multiply(numbers, float(factor)), 0.5)).cast(pa.int64(), safe=False))
-    return pc.case_when(pc.make_struct(*below), *cases).cast(TIME)
+    plain = int if pa.types.is_integer(numbers.type) else float
+    below = pc.make_struct(*(pc.less(numbers, plain(limit)) for limit in _EPOCH_LIMITS))
+    if plain is int:
+        nanoseconds = pc.divide(pc.add(numbers, 500), 1000)
+        units = (pc.multiply(numbers, 10**6), pc.multiply(numbers, 10**3), numbers, nanoseconds)
+    else:
+        scaled = (pc.floor(pc.add(pc.multiply(numbers, factor), 0.5)) for factor in (1e6, 1e3, 1.0, 1e-3))
+        units = tuple(pc.cast(values, pa.int64(), safe=False) for values in scaled)
+    return pc.case_when(below, pa.scalar(None, pa.int64()), *units).cast(TIME)
 
 
 def _parse_times(texts: pa.Array) -> pa.Array:

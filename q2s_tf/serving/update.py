@@ -1,7 +1,6 @@
 """Updates of a live catalogue: a new version of the retriever with the changes, without a new index."""
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,12 +12,11 @@ from q2s_tf.errors import InputError
 from q2s_tf.index import Index, IndexedDocuments, build_index, restore_index
 from q2s_tf.index.indexed_documents import is_in
 from q2s_tf.models import Towers, load
-from q2s_tf.models.encoding import unique_ids
 from q2s_tf.serving.export import describe, hash_towers, read_documents, to_bytes, write_servable
 from q2s_tf.serving.folders import MANIFEST_FILE, versions_in
 from q2s_tf.serving.retriever import RetrieverServable
 from q2s_tf.serving.versions import new_version
-from q2s_tf.tables import Table
+from q2s_tf.tables import read_deletions
 
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 COMPACT_ABOVE = 0.1
@@ -67,7 +65,7 @@ def update_index(
         index, documents = _read_retriever(models, run, towers)
         delete_ids, upsert_ids = np.empty(0, object), np.empty(0, object)
         if delete:
-            delete_ids = _read_deleted(delete)
+            delete_ids = to_bytes(read_deletions(delete))
         if upsert:
             upsert_ids, embeddings, filters = read_documents(upsert, towers, list(documents.filters))
         both = delete_ids[is_in(delete_ids, upsert_ids)]
@@ -119,21 +117,6 @@ def _read_retriever(models: Path, run: Path, towers: Towers) -> tuple[Index, Ind
             "or export this one with q2s export"
         )
     return index, documents
-
-
-def _read_deleted(path: Path) -> np.ndarray:
-    """The ids of a table with `document_id`, or the lines of a `.txt` file."""
-    if path.suffix.lower() != ".txt":
-        table = Table(path, "delete", ["document_id"])
-        return to_bytes(unique_ids([batch.column("document_id") for batch in table.batches()], table))
-    if not path.exists():
-        raise InputError(f"delete {path}: there is no such file")
-    ids = [line.strip() for line in path.read_bytes().splitlines() if line.strip()]
-    repeated = [document_id for document_id, count in Counter(ids).items() if count > 1]
-    if repeated:
-        name = repeated[0].decode(errors="replace")
-        raise InputError(f"delete {path}: a document_id may occur once; {name!r} occurs more")
-    return np.array(ids, object)
 
 
 def advise_compaction(manifest: dict[str, Any]) -> None:
