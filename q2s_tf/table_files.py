@@ -179,41 +179,41 @@ def text_lines(path: Path, kind: str) -> Iterator[bytes]:
 def _is_quoted(origin: str, header: bytes, lines: Iterator[bytes]) -> bool:
     """Whether the cells of a TSV file are quoted as in CSV, which pandas, R and spreadsheets do and TSV does not know.
 
-    A cell proves quoting if it is quoted and has a doubled quote, or goes on after a tab or in another line. A header
-    whose names are all quoted proves it too. A cell with any other quote in it proves that quotes are plain text.
+    A header whose names are all quoted proves quoting. So does a quoted cell with a doubled quote, or one that goes on
+    after a tab or in another line. A cell with any other quote in it proves that quotes are plain text.
 
     Raises:
         InputError: The file has cells of both kinds, or quotes that are escaped by backslashes.
     """
+    if all(map(_QUOTED.fullmatch, header.split(b"\t"))):
+        return True
     width = header.count(b"\t") + 1
-    quoted = 1 if all(map(_QUOTED.fullmatch, header.split(b"\t"))) else 0
-    likely = plain = unclosed = 0  # numbers of lines
+    quoted = likely = plain = unclosed = 0  # numbers of lines
+    inside = False  # a quoted cell that goes on in the next line
     for number, line in enumerate(lines, 2):
-        regular = line.count(b"\t") + 1 == width
+        regular, odd = line.count(b"\t") + 1 == width, line.count(b'"') % 2 == 1
         if unclosed:  # the last cell of the line before begins with a quote: it goes on here, or it is plain text
             plain, quoted = (plain or unclosed, quoted) if regular else (plain, quoted or unclosed)
-            unclosed = 0
-        if b'"' not in line:
+            inside, unclosed = not regular, 0
+        if inside:
+            inside = not odd
             continue
-        cells = line.rstrip(b"\r\n").split(b"\t")
-        for position, cell in enumerate(cells, 1):
-            inner = cell[1:-1]
-            if b'"' not in cell:
-                continue
-            if cell.startswith(b'"') and cell.endswith(b'"') and b'\\"' in inner:
+        for position, cell in enumerate(line.rstrip(b"\r\n").split(b"\t") if b'"' in line else (), 1):
+            inner, at_begin, at_end = cell[1:-1], cell.startswith(b'"'), cell.endswith(b'"')
+            if at_begin and at_end and b'\\"' in inner:
                 rule = "quotes are escaped by backslashes: double them, or write Parquet"
                 raise InputError(f"{origin}: line {number}: {rule}")
-            if not _QUOTED.fullmatch(cell):
-                if not regular:
-                    quoted = quoted or (number if cell.startswith(b'"') or cell.endswith(b'"') else 0)
-                elif position == width and cell.startswith(b'"'):
-                    unclosed = number
-                else:
-                    plain = plain or number
-            elif b'""' in inner:
-                quoted = quoted or number
-            elif b"," in inner:  # spreadsheets quote commas too
-                likely = number
+            if b'"' not in cell:
+                continue
+            if _QUOTED.fullmatch(cell):
+                quoted = quoted or (number if b'""' in inner else 0)
+                likely = likely or (number if b"," in inner else 0)  # spreadsheets quote commas too
+            elif not regular and (at_begin or at_end):
+                quoted, inside = quoted or number, odd
+            elif regular and at_begin and position == width:
+                unclosed = number
+            elif regular:
+                plain = plain or number
     plain = plain or unclosed
     if quoted and plain:
         raise InputError(

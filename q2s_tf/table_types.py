@@ -177,14 +177,12 @@ def _decoded(values: pa.Array) -> pa.Array:
 
 def _whole(values: pa.Array) -> pa.Array:
     """Whole numbers as integers; NaN as null."""
-    exact = 2**53 if pa.types.is_floating(values.type) else 2**63
+    exact = 2.0**53 if pa.types.is_floating(values.type) else 2.0**63
     numbers = values.cast(pa.float64())
     missing = pc.is_nan(numbers)
     values, numbers = pc.if_else(missing, None, values), pc.if_else(missing, None, numbers)
     _check(pc.equal(pc.floor(numbers), numbers), values, "must be text or whole numbers")
-    _check(
-        pc.less(pc.abs(numbers), exact), values, f"must be text, because numbers of {exact:.2g} or more are not exact"
-    )
+    _check(pc.less(pc.abs(numbers), exact), values, f"must be text: numbers of {exact:.2g} or more are not exact")
     return values.cast(pa.int64())
 
 

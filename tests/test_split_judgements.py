@@ -124,7 +124,7 @@ def test_the_command_line(judgements: Path, tmp_path: Path) -> None:
     done = subprocess.run([*command, "2"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "positives.parquet" in done.stdout
-    done = subprocess.run([*command, "7"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*command, "7", "--overwrite"], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (2, "")
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith(f"error: judgements {judgements}: training needs relevant pairs")
