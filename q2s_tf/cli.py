@@ -1,7 +1,6 @@
 """Shared by all command lines: running a command, reporting bad input, showing progress."""
 
 import errno
-import math
 import os
 import signal
 import sys
@@ -78,10 +77,9 @@ def _explain(error: BaseException) -> str | None:
     """The line for an error that the user can remedy; None for a defect."""
     if isinstance(error, typer.TyperException):
         message = error.format_message()
-        kind = getattr(getattr(error, "param", None), "type", None)
-        low, high = getattr(kind, "min", None), getattr(kind, "max", None)
-        if low is not None and " in the range " not in message:
-            message += f" It must be at least {low:g}" + ("." if high is None else f" and at most {high:g}.")
+        param: Any = getattr(error, "param", None)
+        if getattr(param, "max", None) is not None:
+            message += f"; it must be from {param.min} to {param.max}"
         return message if len(message) < 600 else f"{message[:200]} … {message[-200:]}"
     if isinstance(error, InputError):
         return str(error)
@@ -92,13 +90,6 @@ def _explain(error: BaseException) -> str | None:
     if isinstance(error, OSError) or any(reason in str(error) for reason in STORAGE_ERRORS):
         return (str(error).splitlines() or [type(error).__name__])[0][:500]
     return None
-
-
-def finite(value: float | None) -> float | None:
-    """A callback of options that refuses NaN and infinity."""
-    if value is not None and not math.isfinite(value):
-        raise typer.BadParameter(f"{value} is not a finite number.")
-    return value
 
 
 def progress_bar(transient: bool = False) -> Progress:

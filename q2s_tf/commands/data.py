@@ -86,7 +86,7 @@ def split_judgements(
     judgements: Annotated[Path, Option(help="query, document_id, relevance, optional country; Parquet or TSV.")],
     out: Annotated[Path, Option(help="Folder for the three Parquet files.")],
     relevant_at: Annotated[
-        float | None, Option(callback=cli.finite, help="Lowest relevance of a positive pair. [default: 1]")
+        float | None, Option(min=-1000, max=1000, help="Lowest relevance of a positive pair. [default: 1]")
     ] = None,
     overwrite: Annotated[bool, Option("--overwrite", help="Replace an earlier split.")] = False,
 ) -> None:

@@ -13,7 +13,7 @@ import q2s_tf
 from q2s_tf import cli, extras
 
 BYTES = 64 << 20
-SECONDS, PORT = {"min": 0.0, "max": 86_400.0, "callback": cli.finite}, {"min": 0, "max": 65_535}
+SECONDS, PORT = {"min": 0, "max": 86_400}, {"min": 0, "max": 65_535}
 """Ranges of options."""
 TLS = "PEM file; any of the three makes the connection encrypted."
 
@@ -32,9 +32,7 @@ def export(
     ] = None,
     recall: Annotated[
         float,
-        Option(
-            min=0.0, max=1.0, callback=cli.finite, help="Share of the exact top 100 that the default effort must find."
-        ),
+        Option(min=0, max=1, help="Share of the exact top 100 that the default effort must find."),
     ] = 0.95,
     queries: Annotated[
         Path | None, Option(help="Table with query and country to measure it on. [default: documents with noise]")
@@ -96,9 +94,7 @@ def serve(
         Option(**PORT, help="Port of REST and metrics, usually 8501; 0 takes a free one. [default: no REST]"),
     ] = None,
     host: Annotated[str, Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
-    poll_seconds: Annotated[
-        float, Option(min=0.01, max=86_400.0, callback=cli.finite, help="How often to look for new versions.")
-    ] = 1.0,
+    poll_seconds: Annotated[float, Option(min=0.01, max=86_400, help="How often to look for new versions.")] = 1.0,
     ssl_config_file: Annotated[
         Path | None, Option(help="TF Serving's SSLConfig: gRPC over TLS, or mutual TLS with client_verify.")
     ] = None,
@@ -158,9 +154,7 @@ def query(
         int, Option(min=1, max=10_000, help="How many pages; more partitions are searched for later ones.")
     ] = 1,
     effort: Annotated[int, Option(min=0, max=2**31 - 1, help="Partitions to search; 0 for the index's default.")] = 0,
-    min_score: Annotated[
-        float, Option(min=-2.0, max=2.0, callback=cli.finite, help="Lowest cosine of a result.")
-    ] = -1.0,
+    min_score: Annotated[float, Option(min=-2, max=2, help="Lowest cosine of a result.")] = -1.0,
     version: Annotated[str | None, Option(help="Of the retriever: a number, or a label such as canary.")] = None,
     models: ChannelNames = Path("saved_models"),
     timeout_seconds: Annotated[float, Option(**SECONDS, help="How long to wait for each answer.")] = 10.0,

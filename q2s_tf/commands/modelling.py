@@ -19,10 +19,10 @@ Judgements = Annotated[Path, Option(help="Rated pairs, or later positives.")]
 Later = Annotated[Path | None, Option(help="Positives of later days, for recall of what users chose then.")]
 RelevantAt = Annotated[
     float | None,
-    Option(callback=cli.finite, help="Lowest grade of a relevant pair. [default: that of the run's config]"),
+    Option(min=-1000, max=1000, help="Lowest grade of a relevant pair. [default: that of the run's config]"),
 ]
 RecallRelevantAt = Annotated[
-    float | None, Option(callback=cli.finite, help="The same for recall and MRR over the catalogue.")
+    float | None, Option(min=-1000, max=1000, help="The same for recall and MRR over the catalogue.")
 ]
 Stage = Annotated[int | None, Option(min=1, max=2, help="Weights of this stage. [default: the last one]")]
 
