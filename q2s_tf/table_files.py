@@ -144,7 +144,7 @@ def _open_delimited(path: Path, kind: str, delimiter: str, is_csv: bool) -> Tabl
             column_types=dict.fromkeys(names, pa.string()), include_columns=list(columns) or names[:1],
             strings_can_be_null=True, null_values=[""],
         )  # fmt: skip
-        block = pyarrow.csv.ReadOptions(block_size=LONGEST_ROW)
+        block = pyarrow.csv.ReadOptions(block_size=LONGEST_ROW, use_threads=False)  # so that errors name the row
         with _open(path) as stream, pyarrow.csv.open_csv(stream, block, parse, convert) as reader:
             for batch in reader:
                 for start in range(0, len(batch), rows):
