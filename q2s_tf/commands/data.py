@@ -15,7 +15,7 @@ TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"]
 
 def make_marketplace(
     out: Annotated[Path, Option(help="Folder for the four Parquet files; created if it does not exist.")],
-    listings: Annotated[int, Option(min=200, max=10_000_000, help="Number of listings.")] = 8000,
+    listings: Annotated[int, Option(min=1, max=10_000_000, help="Number of listings.")] = 8000,
     seed: Annotated[int, Option(min=0, max=2**32 - 1, help="The same seed gives the same tables.")] = 1,
     users: Annotated[
         int | None, Option(min=1, max=100_000_000, help="Number of shoppers.  [default: 8 for every 5 listings]")

@@ -30,7 +30,7 @@ Stage = Annotated[int | None, Option(min=1, max=2, help="Weights of this stage. 
 def demo(
     out: Annotated[Path, Option(help="Folder for all that the demo writes.")] = Path("demo"),
     config: Annotated[str, Option(help="Training config: a TOML file, or the name of a shipped one.")] = "marketplace",
-    listings: Annotated[int, Option(min=200, max=10_000_000, help="Size of the generated catalogue.")] = 8_000,
+    listings: Annotated[int, Option(min=1, max=10_000_000, help="Size of the generated catalogue.")] = 8_000,
     seed: Annotated[int, Option(min=0, max=2**32 - 1, help="Seed of the generated marketplace.")] = 1,
 ) -> None:
     """Run all steps on a generated marketplace, about 6 minutes.
