@@ -85,7 +85,7 @@ setup(
         "q2s_tf.serving": ["*.json"],
         "q2s_tf.simulation": ["*.toml"],
     },
-    entry_points={"console_scripts": ["q2s = q2s_tf.commands:main"]},
+    entry_points={"console_scripts": ["q2s = q2s_tf.__main__:main"]},
     python_requires=">=3.11,<3.12",
     install_requires=[
         *TENSORFLOW,

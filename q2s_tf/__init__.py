@@ -69,12 +69,13 @@ def train(
     for keys of a config that is read from a file: `stage1.batch_size=512`.
     """
     from q2s_tf.config import Config, read_config
-    from q2s_tf.training import train
 
     if not isinstance(config, Config):
-        config = read_config(find_config(config), list(overrides))
+        config = read_config(find_config(config), overrides)
     elif overrides:
         raise InputError("overrides: only for a config that is read from a file: change the Config instead")
+    from q2s_tf.training import train
+
     return train(config, Path(documents), Path(positives), Path(validation), Path(out), _path(tokenizer), resume)
 
 

@@ -5,9 +5,12 @@ undeclared encoder is one `InputError`. `save_config` writes the resolved config
 channels and the geometry of pretrained encoders, so that a run directory is complete.
 """
 
+import difflib
+import reprlib
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -140,13 +143,11 @@ class Tokenizer(Section):
 
 
 class PseudoQueries(Section):
-    """Extra positives: a document and a query made from its title; off by default."""
+    """Extra positives: a document and a few words of its title as the query; off by default."""
 
     per_document: Annotated[int, Field(ge=0)] = 0
     batch_share: Probability = 0.5
     """Share of pseudo-queries in a batch."""
-    variants: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]] = {}
-    """Spellings that replace a word of a title at random: `ft = ["ft", "foot", "feet"]`."""
 
 
 class Head(Section):
@@ -270,47 +271,42 @@ class Config(Section):
     @model_validator(mode="after")
     def _check(self) -> "Config":
         if self.format != FORMAT:
-            raise ValueError(
-                f"format {self.format} is of another version of q2s_tf, which reads {FORMAT}: train it again"
-            )
+            raise ValueError(f"format {self.format} is of another version of q2s_tf (this: {FORMAT}): train it again")
         for tower in TOWERS:
             if not self.tower_channels(tower):
                 raise ValueError(f"the {tower} tower has no channel: declare at least one")
         for name, channel in self.channels.items():
-            if channel.kind == "text" and channel.encoder not in self.encoders:
-                known = ", ".join(self.encoders) or "none"
-                raise ValueError(
-                    f"channels.{name}.encoder is '{channel.encoder}', which is not declared (declared: {known})"
-                )
-            if channel.kind == "text" and self.encoders[channel.encoder].preset and channel.max_tokens < 3:
-                raise ValueError(
-                    f"channels.{name}.max_tokens is {channel.max_tokens}: a pretrained encoder's row has 2 tokens "
-                    "around the text, so it must be at least 3"
-                )
-            if channel.tower == "query" and channel.input not in QUERY_INPUTS:
-                raise ValueError(f"channels.{name}.input is '{channel.input}': the query tower has only {QUERY_INPUTS}")
-            others = {c.kind == "vectors" and c.dimension for c in self.channels.values() if c.input == channel.input}
-            if len(others) > 1 or (channel.input == IMAGES and channel.kind != "vectors"):
-                raise ValueError(
-                    f"channels.{name}.input is '{channel.input}', which holds other vectors, or none, elsewhere"
-                )
-            if channel.kind == "vectors" and channel.input in TEXT_INPUTS:
-                raise ValueError(f"channels.{name}.input is '{channel.input}', a text: a vectors channel needs vectors")
+            self._check_channel(name, channel)
         for tower, weights in self.blending.weights.items():
             if unknown := set(weights) - set(self.groups(tower)):
-                raise ValueError(
-                    f"blending.weights.{tower}: {', '.join(sorted(unknown))} is no group of its channels (groups: "
-                    f"{', '.join(self.groups(tower))})"
-                )
+                names, groups = ", ".join(sorted(unknown)), ", ".join(self.groups(tower))
+                raise ValueError(f"blending.weights.{tower}: {names} is no group of its channels (groups: {groups})")
         if self.distillation.teacher and not self.text_channels("query"):
             raise ValueError("distillation.teacher is given, but the query tower has no text channel that could learn")
-        for encoder in self.encoders:
-            towers = {
-                channel.tower for channel in self.channels.values() if getattr(channel, "encoder", None) == encoder
-            }
-            if len(towers) > 1:
-                raise ValueError(f"encoders.{encoder} is used by both towers; the towers share no weights")
+        for encoder in set(self.longest_texts("query")) & set(self.longest_texts("document")):
+            raise ValueError(f"encoders.{encoder} is used by both towers; the towers share no weights")
         return self
+
+    def _check_channel(self, name: str, channel: Channel) -> None:
+        if channel.kind == "text":
+            if channel.encoder not in self.encoders:
+                known = ", ".join(self.encoders) or "none"
+                place = f"channels.{name}.encoder is '{channel.encoder}'"
+                raise ValueError(f"{place}, which is not declared (declared: {known})")
+            if self.encoders[channel.encoder].preset and channel.max_tokens < 3:
+                raise ValueError(
+                    f"channels.{name}.max_tokens is {channel.max_tokens}: it must be at least 3, because a pretrained "
+                    "encoder's row has 2 tokens around the text"
+                )
+        place = f"channels.{name}.input is '{channel.input}'"
+        if channel.tower == "query" and channel.input not in QUERY_INPUTS:
+            raise ValueError(f"{place}: the query tower has only {QUERY_INPUTS}")
+        readers = [other for other in self.channels.values() if other.input == channel.input]
+        others = {other.kind == "vectors" and other.dimension for other in readers}
+        if len(others) > 1 or (channel.input == IMAGES and channel.kind != "vectors"):
+            raise ValueError(f"{place}, which holds other vectors, or none, elsewhere")
+        if channel.kind == "vectors" and channel.input in TEXT_INPUTS:
+            raise ValueError(f"{place}, a text: a vectors channel needs vectors")
 
     def tower_channels(self, tower: str) -> dict[str, Channel]:
         """The channels of one tower, in the order of the fusion."""
@@ -339,9 +335,10 @@ class Config(Section):
         fixed = {"query": QUERY_INPUTS, "document": (*TEXT_INPUTS, IMAGES)}[tower]
         return list(dict.fromkeys([*fixed, *(channel.input for channel in self.tower_channels(tower).values())]))
 
-    def vector_inputs(self) -> set[str]:
-        """The inputs that hold vectors."""
-        return {IMAGES, *(channel.input for channel in self.channels.values() if channel.kind == "vectors")}
+    def vector_inputs(self) -> dict[str, int | None]:
+        """The inputs that hold vectors, with the width of the vectors; None if no channel reads them."""
+        widths = {channel.input: channel.dimension for channel in self.channels.values() if channel.kind == "vectors"}
+        return {IMAGES: None} | widths
 
 
 TOWERS: tuple[Tower, ...] = ("query", "document")
@@ -351,7 +348,7 @@ IMAGES = "image_embeddings"
 """The input of the fixed signatures that holds vectors `[batch, M, I]`."""
 
 
-def read_config(path: Path, overrides: list[str] | None = None) -> Config:
+def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Reads and checks a TOML config.
 
     Args:
@@ -365,9 +362,11 @@ def read_config(path: Path, overrides: list[str] | None = None) -> Config:
         tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise InputError(f"config {path}: there is no such file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"config {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise InputError(f"config {path}: not a TOML file in UTF-8: {error}") from None
-    for override in overrides or []:
+    for override in overrides:
         _override(tables, override)
     return check_config(tables, str(path))
 
@@ -383,8 +382,8 @@ def check_config(tables: dict[str, Any], source: str) -> Config:
 
 def save_config(config: Config, path: Path) -> None:
     """Writes the resolved config as TOML, whole or not at all."""
-    with atomic_write(path) as aside:
-        aside.write_text(tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
+    with atomic_write(path) as partial:
+        partial.write_text(tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
 
 
 def _override(tables: dict[str, Any], override: str) -> None:
@@ -393,7 +392,7 @@ def _override(tables: dict[str, Any], override: str) -> None:
         raise InputError(f"--set {override}: expected key=value, for example stage1.batch_size=512")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text
     *parents, last = key.strip().split(".")
     for parent in parents:
@@ -405,12 +404,22 @@ def _override(tables: dict[str, Any], override: str) -> None:
 
 def _describe(problem: Any) -> str:
     parts = [str(part) for part in problem["loc"]]
-    if parts[:1] == ["channels"] and parts[2:3]:
+    if parts[:1] == ["channels"] and len(parts) > 2:
         del parts[2]  # the kind, by which pydantic tells the tables of channels apart; no key of the file
     place = ".".join(parts) or "the whole"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
-        return f"unknown key '{place}'"
+        sections = [Config] if len(parts) == 1 else _sections(Config.model_fields[parts[0]].annotation)
+        keys = {key for section in sections for key in section.model_fields}
+        nearest = difflib.get_close_matches(parts[-1], sorted(keys), 1)
+        return f"unknown key '{place}'" + (f"; the nearest key is '{nearest[0]}'" if nearest else "")
     if problem["type"] in ("value_error", "missing"):
         return f"{place}: {message}" if problem["loc"] else message
-    return f"{place}: {message} (got {problem['input']!r})"
+    return f"{place}: {message} (got {reprlib.repr(problem['input'])})"
+
+
+def _sections(annotation: Any) -> list[type[Section]]:
+    """The tables of the config in a type annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for argument in get_args(annotation) for section in _sections(argument)]

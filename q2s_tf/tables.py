@@ -1,30 +1,38 @@
-"""Reading the tables of the data contract: documents, positives, judgements.
+"""Reading the tables of the data contract: documents, positives, judgements, events, deletions.
 
-A table is a file, a folder (read at any depth; `column=value` subfolders are columns) or a glob of Parquet, TSV (never
-quoted) or CSV (quoted by RFC 4180) files. Text is UTF-8 with a header and may be gzipped. In folders, names that begin
-with `_` or `.` are skipped. `product_id` is another name of `document_id`; an empty cell is a missing value. Tables are
-read in batches: a catalogue does not have to fit in memory.
+A table is a file, a folder (read at any depth; `column=value` subfolders are columns) or a glob of Parquet, TSV, CSV
+or JSON lines. Text is UTF-8 and may be gzipped; TSV and CSV have a header. In folders, names that begin with `_` or `.`
+are skipped. `product_id` is another name of `document_id`; an empty cell is a missing value. Tables are read in
+batches: a catalogue does not have to fit in memory.
 """
 
-import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 
 from q2s_tf.config import IMAGES
 from q2s_tf.errors import InputError
-from q2s_tf.files import find_files, read_header
+from q2s_tf.files import find_files
+from q2s_tf.table_files import TableFile, open_file, readable, text_lines
+from q2s_tf.table_types import NUMBER, TEXT, TIME, VECTORS, CellError, as_number, as_text, as_times, as_vectors
 
-VECTORS = pa.list_(pa.list_(pa.float32()))
-TYPES = {"relevance": pa.float64(), "weight": pa.float64(), "timestamp": pa.timestamp("us", tz="UTC"), IMAGES: VECTORS}
-"""Types of the contract's columns; every other column is text."""
+TYPES = {"relevance": NUMBER, "weight": NUMBER, "timestamp": TIME}
+"""Types of the contract's columns; columns of vectors are `VECTORS`, every other column is text."""
 DOCUMENT_COLUMNS = ("description", "language", "country", IMAGES)
+EVENT_COLUMNS = ("user_id", "event", "timestamp", "query", "document_id", "country", "search_id")
+NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+
+
+class _Part(NamedTuple):
+    file: TableFile
+    sources: dict[str, str]
+    """The column of the file by column of the contract."""
+    constants: dict[str, str | None]
+    """Values of columns that folders are named after."""
 
 
 class Table:
@@ -35,13 +43,15 @@ class Table:
         kind: The name of the table in errors: "documents", "positives", "judgements".
         required: Columns that the table must have.
         optional: Columns that are read as missing values if the table does not have them.
-        vectors: Columns that hold lists of vectors.
+        vectors: Columns that hold lists of vectors, with the width of the vectors if it is known.
         csv_delimiter: The character between two cells of a `.csv` file.
+        mark_unparsable: Read cells of `timestamp` that hold no time as null, with true in the additional column
+            `unparsable`, instead of an error.
 
     Attributes:
         columns: The required and optional columns that the table has.
         missing: The optional columns that it does not have.
-        types: The Arrow types of columns that are not text.
+        available: All columns that it has.
 
     Raises:
         InputError: There is no such file, it cannot be read, or a required column is absent.
@@ -53,72 +63,80 @@ class Table:
         kind: str,
         required: Sequence[str],
         optional: Sequence[str] = (),
-        vectors: Collection[str] = (IMAGES,),
+        vectors: Collection[str] | Mapping[str, int | None] = (IMAGES,),
         csv_delimiter: str = ",",
+        mark_unparsable: bool = False,
     ):
-        self.path = path
-        self.kind = kind
-        self.types = {**TYPES, **dict.fromkeys(vectors, VECTORS)}
-        self._dataset = self._guard(lambda: self._open(csv_delimiter))
-        names = self._dataset.schema.names
-        alias = {"document_id": "product_id"} if "document_id" not in names else {}
-        self._source = {column: alias.get(column, column) for column in (*required, *optional)}
-        absent = [column for column in required if self._source[column] not in names]
-        if absent:
-            raise InputError(f"{kind} {path}: needs the column {', '.join(absent)}; it has {', '.join(names)}")
-        self.columns = [column for column in self._source if self._source[column] in names]
-        self.missing = [column for column in self._source if self._source[column] not in names]
-
-    def _open(self, csv_delimiter: str) -> ds.Dataset:
-        """A dataset with the columns of all files (and of `column=value` folders)."""
-        files = find_files(self.path, self.kind, ("parquet", "tsv", "csv"))
-        if files.format == "parquet":
-            schemas = [pq.read_schema(path) for path in files.paths]
-            file_format: ds.FileFormat = ds.ParquetFileFormat()
-        else:
-            quoted = files.format == "csv"
-            delimiter, quote = (csv_delimiter, '"') if quoted else ("\t", False)
-            headers = [read_header(path, self.kind, delimiter, quoted) for path in files.paths]
-            text = {name: pa.string() for header in headers for name in header}
-            parse = pyarrow.csv.ParseOptions(delimiter=delimiter, quote_char=quote, newlines_in_values=quoted)
-            convert = pyarrow.csv.ConvertOptions(column_types=text, strings_can_be_null=True, null_values=[""])
-            file_format = ds.CsvFileFormat(parse_options=parse, convert_options=convert)
-            schemas = [pa.schema(text)]
-        schema = pa.unify_schemas(schemas, promote_options="permissive")
-        for name in files.partitions:
-            schema = schema if name in schema.names else schema.append(pa.field(name, pa.string()))
-        partitions = pa.schema([schema.field(name) for name in files.partitions])
-        return ds.dataset(
-            [str(path) for path in files.paths],
-            schema,
-            format=file_format,
-            partitioning=ds.partitioning(partitions, flavor="hive"),
-            partition_base_dir=str(files.root),
+        self.path, self.kind, self.mark_unparsable = path, kind, mark_unparsable
+        self._widths = dict(vectors) if isinstance(vectors, Mapping) else dict.fromkeys(vectors)
+        columns = (*required, *optional)
+        files = find_files(path, kind)
+        self._parts = []
+        for file_path in files.paths:
+            file = open_file(file_path, files.format, kind, csv_delimiter)
+            folders = [folder.partition("=") for folder in file_path.relative_to(files.root).parts[:-1]]
+            constants = {
+                name: _partition(value) for name, equals, value in folders if equals and name not in file.names
+            }
+            names = [*file.names, *constants]
+            if "document_id" in columns and {"document_id", "product_id"} <= set(names):
+                raise InputError(
+                    f"{kind} {file_path}: has document_id and product_id, two names of one column: drop or rename one"
+                )
+            sources = {name: name for name in columns if name in names}
+            if "document_id" in columns and "product_id" in names:
+                sources["document_id"] = "product_id"
+            self._parts.append(_Part(file, sources, constants))
+        present = {name for part in self._parts for name in part.sources}
+        self.available = list(
+            dict.fromkeys(name for part in self._parts for name in (*part.file.names, *part.constants))
         )
+        self.columns = [column for column in columns if column in present]
+        self.missing = [column for column in columns if column not in present]
+        if absent := [column for column in required if column not in present]:
+            found = ", ".join(self.available) or "no columns"
+            raise InputError(f"{kind} {path}: needs the column {', '.join(absent)}; it has {found}")
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of the batches: `columns`, then `missing` ones."""
+        kinds = {
+            name: VECTORS if name in self._widths else TYPES.get(name, TEXT) for name in self.columns + self.missing
+        }
+        return pa.schema(kinds | ({"unparsable": pa.bool_()} if self.mark_unparsable else {}))
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files."""
+        return [part.file.path for part in self._parts]
 
     def num_rows(self) -> int:
-        """The number of rows (reads a text file to count them)."""
-        return self._guard(self._dataset.count_rows)
+        """The number of rows; a text file is read to count them."""
+        counts = [part.file.num_rows for part in self._parts]
+        return sum(map(len, self.batches())) if None in counts else sum(filter(None, counts))
 
     def num_batches(self, rows: int) -> int | None:
         """The number of batches of `rows` rows, for a progress bar; None for a text file, which has no row count."""
-        is_parquet = isinstance(self._dataset.format, ds.ParquetFileFormat)
-        return -(-self.num_rows() // rows) if is_parquet else None
+        counts = [part.file.num_rows for part in self._parts]
+        return None if None in counts else sum(-(-count // rows) for count in counts if count)
 
     def batches(self, rows: int = 8_192) -> Iterator[pa.RecordBatch]:
         """The table in record batches of at most `rows` rows, with the contract's column names and types.
 
         Raises:
-            InputError: Text that is not UTF-8, or a value that is not of the column's type.
+            InputError: A value that cannot be read or is not of the column's type; it names file, row and column.
         """
-        columns = {column: ds.field(self._source[column]) for column in self.columns}
-        scanner = self._dataset.scanner(columns=columns, batch_size=rows, use_threads=False)
-        stream = iter(scanner.to_batches())
-        while (batch := self._guard(lambda: next(stream, None))) is not None:
-            arrays = [self._cast(column, batch.column(column)) for column in self.columns]
-            arrays += [pa.nulls(len(batch), self.types.get(column, pa.string())) for column in self.missing]
-            if len(batch):
-                yield pa.record_batch(arrays, names=[*self.columns, *self.missing])
+        for part in self._parts:
+            first = 1
+            stream = iter(part.file.read([*{part.sources[c] for c in part.sources} - set(part.constants)], rows))
+            while True:
+                with readable(f"{self.kind} {part.file.path}"):
+                    batch = next(stream, None)
+                if batch is None:
+                    break
+                if len(batch):
+                    yield self._convert(part, batch, first)
+                first += len(batch)
 
     def read(self) -> pa.Table:
         """The whole table in memory.
@@ -131,26 +149,55 @@ class Table:
             raise InputError(f"{self.kind} {self.path}: it has no rows")
         return pa.Table.from_batches(batches)
 
-    def _cast(self, column: str, values: pa.Array) -> pa.Array:
-        kind = self.types.get(column, pa.string())
-        if pa.types.is_string(kind) and pa.types.is_floating(values.type):
-            raise InputError(
-                f"{self.kind} {self.path}: column {column} must be text or whole numbers; it is {values.type}"
-            )
-        cast = self._guard(lambda: _convert(values, kind), f"column {column}: ")
-        return pc.if_else(pc.equal(cast, ""), None, cast) if pa.types.is_string(kind) else cast
+    def _convert(self, part: _Part, batch: pa.RecordBatch, first: int) -> pa.RecordBatch:
+        """A batch of a file with the columns of the table; its first row is row `first` of the file."""
+        converted: dict[str, pa.Array] = {}
+        schema = self.schema
+        for column in (*self.columns, *self.missing):
+            source = part.sources.get(column)
+            if source is None:
+                values = pa.nulls(len(batch), schema.field(column).type)
+            elif source in part.constants:
+                values = pa.repeat(pa.scalar(part.constants[source], TEXT), len(batch))
+            else:
+                values = batch.column(source)
+            try:
+                with readable(f"{self.kind} {part.file.path}: column {column}"):
+                    converted[column] = self._cast(column, values, part.file.typed, converted)
+            except CellError as error:
+                place = f"{self.kind} {part.file.path}: "
+                if error.row is not None:
+                    identity = converted["document_id"][error.row].as_py() if "document_id" in converted else None
+                    place += f"row {first + error.row}, " + (f"document_id {identity!r}, " if identity else "")
+                raise InputError(f"{place}column {column} {error.rule}") from None
+        return pa.RecordBatch.from_pydict(converted, schema)
 
-    def _guard(self, read: Any, where: str = "") -> Any:
-        try:
-            return read()
-        except (pa.ArrowException, UnicodeDecodeError, OSError, json.JSONDecodeError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            if isinstance(error, UnicodeDecodeError) or "UTF8" in reason:
-                raise InputError(f"{self.kind} {self.path}: must be UTF-8 and is not: save it as UTF-8") from None
-            raise InputError(f"{self.kind} {self.path}: {where}cannot be read: {reason}") from None
+    def _cast(self, column: str, values: pa.Array, typed: bool, converted: dict[str, pa.Array]) -> pa.Array:
+        if column in self._widths:
+            return as_vectors(values, self._widths[column])
+        kind = TYPES.get(column, TEXT)
+        if kind == NUMBER:
+            return as_number(values, minimum=0 if column == "weight" else None)
+        if kind != TIME:
+            return as_text(values, column, typed)
+        times, unparsable = as_times(values)
+        if self.mark_unparsable:
+            converted["unparsable"] = unparsable
+        elif (row := pc.index(unparsable, True).as_py()) >= 0:
+            rule = "must be a time in ISO 8601 or an epoch number (seconds to nanoseconds, from 1973 on)"
+            raise CellError(f"{rule}; got {values[row].as_py()!r}", row)
+        return times
 
 
-def open_documents(path: Path, inputs: Sequence[str] = DOCUMENT_COLUMNS, vectors: Collection[str] = (IMAGES,)) -> Table:
+def _partition(value: str) -> str | None:
+    return None if value == NULL_PARTITION else unquote(value)
+
+
+def open_documents(
+    path: Path,
+    inputs: Sequence[str] = DOCUMENT_COLUMNS,
+    vectors: Collection[str] | Mapping[str, int | None] = (IMAGES,),
+) -> Table:
     """The catalogue: `document_id`, `title`, optional `DOCUMENT_COLUMNS` and other `inputs` of the document tower."""
     optional = dict.fromkeys((*DOCUMENT_COLUMNS, *inputs))
     return Table(path, "documents", ["document_id", "title"], [name for name in optional if name != "title"], vectors)
@@ -166,38 +213,56 @@ def open_judgements(path: Path) -> Table:
     return Table(path, "judgements", ["query", "document_id"], ["country", "relevance", "timestamp", "weight"])
 
 
-def check_judgements(table: Table) -> bool:
-    """Whether the judgements are rated; False for a positives table, whose rows are all relevant.
+def open_events(path: Path) -> Table:
+    """A search log: `EVENT_COLUMNS`, of which `country` and `search_id` are optional, and `unparsable`."""
+    return Table(path, "events", EVENT_COLUMNS[:5], EVENT_COLUMNS[5:], mark_unparsable=True)
+
+
+def read_deletions(path: Path) -> pa.Array:
+    """The ids of documents to delete: a table with `document_id`, or a `.txt` file with one id a line.
 
     Raises:
-        InputError: The table has neither `relevance` nor a column that only positives have (`timestamp`, `weight`).
+        InputError: The file cannot be read, or an id is empty or occurs twice.
+    """
+    if path.suffix.lower() == ".txt" and path.is_file():
+        with readable(f"delete {path}"):
+            lines = [line.decode().strip() for line in text_lines(path, "delete")]
+            ids = as_text(pa.array([line for line in lines if line], TEXT), "document_id")
+        if len(ids) and ids[0].as_py() in ("document_id", "product_id"):  # a header
+            ids = ids[1:]
+    else:
+        table = Table(path, "delete", ["document_id"])
+        ids = pa.concat_arrays([pa.array([], TEXT), *(batch.column("document_id") for batch in table.batches())])
+    if ids.null_count:
+        raise InputError(f"delete {path}: every row needs a document_id; {ids.null_count} have none")
+    repeated = [count["values"] for count in ids.value_counts().to_pylist() if count["counts"] > 1]
+    if repeated:
+        raise InputError(f"delete {path}: a document_id may occur once; {repeated[0]!r} occurs more often")
+    return ids
+
+
+def check_judgements(table: Table, relevant_at: float | None = None) -> bool:
+    """Whether the judgements are rated; False for a positives table, whose rows are all relevant.
+
+    Args:
+        table: The judgements.
+        relevant_at: The lowest relevant grade if the user gave one, so that there must be grades.
+
+    Raises:
+        InputError: The table has no `relevance`, and `relevant_at` is given, or it has no column that only positives
+            have (`timestamp`, `weight`) either.
     """
     if "relevance" in table.columns:
         return True
+    found = f"it has {', '.join(table.available)}"
+    if relevant_at is not None:
+        raise InputError(
+            f"judgements {table.path}: a lowest relevant grade of {relevant_at:g} is given, but there is no column "
+            f"relevance; {found}: rename the column of the grades, or leave the grade out if every pair is relevant"
+        )
     if {"timestamp", "weight"} & set(table.columns):
         return False
     raise InputError(
-        f"judgements {table.path}: needs the column relevance (or timestamp or weight, if these are later positives)"
+        f"judgements {table.path}: needs the column relevance (or timestamp or weight, if these are later positives); "
+        f"{found}"
     )
-
-
-def _convert(values: pa.Array, kind: pa.DataType) -> pa.Array:
-    """Cast a column to a type of the contract; text may hold vectors as JSON and times in ISO 8601."""
-    text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
-    if kind == VECTORS and text:
-        values = pa.array([json.loads(cell) if cell else None for cell in values.to_pylist()])
-    if not pa.types.is_timestamp(kind):
-        return pc.cast(values, kind)
-    if pa.types.is_timestamp(values.type) and values.type.tz is None:
-        return pc.assume_timezone(pc.cast(values, pa.timestamp("us"), safe=False), "UTC")
-    if pa.types.is_integer(values.type):  # seconds, milliseconds, microseconds or nanoseconds, by the size
-        number = pc.cast(values, pa.int64())
-        sizes = pc.make_struct(*(pc.less(number, limit) for limit in (10**8, 10**11, 10**14, 10**17)))
-        scaled = (pc.multiply(number, 10**6), pc.multiply(number, 10**3), number, pc.divide(number, 10**3))
-        return pc.cast(pc.case_when(sizes, pa.scalar(None, pa.int64()), *scaled), kind)
-    if text:
-        try:
-            return pc.cast(values, kind)
-        except pa.ArrowInvalid:  # without an offset, text is UTC
-            return pc.assume_timezone(pc.cast(values, pa.timestamp("us")), "UTC")
-    return pc.cast(values, kind, safe=False)

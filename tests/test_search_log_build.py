@@ -82,7 +82,7 @@ def test_bots_are_judged_by_any_sixty_minutes(tmp_path: Path) -> None:
     spread = [row("u", "search", 0.25 + minute / 60, query=str(minute)) for minute in minutes]
     log = write(tmp_path / "log.csv", [*spread, *spread, *chain("u", "q", "d", start=0.25 + 1)])
     for most, bots in ((9, 14), (10, 0)):
-        report = build_positives(log, tmp_path / "out.parquet", now=NOW, max_searches_per_hour=most)
+        report = build_positives(log, tmp_path / "out.parquet", now=NOW, max_searches_per_hour=most, allow_empty=True)
         assert bool(report.faults["bot"]) == bool(bots), most
 
 
@@ -122,8 +122,12 @@ def test_tsv_has_no_quotes_and_one_line_a_positive(tmp_path: Path) -> None:
     assert sorted(line[0] for line in lines[2:]) == sorted(["two lines", "赤い ソファ", 'a "quoted", query'])
 
 
-def test_empty_log_gives_an_empty_table(tmp_path: Path) -> None:
-    report = build_positives(write(tmp_path / "log.csv", []), tmp_path / "out.parquet", now=NOW)
+def test_no_positive_is_an_error_unless_it_is_allowed(tmp_path: Path) -> None:
+    log = write(tmp_path / "log.csv", [])
+    with pytest.raises(InputError, match=r"no positive was found \(no rows\)"):
+        build_positives(log, tmp_path / "out.parquet", now=NOW)
+    assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
+    report = build_positives(log, tmp_path / "out.parquet", now=NOW, allow_empty=True)
     assert found_in(tmp_path / "out.parquet") == {}
     assert report.rows == 0
 
@@ -182,6 +186,13 @@ def test_little_memory_is_enough(tmp_path: Path) -> None:
     log = big_log(tmp_path / "log", copies=8000)
     report = build_positives(log, tmp_path / "p.parquet", memory="100MB", now=NOW)
     assert report.weight == 8000 * 4
+
+
+def test_a_log_of_another_catalogue_shows_an_id_of_each_side(tmp_path: Path) -> None:
+    log = write(tmp_path / "log.csv", chain("u", "q", "sku-7"))
+    with pytest.raises(InputError, match=r"unlisted document: 3.*the log has document_id 'sku-7' and .* '0001': are"):
+        build_positives(log, tmp_path / "out.parquet", now=NOW, documents=catalogue(tmp_path))
+    assert not (tmp_path / "out.parquet").exists()
 
 
 def test_tool_on_a_glob_with_every_option(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_columns_of_nothing_but_nulls(tmp_path: Path) -> None:
 def test_broken_line_of_csv_is_named(tmp_path: Path) -> None:
     log = write(tmp_path / "log.csv", LOG)
     log.write_text(log.read_text() + "u,click,2026-05-01,,,d,,one,too,many\n")
-    with pytest.raises(InputError, match=r"log\.csv: cannot be read: .*[Ll]ine.* 18"):
+    with pytest.raises(InputError, match=r"log\.csv: cannot be read: .*Row #18"):
         build_positives(log, tmp_path / "out.parquet", now=NOW)
     assert not (tmp_path / "out.parquet").exists()
 
@@ -136,7 +136,7 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[Any], str]]:
         ),
         "columns": (
             [folder / "narrow.parquet"],
-            "timestamp, query, document_id missing, found user_id, event",
+            "needs the column timestamp, query, document_id; it has user_id, event",
         ),
         "latin": ([folder / "latin.csv"], "latin.csv: must be UTF-8 and is not"),
         "broken": ([folder / "broken.parquet"], "broken.parquet: cannot be read"),
@@ -150,7 +150,7 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[Any], str]]:
         "rule": ([log, "--require", "sale"], "--require"),
         "catalogue": ([log, "--documents", folder / "narrow.parquet"], "needs the column document_id"),
         "output": ([log, "--out", folder / "out.xlsx"], "must end in one of .parquet, .tsv, .tsv.gz"),
-        "folder": ([log, "--out", folder / "log.csv" / "out.parquet"], "cannot be written"),
+        "folder": ([log, "--out", folder / "log.csv" / "out.parquet"], "cannot be a folder for output"),
     }
 
 

@@ -37,7 +37,7 @@ def test_every_query_is_in_one_part_and_only_right_pairs_train(judgements: Path,
     parts = [positives, *(rows(out / f"judgements_{part}.parquet") for part in ("validation", "test"))]
     queries = [{row["query"] for row in part} for part in parts]
     assert sum(map(len, queries)) == len(set().union(*queries)) == 200
-    assert all(10 <= len(part) <= 30 for part in queries[1:])  # about a tenth each
+    assert [len(part) for part in queries] == [160, 20, 20], "a tenth each, exactly"
     assert len(positives) == len(queries[0])  # of two pairs, the one graded 2.5
     wanted = {(query, country or None, name) for query, country, name, _ in PAIRS}
     assert {(row["query"], row["country"], row["document_id"]) for row in positives} <= wanted
@@ -52,15 +52,44 @@ def test_the_parts_are_tables_of_the_contract(judgements: Path, tmp_path: Path) 
         assert check_judgements(open_judgements(tmp_path / f"out/judgements_{part}.parquet"))
 
 
-def test_a_query_stays_in_its_part_when_the_table_grows(judgements: Path, tmp_path: Path) -> None:
+def test_the_parts_do_not_depend_on_the_order_or_the_case_of_the_rows(judgements: Path, tmp_path: Path) -> None:
     split_judgements(judgements, tmp_path / "before", relevant_at=2)
-    write(judgements, COLUMNS, [*PAIRS, *((f"new {n}", "", "d1", grade) for n in range(300) for grade in (1, 3))])
+    write(judgements, COLUMNS, [(query.upper(), *rest) for query, *rest in reversed(PAIRS)])
     split_judgements(judgements, tmp_path / "after", relevant_at=2)
     for name in ("positives", "judgements_validation", "judgements_test"):
         before, after = (
-            {row["query"] for row in rows(tmp_path / when / f"{name}.parquet")} for when in ("before", "after")
+            {row["query"].lower() for row in rows(tmp_path / when / f"{name}.parquet")} for when in ("before", "after")
         )
-        assert before == {query for query in after if not query.startswith("new")}
+        assert before == after
+
+
+def test_what_is_left_out_and_what_is_small_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    extra = [(" \u3000", "US", "d1", 1), PAIRS[0], (PAIRS[0][0], "US", "d1", "")]
+    write(tmp_path / "judgements.tsv", COLUMNS, [*PAIRS, *extra])
+    written = split_judgements(tmp_path / "judgements.tsv", tmp_path / "out", relevant_at=2)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "left out 2 of 403 judgements: a cell is empty" in said
+    assert "left out 1 of 403 judgements: repeated" in said
+    assert "200 queries: 160 for training, 20 for validation, 20 for test" in said
+    assert "validation has 20 queries, too few to decide" in said
+    assert written["judgements_validation.parquet"] == 40
+
+
+def test_a_grade_is_given_and_there_is_none(tmp_path: Path) -> None:
+    write(tmp_path / "judgements.tsv", ("query", "document_id", "grade"), [("a", "d1", 3)])
+    with pytest.raises(InputError, match="grade of 3 is given, but there is no column relevance; it has query, docum"):
+        split_judgements(tmp_path / "judgements.tsv", tmp_path / "out", relevant_at=3)
+
+
+def test_an_earlier_split_and_a_file_are_kept(judgements: Path, tmp_path: Path) -> None:
+    split_judgements(judgements, tmp_path / "out", relevant_at=2)
+    before = (tmp_path / "out/positives.parquet").read_bytes()
+    with pytest.raises(InputError, match=r"has an earlier positives\.parquet: give another --out, or --overwrite"):
+        split_judgements(judgements, tmp_path / "out", relevant_at=1.5)
+    assert (tmp_path / "out/positives.parquet").read_bytes() == before
+    split_judgements(judgements, tmp_path / "out", relevant_at=1.5, overwrite=True)
+    with pytest.raises(InputError, match=r"judgements\.tsv: cannot be a folder for output"):
+        split_judgements(judgements, judgements, relevant_at=2)
 
 
 def test_without_grades_every_pair_is_right(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,7 +124,7 @@ def test_the_command_line(judgements: Path, tmp_path: Path) -> None:
     done = subprocess.run([*command, "2"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "positives.parquet" in done.stdout
-    done = subprocess.run([*command, "7"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*command, "7", "--overwrite"], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (2, "")
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith(f"error: judgements {judgements}: training needs relevant pairs")

@@ -239,12 +239,15 @@ def test_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"document_id": 1.5, "title": "a"}], "document_id must be text or whole numbers; it is double"),
+        ([{"document_id": 1.5, "title": "a"}], "row 1, column document_id must be text or whole numbers; got 1.5"),
         (
             [{"document_id": "1", "title": "a", "image_embeddings": "[1,"}],
-            "image_embeddings: cannot be read|cannot be read",
+            "row 1, document_id '1', column image_embeddings must be a list of vectors of finite numbers, such as",
         ),
-        ([{"document_id": "1", "title": "a", "image_embeddings": [["x"]]}], "column image_embeddings: cannot be read"),
+        (
+            [{"document_id": "1", "title": "a", "image_embeddings": [["x"]]}],
+            "column image_embeddings must be a list of vectors",
+        ),
     ],
 )
 def test_a_value_of_another_type_is_refused(tmp_path: Path, rows: list[dict[str, Any]], message: str) -> None:
@@ -254,5 +257,7 @@ def test_a_value_of_another_type_is_refused(tmp_path: Path, rows: list[dict[str,
 
 def test_a_rating_that_is_no_number_is_refused(tmp_path: Path) -> None:
     path = tsv(tmp_path, [{"query": "a", "country": "US", "document_id": "1", "relevance": "good"}])
-    with pytest.raises(InputError, match="column relevance: cannot be read"):
+    with pytest.raises(
+        InputError, match="row 1, document_id '1', column relevance must be a finite number; got 'good'"
+    ):
         open_judgements(path).read()

@@ -1,5 +1,6 @@
 """Text as graph ops: one implementation whose ids are the same eagerly, in `tf.data` and from a saved model."""
 
+import random
 import unicodedata
 from pathlib import Path
 
@@ -296,3 +297,15 @@ def test_the_tokenizer_works_after_a_new_seed(tokenizer: SentencePiece) -> None:
     before = another.token_ids(tf.constant(["red sofa"]), 9).numpy()
     tf.random.set_seed(1)
     np.testing.assert_array_equal(another.token_ids(tf.constant(["red sofa"]), 9).numpy(), before)
+
+
+def test_long_texts_are_part_of_the_training_of_the_tokenizer() -> None:
+    """SentencePiece leaves out texts of more than 4,192 bytes, which 1,600 Japanese characters have."""
+    words = ("赤い", "ソファ", "革", "椅子", "大きい", "机", "白い", "照明")
+    generator = random.Random(0)
+    long = ["".join(generator.choices(words, k=800)) for _ in range(20)]
+    assert all(len(text) > 1_400 for text in long)
+    model = train_tokenizer([*long, *["red sofa", "blue chair"] * 20], 300)
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+    vocabulary = {pieces.id_to_piece(number) for number in range(pieces.vocab_size())}
+    assert set("".join(words)) <= set("".join(vocabulary))

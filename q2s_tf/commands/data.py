@@ -15,11 +15,13 @@ TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"]
 
 def make_marketplace(
     out: Annotated[Path, Option(help="Folder for the four Parquet files; created if it does not exist.")],
-    listings: Annotated[int, Option(help="Number of listings.")] = 8000,
-    seed: Annotated[int, Option(help="The same seed gives the same tables.")] = 1,
-    users: Annotated[int | None, Option(help="Number of shoppers.  [default: 8 for every 5 listings]")] = None,
-    days: Annotated[int, Option(help="Length of the log.")] = 28,
-    image_dimension: Annotated[int, Option(help="Width of the image vectors.")] = 64,
+    listings: Annotated[int, Option(min=1, max=10_000_000, help="Number of listings.")] = 8000,
+    seed: Annotated[int, Option(min=0, max=2**32 - 1, help="The same seed gives the same tables.")] = 1,
+    users: Annotated[
+        int | None, Option(min=1, max=100_000_000, help="Number of shoppers.  [default: 8 for every 5 listings]")
+    ] = None,
+    days: Annotated[int, Option(min=1, max=3650, help="Length of the log.")] = 28,
+    image_dimension: Annotated[int, Option(min=1, max=8192, help="Width of the image vectors.")] = 64,
 ) -> None:
     """Generate a marketplace: catalogue, search log, judgements.
 
@@ -45,11 +47,14 @@ def build_positives(
     ] = "reply",
     documents: Annotated[str | None, Option(help="Catalogue; events on other documents are left out.")] = None,
     strict: Annotated[bool, Option("--strict", help="Refuse the log if anything in it must be left out.")] = False,
-    validation_days: Annotated[int, Option(min=0, help="Last days to keep for --validation-out.")] = 0,
+    allow_empty: Annotated[bool, Option("--allow-empty", help="Write an empty table if there is no positive.")] = False,
+    validation_days: Annotated[int, Option(min=0, max=3650, help="Last days to keep for --validation-out.")] = 0,
     validation_out: Annotated[Path | None, Option(help="File for the positives of those days.")] = None,
     memory: Annotated[str, Option(help="Memory limit of the engine; the rest is spilled to disk.")] = "2GB",
-    max_searches_per_hour: Annotated[int, Option(min=1, help="Users who search more often are bots.")] = 120,
-    max_query_length: Annotated[int, Option(min=1, help="Longest query, in characters.")] = 200,
+    max_searches_per_hour: Annotated[
+        int, Option(min=1, max=1_000_000, help="Users who search more often are bots.")
+    ] = 120,
+    max_query_length: Annotated[int, Option(min=1, max=1_000_000, help="Longest query, in characters.")] = 200,
     now: Annotated[datetime | None, Option(formats=TIMES, help="Later events lie in the future; UTC.")] = None,
 ) -> None:
     """Turn a search log into queries with answered listings.
@@ -70,18 +75,19 @@ def build_positives(
 
         report = build_positives(
             events, out, backend=backend, window=duration(window), require=require, documents=documents, strict=strict,
-            validation_days=validation_days, validation_out=validation_out, memory=memory,
+            allow_empty=allow_empty, validation_days=validation_days, validation_out=validation_out, memory=memory,
             max_searches_per_hour=max_searches_per_hour, max_query_length=max_query_length, now=now, announce=announce,
         )  # fmt: skip
     Console().print(report.table())
-    if not report.positives:
-        cli.console.print("warning: no positive was found; the table above shows why events were left out")
 
 
 def split_judgements(
     judgements: Annotated[Path, Option(help="query, document_id, relevance, optional country; Parquet or TSV.")],
     out: Annotated[Path, Option(help="Folder for the three Parquet files.")],
-    relevant_at: Annotated[float, Option(help="Lowest relevance of a positive pair.")] = 1.0,
+    relevant_at: Annotated[
+        float | None, Option(min=-1000, max=1000, help="Lowest relevance of a positive pair. [default: 1]")
+    ] = None,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace an earlier split.")] = False,
 ) -> None:
     """Split rated pairs into positives, validation and test.
 
@@ -91,7 +97,7 @@ def split_judgements(
     """
     from q2s_tf.datasets import split_judgements
 
-    _print_rows(split_judgements(judgements, out, relevant_at), f"judgements split into {out}")
+    _print_rows(split_judgements(judgements, out, relevant_at, overwrite), f"judgements split into {out}")
 
 
 def import_dataset(
@@ -99,7 +105,7 @@ def import_dataset(
     path: Annotated[Path, Argument(help="The folder with its files.")],
     out: Annotated[Path, Option(help="Folder for the Parquet files.")],
     validation_every: Annotated[
-        int | None, Option(min=2, help="Home Depot only: every n-th training query validates. [default: 20]")
+        int | None, Option(min=2, max=1000, help="Home Depot only: every n-th training query validates. [default: 20]")
     ] = None,
 ) -> None:
     """Convert a published data set (Home Depot, ESCI, WANDS).

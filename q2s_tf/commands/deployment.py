@@ -14,10 +14,12 @@ from q2s_tf import cli, extras
 from q2s_tf.errors import InputError
 
 BYTES = 64 << 20
+SECONDS, PORT = {"min": 0, "max": 86_400}, {"min": 0, "max": 65_535}
+"""Ranges of options."""
 TLS = "PEM file; any of the three makes the connection encrypted."
 
 Models = Annotated[Path, Option(help="Folder of the servables.")]
-Keep = Annotated[int | None, Option(min=1, help="Remove all but this many of the newest versions.")]
+Keep = Annotated[int | None, Option(min=1, max=1_000_000, help="Remove all but this many of the newest versions.")]
 ChannelNames = Annotated[Path, Option(help="Folder of the servables, for the names of the channels.")]
 
 
@@ -29,7 +31,10 @@ def export(
         Literal["scann", "partitioned", "exact"] | None,
         Option(help="Kind of index; scann needs the extra 'scann'. [default: exact up to 20,000 documents]"),
     ] = None,
-    recall: Annotated[float, Option(help="Share of the exact top 100 that the default effort must find.")] = 0.95,
+    recall: Annotated[
+        float,
+        Option(min=0, max=1, help="Share of the exact top 100 that the default effort must find."),
+    ] = 0.95,
     queries: Annotated[
         Path | None, Option(help="Table with query and country to measure it on. [default: documents with noise]")
     ] = None,
@@ -112,28 +117,32 @@ def serve(
     model_config_file: Annotated[
         Path | None, Option(help="Instead of --models: TF Serving's model config, with labels and policies.")
     ] = None,
-    port: Annotated[int, Option(help="gRPC port; 0 takes a free one.")] = 8500,
+    port: Annotated[int, Option(**PORT, help="gRPC port; 0 takes a free one.")] = 8500,
     rest_port: Annotated[
-        int | None, Option(help="Port of REST and metrics, usually 8501; 0 takes a free one. [default: no REST]")
+        int | None,
+        Option(**PORT, help="Port of REST and metrics, usually 8501; 0 takes a free one. [default: no REST]"),
     ] = None,
     host: Annotated[str, Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
-    poll_seconds: Annotated[float, Option(help="How often to look for new versions.")] = 1.0,
+    poll_seconds: Annotated[float, Option(min=0.01, max=86_400, help="How often to look for new versions.")] = 1.0,
     ssl_config_file: Annotated[
         Path | None, Option(help="TF Serving's SSLConfig: gRPC over TLS, or mutual TLS with client_verify.")
     ] = None,
     monitoring_config_file: Annotated[
         Path | None, Option(help="TF Serving's MonitoringConfig: whether and where REST shows metrics.")
     ] = None,
-    max_request_bytes: Annotated[int, Option(help="The largest request that is read.")] = BYTES,
-    max_rows: Annotated[int, Option(help="The largest batch.")] = 4096,
+    max_request_bytes: Annotated[int, Option(min=1, max=2**31 - 1, help="The largest request that is read.")] = BYTES,
+    max_rows: Annotated[int, Option(min=1, max=2**31 - 1, help="The largest batch.")] = 4096,
     max_seconds: Annotated[
-        float, Option(help="The longest a request may wait for a free thread before it is refused.")
+        float, Option(**SECONDS, help="The longest a request may wait for a free thread before it is refused.")
     ] = 10.0,
     cache_seconds: Annotated[
-        float, Option(help="How long an answer is kept for the same request; 0 for no cache. The paper: 28800.")
+        float,
+        Option(**SECONDS, help="How long an answer is kept for the same request; 0 for no cache. The paper: 28800."),
     ] = 0.0,
-    cache_bytes: Annotated[int, Option(help="The largest total size of the kept answers.")] = BYTES,
-    grace_seconds: Annotated[float, Option(help="How long running requests may take to finish after SIGTERM.")] = 10.0,
+    cache_bytes: Annotated[int, Option(min=0, max=2**40, help="The largest total size of the kept answers.")] = BYTES,
+    grace_seconds: Annotated[
+        float, Option(**SECONDS, help="How long running requests may take to finish after SIGTERM.")
+    ] = 10.0,
 ) -> None:
     """Serve exported models over gRPC and REST.
 
@@ -164,21 +173,24 @@ def serve(
 def query(
     query: Annotated[str, Argument(help="The query, in any language.")],
     country: Annotated[str, Option(help="The searcher's country; empty if unknown.")] = "",
-    k: Annotated[int, Option(min=1, help="How many documents, on each page.")] = 10,
+    k: Annotated[int, Option(min=1, max=100_000, help="How many documents, on each page.")] = 10,
     target: Annotated[str, Option(help="HOST:PORT of the server.")] = "127.0.0.1:8500",
     documents: Annotated[Path | None, Option(help="Catalogue (Parquet or TSV), for the titles.")] = None,
     filters: Annotated[
         list[str] | None, Option("--filter", help="COLUMN=VALUE that documents must have; may be repeated.")
     ] = None,
-    pages: Annotated[int, Option(min=1, help="How many pages; more partitions are searched for later ones.")] = 1,
-    effort: Annotated[int, Option(min=0, help="Partitions to search; 0 for the index's default.")] = 0,
+    pages: Annotated[
+        int, Option(min=1, max=10_000, help="How many pages; more partitions are searched for later ones.")
+    ] = 1,
+    effort: Annotated[int, Option(min=0, max=2**31 - 1, help="Partitions to search; 0 for the index's default.")] = 0,
     min_score: Annotated[float, Option(help="Lowest score of a result.")] = -1.0,
     lexical_weight: Annotated[
-        float, Option(help="Weight of BM25 beside the cosine; 0 for none, below 0 for the default of the export.")
+        float,
+        Option(max=1_000, help="Weight of BM25 beside the cosine; 0 for none, below 0 for the default of the export."),
     ] = -1.0,
     version: Annotated[str | None, Option(help="Of the retriever: a number, or a label such as canary.")] = None,
     models: ChannelNames = Path("saved_models"),
-    timeout_seconds: Annotated[float, Option(help="How long to wait for each answer.")] = 10.0,
+    timeout_seconds: Annotated[float, Option(**SECONDS, help="How long to wait for each answer.")] = 10.0,
     tls_ca: Annotated[Path | None, Option(help=f"The authority of the server's certificate. {TLS}")] = None,
     tls_cert: Annotated[Path | None, Option(help="The client's certificate, for mutual TLS.")] = None,
     tls_key: Annotated[Path | None, Option(help="The client's private key, for mutual TLS.")] = None,
@@ -222,11 +234,11 @@ def demo_app(
     documents: Annotated[Path, Option(help="Catalogue (Parquet or TSV) that the server's index was made from.")],
     target: Annotated[str, Option(help="HOST:PORT of the server, embedded or TF Serving.")] = "127.0.0.1:8500",
     models: ChannelNames = Path("saved_models"),
-    port: Annotated[int, Option(help="Port of the page; 0 takes a free one.")] = 8080,
+    port: Annotated[int, Option(**PORT, help="Port of the page; 0 takes a free one.")] = 8080,
     host: Annotated[str, Option(help="Address of the page; 0.0.0.0 for all.")] = "127.0.0.1",
     page_size: Annotated[int, Option(min=1, max=100, help="Results of a page.")] = 10,
     pictures: Annotated[str | None, Option(help="Column with each picture's path or address, if any.")] = None,
-    timeout_seconds: Annotated[float, Option(help="How long to wait for each answer of the server.")] = 5.0,
+    timeout_seconds: Annotated[float, Option(**SECONDS, help="How long to wait for each answer of the server.")] = 5.0,
 ) -> None:
     """Serve a search page in the browser, over a running server.
 

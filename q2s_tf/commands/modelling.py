@@ -1,6 +1,7 @@
 """Commands that train a run, measure it and explain it; and the demo, which runs all steps."""
 
 import json
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -17,17 +18,20 @@ Documents = Annotated[Path, Option(help="The catalogue, Parquet or TSV.")]
 Judgements = Annotated[Path, Option(help="Rated pairs, or later positives.")]
 Later = Annotated[Path | None, Option(help="Positives of later days, for recall of what users chose then.")]
 RelevantAt = Annotated[
-    float | None, Option(help="Lowest grade of a relevant pair. [default: that of the run's config]")
+    float | None,
+    Option(min=-1000, max=1000, help="Lowest grade of a relevant pair. [default: that of the run's config]"),
 ]
-RecallRelevantAt = Annotated[float | None, Option(help="The same for recall and MRR over the catalogue.")]
+RecallRelevantAt = Annotated[
+    float | None, Option(min=-1000, max=1000, help="The same for recall and MRR over the catalogue.")
+]
 Stage = Annotated[int | None, Option(min=1, max=2, help="Weights of this stage. [default: the last one]")]
 
 
 def demo(
     out: Annotated[Path, Option(help="Folder for all that the demo writes.")] = Path("demo"),
     config: Annotated[str, Option(help="Training config: a TOML file, or the name of a shipped one.")] = "marketplace",
-    listings: Annotated[int, Option(help="Size of the generated catalogue.")] = 8_000,
-    seed: Annotated[int, Option(help="Seed of the generated marketplace.")] = 1,
+    listings: Annotated[int, Option(min=1, max=10_000_000, help="Size of the generated catalogue.")] = 8_000,
+    seed: Annotated[int, Option(min=0, max=2**32 - 1, help="Seed of the generated marketplace.")] = 1,
 ) -> None:
     """Run all steps on a generated marketplace, about 6 minutes.
 
@@ -62,10 +66,16 @@ def train(
     Example: q2s train --config marketplace --documents data/documents.parquet
     --positives data/positives.parquet --validation data/judgements_validation.parquet --out runs/first
     """
-    q2s_tf.train(
-        config, documents=documents, positives=positives, validation=validation, out=out,
-        overrides=set_ or [], tokenizer=tokenizer, resume=resume,
-    )  # fmt: skip
+    try:
+        q2s_tf.train(
+            config, documents=documents, positives=positives, validation=validation, out=out,
+            overrides=set_ or [], tokenizer=tokenizer, resume=resume,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        if (out / "config.toml").is_file():
+            command = shlex.join([*sys.argv, *([] if resume else ["--resume"])])
+            cli.console.print(f"interrupted; this continues after the last complete epoch: {command}", markup=False)
+        raise
 
 
 def evaluate(
@@ -142,7 +152,7 @@ def explain(
     run: Run,
     documents: Documents,
     country: Annotated[str, Option(help="The searcher's country; empty if unknown.")] = "",
-    k: Annotated[int, Option(min=0, help="How many of the first documents to show as well.")] = 5,
+    k: Annotated[int, Option(min=0, max=1000, help="How many of the first documents to show as well.")] = 5,
     as_json: Annotated[bool, Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Explain the score of a document for a query.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from q2s_tf.examples.stored_rows import RowReader, TowerRows
+from q2s_tf.examples.stored_rows import RowReader, TowerRows, padded
 
 Batch = dict[str, Any]
 
@@ -34,12 +34,8 @@ class HeadLabels:
 
     def read(self, documents: np.ndarray) -> np.ndarray:
         """Labels of documents, int32 `[B, K]`, K at least 1, padded with −1."""
-        starts, lengths = self.starts[documents], self.starts[documents + 1] - self.starts[documents]
-        positions = np.arange(max(1, lengths.max(initial=0)))
-        used = positions < lengths[:, None]
-        padded = np.full(used.shape, -1, np.int32)
-        padded[used] = self.values[(starts[:, None] + positions)[used]]
-        return padded
+        starts, ends = self.starts[documents], self.starts[documents + 1]
+        return padded(self.values, starts, ends - starts, fill=-1)
 
 
 def frequent_queries(query: np.ndarray, document: np.ndarray, count: int, num_documents: int) -> HeadLabels:

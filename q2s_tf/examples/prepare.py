@@ -22,7 +22,6 @@ from q2s_tf.cli import console, track
 from q2s_tf.config import Config
 from q2s_tf.errors import InputError
 from q2s_tf.examples.batches import NO_COUNTRY, Examples, frequent_queries
-from q2s_tf.examples.pseudo_queries import common_words, count_words, pseudo_query
 from q2s_tf.examples.stored_rows import RowReader, RowWriter, TowerRows, store_rows
 from q2s_tf.models import Tower, Towers, unique_ids
 from q2s_tf.models.encoding import documents_named
@@ -43,13 +42,20 @@ class TableScan:
 
     Attributes:
         document_ids: ids of a catalogue, checked.
-        common_words: words of many titles of a catalogue, which pseudo-queries leave out.
+
+    Raises:
+        InputError: a channel of the document tower reads a column that the catalogue does not have.
     """
 
     def __init__(self, config: Config, side: str, table: Table):
         self.config, self.side, self.table = config, side, table
+        for name, channel in config.tower_channels(side).items():
+            if side == "document" and channel.input in table.missing:
+                raise InputError(
+                    f"{table.kind} {table.path}: channel {name} reads the column {channel.input}, which is not there "
+                    f"(columns: {', '.join(table.available)}): add it, or remove the channel from the config"
+                )
         self.document_ids: pa.Array = pa.array([], pa.string())
-        self.common_words: frozenset[str] = frozenset()
         self._values: dict[str, Counter[str]] = {
             name: Counter() for name, channel in config.tower_channels(side).items() if channel.kind == "categorical"
         }
@@ -58,20 +64,17 @@ class TableScan:
         """Reads the table once: yields every text of a channel, normalised, and sets the attributes at the end."""
         channels = self.config.tower_channels(self.side)
         inputs = sorted({channel.input for channel in channels.values() if channel.kind in ("text", "trigrams")})
-        ids, words, titles = [], Counter[str](), 0
+        ids = []
         batches = self.table.num_batches(8_192)
         for batch in track(self.table.batches(), f"reading {self.table.kind}", batches):
             if self.side == "document":
                 ids.append(batch.column("document_id"))
-                if self.config.pseudo_queries.per_document:
-                    titles += count_words(words, batch.column("title").to_pylist())
             for name, counter in self._values.items():
                 counter.update(filter(None, _normalised(batch.column(channels[name].input))))
             for name in inputs:
                 yield from filter(None, _normalised(batch.column(name)))
         if self.side == "document":
             self.document_ids = unique_ids(ids, self.table)
-            self.common_words = common_words(words, titles)
 
     def read(self) -> "TableScan":
         """Reads the table without using its texts."""
@@ -97,7 +100,6 @@ def build_examples(
     documents: Table,
     positives: Table,
     teacher: Teacher | None = None,
-    common: frozenset[str] = frozenset(),
 ) -> Examples:
     """Stores everything that training reads: the second pass.
 
@@ -107,7 +109,6 @@ def build_examples(
         documents: the catalogue.
         positives: the pairs; those whose document is not in the catalogue are left out and counted on the console.
         teacher: embeds every distinct query.
-        common: words that pseudo-queries leave out.
 
     Raises:
         InputError: no positive with a document of the catalogue, or image vectors of another width.
@@ -116,23 +117,17 @@ def build_examples(
     folder.mkdir(parents=True)
     config = towers.config
     with duckdb.connect(folder / "join.duckdb") as join:
-        document_rows = _store_documents(folder / "documents", towers.document, documents, common, join)
+        document_rows = _store_documents(folder / "documents", towers.document, documents, join)
         num_documents = len(document_rows)
-        query_rows, total = _store_queries(folder / "queries", towers.query, positives, join)
+        query_rows = _store_queries(folder / "queries", towers.query, positives, join)
         teacher_rows = _store_teacher(folder / "teacher", teacher, config.dimension, join) if teacher else None
         fields = [("query", "i4"), ("document", "i4"), ("weight", "f4")]
         pairs = _save(folder / "pairs", join, f"{_PAIRS} ORDER BY pseudo, position", fields)
         group = _save(folder / "groups", join, _GROUPS, [("group", "i8")])
         known = _save(folder / "known", join, _KNOWN.format(num_documents=num_documents), [("known", "i8")])
         countries = _countries(join) if config.stage2.negatives == "same_country" else {}
-        num_positives = join.execute(f"SELECT count(*) FROM ({_PAIRS} WHERE NOT pseudo)").fetchall()[0][0]
+        num_positives = _count_positives(join, positives, documents)
     (folder / "join.duckdb").unlink()
-    if not num_positives:
-        raise InputError(
-            f"positives {positives.path}: no row has a query and a document of {documents.path}: is it their catalogue?"
-        )
-    if left_out := total - num_positives:
-        console.print(f"left out {left_out:,} of {total:,} positives: no such document in the catalogue, or no query")
     share = config.pseudo_queries.batch_share if len(pairs) > num_positives else 0.0
     real = pairs[:num_positives]
     return Examples(
@@ -154,7 +149,7 @@ def build_examples(
 
 _PAIRS = """
     SELECT texts.query, documents.document,
-        (1 + ln(CASE WHEN isfinite(weight) THEN greatest(1, weight) ELSE 1 END))::FLOAT AS weight
+        (1 + ln(greatest(1, coalesce(weight, 1))))::FLOAT AS weight
     FROM positives
     JOIN texts ON positives.query = texts.text AND positives.country IS NOT DISTINCT FROM texts.country
     JOIN documents USING (document_id)"""
@@ -163,6 +158,28 @@ _KNOWN = f"""
     SELECT DISTINCT text_group * {{num_documents}} + document AS known
     FROM ({_PAIRS}) JOIN (SELECT query, dense_rank() OVER (ORDER BY text) - 1 AS text_group FROM normal) USING (query)
     ORDER BY known"""
+
+
+_COUNTS = """
+    SELECT count(*), count(*) FILTER (query IS NULL), count(*) FILTER (query IS NOT NULL AND document IS NULL),
+        count(*) - count(DISTINCT (query, positives.country, positives.document_id)),
+        min(positives.document_id), (SELECT min(document_id) FROM documents)
+    FROM positives LEFT JOIN documents USING (document_id) WHERE NOT pseudo"""
+
+
+def _count_positives(join: duckdb.DuckDBPyConnection, positives: Table, documents: Table) -> int:
+    """The number of positives that can be used; says how many cannot, and how many repeat another one."""
+    total, blank, unlisted, repeated, example, listed = join.execute(_COUNTS).fetchall()[0]
+    if not (usable := total - blank - unlisted):
+        raise InputError(
+            f"positives {positives.path}: no row has a query and a document of {documents.path}: is it their catalogue?"
+            f" The first document_id here is {example!r}, there {listed!r}"
+        )
+    reasons = {"left out: no query": blank, "left out: no such document in the catalogue": unlisted}
+    for reason, rows in (reasons | {"repeat another row, and count again": repeated}).items():
+        if rows:
+            console.print(f"{rows:,} of {total:,} positives {reason}")
+    return usable
 
 
 def _countries(join: duckdb.DuckDBPyConnection) -> dict[str, np.ndarray]:
@@ -180,9 +197,7 @@ def _countries(join: duckdb.DuckDBPyConnection) -> dict[str, np.ndarray]:
     }
 
 
-def _store_documents(
-    folder: Path, tower: Tower, documents: Table, common: frozenset[str], join: duckdb.DuckDBPyConnection
-) -> TowerRows:
+def _store_documents(folder: Path, tower: Tower, documents: Table, join: duckdb.DuckDBPyConnection) -> TowerRows:
     """Stores the catalogue and creates the tables `documents` (row, id, country) and `pseudo` (pseudo-queries)."""
     settings, generator = tower.config.pseudo_queries, random.Random(tower.config.seed)
     join.execute("CREATE TABLE documents (document INTEGER, document_id VARCHAR, country VARCHAR)")
@@ -196,7 +211,7 @@ def _store_documents(
             rows += len(batch)
             if settings.per_document:
                 queries = [
-                    pseudo_query(title or "", generator, common, settings.variants)
+                    pseudo_query(title or "", generator)
                     for title in batch.column("title").to_pylist()
                     for _ in range(settings.per_document)
                 ]
@@ -208,21 +223,30 @@ def _store_documents(
     return _store(folder, tower, inputs())
 
 
-def _store_queries(
-    folder: Path, tower: Tower, positives: Table, join: duckdb.DuckDBPyConnection
-) -> tuple[TowerRows, int]:
-    """Stores the distinct queries and creates the tables `positives`, `texts` (as typed) and `normal` (normalised).
+def pseudo_query(title: str, generator: random.Random) -> str:
+    """One to five words of a title in their order; of a title without spaces, two to six neighbouring characters."""
+    words = title.split()
+    if len(words) == 1:
+        length = min(len(words[0]), generator.randint(2, 6))
+        start = generator.randint(0, len(words[0]) - length)
+        return words[0][start : start + length]
+    positions = generator.sample(range(len(words)), min(len(words), generator.randint(1, 5)))
+    return " ".join(words[position] for position in sorted(positions))
 
-    Returns:
-        The stored rows and the number of positives.
-    """
-    columns = {"query": pa.string(), "country": pa.string(), "document_id": pa.string(), "weight": pa.float64()}
-    batches = (batch.select(list(columns)) for batch in positives.batches())
-    join.register("read", pa.RecordBatchReader.from_batches(pa.schema(columns), batches))
+
+def _store_queries(folder: Path, tower: Tower, positives: Table, join: duckdb.DuckDBPyConnection) -> TowerRows:
+    """Stores the distinct queries; creates the tables `positives`, `texts` (as typed) and `normal` (normalised)."""
     join.execute("""
-        CREATE TABLE positives AS SELECT row_number() OVER () AS position, * FROM (
-            SELECT *, false AS pseudo FROM read
-            UNION ALL SELECT query, country, document_id, 1, true FROM pseudo WHERE query <> '')""")
+        CREATE SEQUENCE positions;
+        CREATE TABLE positives (
+            query VARCHAR, country VARCHAR, document_id VARCHAR, weight DOUBLE, pseudo BOOLEAN DEFAULT false,
+            position BIGINT DEFAULT nextval('positions'))""")
+    columns = ("query", "country", "document_id", "weight")
+    for batch in positives.batches():
+        _insert(join, f"positives ({', '.join(columns)})", *(batch.column(name) for name in columns))
+    join.execute(
+        "INSERT INTO positives (query, country, document_id, pseudo) SELECT *, true FROM pseudo WHERE query <> ''"
+    )
     join.execute("""
         CREATE TABLE texts AS
         SELECT (row_number() OVER (ORDER BY query, country) - 1)::INTEGER AS query, query AS text, country
@@ -235,8 +259,7 @@ def _store_queries(
             _insert(join, "normal", batch.column("query"), normalise(tf.constant(text)).numpy())
             yield tower.as_inputs({"query": text, "country": batch.column("country")})
 
-    rows = _store(folder, tower, inputs())
-    return rows, join.execute("SELECT count(*) FROM positives WHERE NOT pseudo").fetchall()[0][0]
+    return _store(folder, tower, inputs())
 
 
 def _store_teacher(path: Path, teacher: Teacher, dimension: int, join: duckdb.DuckDBPyConnection) -> RowReader:
@@ -270,7 +293,7 @@ def _store(folder: Path, tower: Tower, inputs: Iterator[dict[str, tf.Tensor]]) -
 
 def _insert(join: duckdb.DuckDBPyConnection, table: str, *columns: Any) -> None:
     join.register("inserted", pa.table(list(columns), [f"column{number}" for number in range(len(columns))]))
-    join.execute(f"INSERT INTO {table} FROM inserted")
+    join.execute(f"INSERT INTO {table} SELECT * FROM inserted")
 
 
 def _normalised(column: pa.Array) -> list[str]:

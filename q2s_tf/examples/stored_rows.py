@@ -41,6 +41,15 @@ class RowWriter:
         self._lengths.close()
 
 
+def padded(values: np.ndarray, starts: np.ndarray, lengths: np.ndarray, fill: int = 0) -> np.ndarray:
+    """Rows of values of different lengths, one after another in `values`, as `[B, L, ...]`, L at least 1."""
+    positions = np.arange(max(1, lengths.max(initial=0)))
+    used = positions < lengths[:, None]
+    rows = np.full((*used.shape, *values.shape[1:]), fill, values.dtype)
+    rows[used] = values[(starts[:, None] + positions)[used]]
+    return rows
+
+
 class RowReader:
     """Reads rows that a `RowWriter` wrote.
 
@@ -53,10 +62,9 @@ class RowReader:
     def __init__(self, path: Path, dtype: type, dimension: int | None = None):
         lengths = np.fromfile(path.with_name(f"{path.name}.lengths"), np.int64)
         self._offsets = np.concatenate([[0], np.cumsum(lengths)])
-        self._shape: tuple[int, ...] = () if dimension is None else (dimension,)
         file = path.with_name(f"{path.name}.values")
         flat = np.memmap(file, dtype, mode="r") if file.stat().st_size else np.zeros(0, dtype)
-        self._values = flat.reshape(-1, *self._shape)
+        self._values = flat if dimension is None else flat.reshape(-1, dimension)
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -67,12 +75,7 @@ class RowReader:
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Rows by number, padded with zeros to the longest: `[B, L]` or `[B, L, I]`, L at least 1."""
-        starts, lengths = self._offsets[rows], self.lengths(rows)
-        positions = np.arange(max(1, lengths.max(initial=0)))
-        used = positions < lengths[:, None]
-        padded = np.zeros((*used.shape, *self._shape), self._values.dtype)
-        padded[used] = self._values[(starts[:, None] + positions)[used]]
-        return padded
+        return padded(self._values, self._offsets[rows], self.lengths(rows))
 
 
 class TowerRows:

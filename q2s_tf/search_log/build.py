@@ -1,23 +1,23 @@
 """From a log on disk to positives on disk: read, clean, count, run the funnel, write."""
 
-import fcntl
 import json
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import ibis
 import ibis.expr.types as ir
+import pyarrow.parquet as pq
 
 from q2s_tf.errors import InputError
-from q2s_tf.files import atomic_write, find_files
-from q2s_tf.search_log import chains, cleaning, engines, event_columns
+from q2s_tf.files import atomic_write, exclusive, make_folder
+from q2s_tf.search_log import chains, cleaning, engines
 from q2s_tf.search_log.cleaning import Report
+from q2s_tf.tables import Table, open_events
 
 Backend = Literal["duckdb", "pyspark"]
 
@@ -34,6 +34,7 @@ def build_positives(
     require: chains.Stage = "reply",
     documents: str | Path | None = None,
     strict: bool = False,
+    allow_empty: bool = False,
     validation_days: int = 0,
     validation_out: str | Path | None = None,
     memory: str = "2GB",
@@ -55,6 +56,7 @@ def build_positives(
         require: The last step that must have happened.
         documents: The catalogue; events on documents outside it are left out.
         strict: Raise an error if a row would be left out.
+        allow_empty: Write empty tables if there is no positive, which is an error otherwise.
         validation_days: Write the positives of the last days to `validation_out` instead of `out`.
         validation_out: The file for the validation positives.
         memory: The memory of the engine (`2GB`); it spills the rest to disk, next to `out`.
@@ -67,36 +69,34 @@ def build_positives(
         The report that was written.
 
     Raises:
-        InputError: An argument or the log cannot be used, or `strict` is true and a row would be left out. Then
-            nothing has been written.
+        InputError: An argument or the log cannot be used, a row would be left out and `strict` is true, or there is no
+            positive and `allow_empty` is false. Then nothing has been written.
     """
     out, validation = Path(out), None if validation_out is None else Path(validation_out)
     now = now or datetime.now(UTC)
     now = now.astimezone(UTC) if now.tzinfo else now.replace(tzinfo=UTC)
-    log_files = find_files(log, "events")
-    document_files = find_files(documents, "documents") if documents else None
-    inputs = log_files.paths + (document_files.paths if document_files else ())
-    _check_outputs(out, validation, validation_days, inputs)
-    with _workspace(out) as scratch, ExitStack() as stack:
+    events = open_events(Path(log))
+    catalogue = Table(Path(documents), "documents", ["document_id"]) if documents else None
+    _check_outputs(out, validation, validation_days, events.paths + (catalogue.paths if catalogue else []))
+    with _workspace(out) as scratch, engines.resources_checked(), ExitStack() as stack:
         duckdb = stack.enter_context(engines.duckdb(memory, scratch))
         connection = duckdb if backend == "duckdb" else stack.enter_context(engines.spark(memory, scratch))
-        materialise = partial(engines.materialise, connection, scratch)
-        with engines.readable(f"events {log}"):
-            announce("reading and cleaning the log")
-            raw = engines.read(connection, log_files, "events", (*event_columns.COLUMNS, "product_id"))
-            events = event_columns.normalise(raw, f"events {log}")
-            labelled = materialise("log", cleaning.label(events, now, max_query_length))
-            catalogue = None
-            if document_files:
-                table = engines.read(connection, document_files, "documents", ("document_id", "product_id"))
-                catalogue = materialise("catalogue", event_columns.document_ids(table, f"documents {documents}"))
-            announce("finding replays, bots and clicks without a search")
-            clean, report = cleaning.clean(labelled, window, max_searches_per_hour, catalogue, materialise)
-            if strict and any(report.faults.values()):
-                counts = ", ".join(f"{rule}: {rows}" for rule, rows in report.faults.items() if rows)
-                raise InputError(f"events {log}: strict, and rows cannot be used ({counts}); fix them or drop --strict")
-            announce("running the funnel")
-            chains.positives(clean, window, require).to_parquet(scratch / "positives.parquet")
+
+        def materialise(name: str, table: ir.Table) -> ir.Table:
+            return engines.materialise(connection, scratch, name, table)
+
+        announce("reading and cleaning the log")
+        raw = _stage(connection, events, scratch / "events.parquet")
+        raw = raw.mutate(timestamp=raw.timestamp.cast("timestamp"))
+        labelled = materialise("log", cleaning.label(raw, now, max_query_length))
+        listed = _stage(connection, catalogue, scratch / "documents.parquet").distinct() if catalogue else None
+        announce("finding replays, bots and clicks without a search")
+        clean, report = cleaning.clean(labelled, window, max_searches_per_hour, listed, materialise)
+        if strict and any(report.faults.values()):
+            counts = ", ".join(f"{rule}: {rows}" for rule, rows in report.faults.items() if rows)
+            raise InputError(f"events {log}: strict, and rows cannot be used ({counts}); fix them or drop --strict")
+        announce("running the funnel")
+        chains.positives(clean, window, require).to_parquet(scratch / "positives.parquet")
         announce("writing the positives")
         report.settings.update({
             "log": str(log), "backend": backend, "window_seconds": int(window.total_seconds()), "require": require,
@@ -104,7 +104,32 @@ def build_positives(
             "max_searches_per_hour": max_searches_per_hour, "max_query_length": max_query_length,
             "validation_days": validation_days,
         })  # fmt: skip
-        return _write(duckdb, scratch / "positives.parquet", out, validation, report)
+        rows, report = _summarise(duckdb, scratch / "positives.parquet", report)
+        if not report.positives and not allow_empty:
+            raise InputError(_explain_empty(report, labelled, listed))
+        return _write(rows, out, validation, report)
+
+
+def _stage(connection: Any, table: Table, path: Path) -> ir.Table:
+    """The rows of a table of files as a table of an engine: one Parquet file, which every engine reads alike."""
+    with pq.ParquetWriter(path, table.schema, compression="lz4") as writer:
+        for batch in table.batches(65_536):
+            writer.write_batch(batch)
+    return connection.read_parquet(str(path))
+
+
+def _explain_empty(report: Report, labelled: ir.Table, listed: ir.Table | None) -> str:
+    """Why there is no positive: what was read and left out, and an id of each side if none is in both."""
+    counts = ", ".join(f"{name}: {rows}" for name, rows in (report.events | report.faults).items() if rows) or "no rows"
+    message = f"events {report.settings['log']}: no positive was found ({counts})"
+    if listed is not None and report.faults["unlisted document"]:
+        sides = {"the log": labelled.filter(labelled.event != "search"), report.settings["documents"]: listed}
+        ids = [
+            f"{side} has document_id {side_rows.document_id.min().to_pyarrow().as_py()!r}"
+            for side, side_rows in sides.items()
+        ]
+        message += f"; {' and '.join(ids)}: are they ids of one catalogue?"
+    return message + " Use --allow-empty to write an empty table"
 
 
 def _report_path(out: Path) -> Path:
@@ -137,17 +162,9 @@ def _workspace(out: Path) -> Iterator[Path]:
 
     A new run deletes what a killed run left there. A lock keeps two runs from writing the same output.
     """
-    scratch = out.parent / f".{out.name}.partial"
-    try:
-        scratch.mkdir(parents=True, exist_ok=True)
-        lock = (scratch / "lock").open("w")
-    except (NotADirectoryError, FileExistsError, PermissionError) as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another folder") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{out}: another process is writing it; wait for it or choose another name") from None
+    scratch = make_folder(out.parent / f".{out.name}.partial")
+    message = f"{out}: another process is writing it; wait for it or choose another name"
+    with exclusive(scratch / "lock", message):
         for stale in scratch.iterdir():
             if stale.name != "lock":
                 shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
@@ -157,28 +174,31 @@ def _workspace(out: Path) -> Iterator[Path]:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _write(duckdb: Any, positives: Path, out: Path, validation: Path | None, report: Report) -> Report:
-    """Sort, split and write the computed positives, and complete and write the report.
+def _summarise(duckdb: Any, positives: Path, report: Report) -> tuple[ir.Table, Report]:
+    """The positives in their final form, and the report with their number and weight."""
+    rows = duckdb.read_parquet(str(positives / "*.parquet" if positives.is_dir() else positives))
+    rows = rows.mutate(timestamp=rows.timestamp.cast("timestamp('UTC')"))
+    rows = rows.select("query", "country", "document_id", "timestamp", "weight")
+    totals = rows.agg(positives=rows.count(), weight=rows.weight.sum().coalesce(0)).to_pyarrow().to_pylist()[0]
+    return rows, replace(report, **totals)
+
+
+def _write(rows: ir.Table, out: Path, validation: Path | None, report: Report) -> Report:
+    """Sort, split and write the positives, and complete and write the report.
 
     The validation days are the last `settings["validation_days"]` UTC days up to the latest positive. A positive
     belongs to the day of its first search, so that no pair is in both files.
     """
-    rows = duckdb.read_parquet(str(positives / "*.parquet" if positives.is_dir() else positives))
-    rows = rows.mutate(timestamp=rows.timestamp.cast("timestamp('UTC')"))
-    rows = rows.select("query", "country", "document_id", "timestamp", "weight")
-    totals = rows.agg(rows=rows.count(), weight=rows.weight.sum(), latest=rows.timestamp.max())
-    total = totals.to_pyarrow().to_pylist()[0]
-    report = replace(report, positives=total["rows"], weight=total["weight"] or 0)
     parts = {out: rows}
     if validation is not None:
-        latest = total["latest"] or datetime.now(UTC)
-        last_day = datetime(latest.year, latest.month, latest.day, tzinfo=UTC)
+        latest = rows.timestamp.max().to_pyarrow().as_py() or datetime.now(UTC)
+        last_day = latest.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
         late = rows.timestamp >= ibis.literal(last_day - timedelta(days=report.settings["validation_days"] - 1))
         parts = {out: rows.filter(~late), validation: rows.filter(late)}
         report = replace(report, validation=parts[validation].count().to_pyarrow().as_py())
     with ExitStack() as stack:  # it puts the files in place in reverse order: `out` is last and so implies the others
         for path, part in parts.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             part = part.order_by("timestamp", "query", "country", "document_id")
             _write_table(part, stack.enter_context(atomic_write(path)))
         stack.enter_context(atomic_write(_report_path(out))).write_text(json.dumps(asdict(report), indent=2) + "\n")

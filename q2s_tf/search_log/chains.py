@@ -1,5 +1,6 @@
 """The funnel: which searches led to an answered message, as one Ibis expression for every engine."""
 
+import re
 from datetime import timedelta
 from typing import Literal
 
@@ -13,7 +14,7 @@ Stage = Literal["click", "message", "reply"]
 STAGES: tuple[Stage, ...] = ("click", "message", "reply")
 """The steps after a search in the order of the funnel, which also decides between equal timestamps."""
 
-DAY = timedelta(hours=24)
+DAY, LONGEST = timedelta(hours=24), timedelta(days=3650)
 
 
 def positives(events: ir.Table, window: timedelta = DAY, require: Stage = "reply") -> ir.Table:
@@ -145,13 +146,17 @@ def duration(text: str) -> timedelta:
     """
     units = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
     number, unit = text[:-1], text[-1:]
-    if unit not in units or not (number.isascii() and number.isdecimal()):
-        raise InputError(f"a time span is a whole number and one of s, m, h, d, such as 24h; got {text!r}")
+    if unit not in units or not re.fullmatch("[0-9]{1,9}", number):
+        raise InputError(
+            f"--window: a time span is a whole number and one of s, m, h, d, such as 24h; got {text[:40]!r}"
+        )
     return timedelta(**{units[unit]: int(number)})
 
 
 def _interval(window: timedelta) -> ir.IntervalScalar:
     seconds = window.total_seconds()
-    if seconds <= 0 or seconds != int(seconds):
-        raise InputError(f"window must be a positive whole number of seconds; got {window}")
+    if not timedelta(0) < window <= LONGEST or seconds != int(seconds):
+        raise InputError(
+            f"window must be a whole number of seconds, at least 1 and at most {LONGEST.days} days; got {window}"
+        )
     return ibis.interval(seconds=int(seconds))  # in seconds: 24 hours do not depend on the session's time zone

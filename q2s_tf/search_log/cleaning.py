@@ -11,7 +11,7 @@ import ibis.expr.types as ir
 from rich.table import Table
 
 from q2s_tf.search_log.chains import STAGES, orphans
-from q2s_tf.search_log.event_columns import COLUMNS
+from q2s_tf.tables import EVENT_COLUMNS
 
 KINDS = ("search", *STAGES)
 """The kinds of event."""
@@ -60,27 +60,21 @@ class Report:
 
     def table(self) -> Table:
         """The report as a table to print: rows read, rows left out, positives."""
-        view = Table(title="Search log to positives", title_justify="left")
-        for name, justify in (("", "left"), ("rows", "right"), ("share", "right"), ("meaning", "left")):
-            view.add_column(name, justify=justify)  # type: ignore[arg-type]
+        view = Table("", "rows", "share", "meaning", title="Search log to positives", title_justify="left")
+        view.columns[1].justify = view.columns[2].justify = "right"
 
-        def add(name: str, rows: int, whole: int, meaning: str, style: str = "") -> None:
-            share = rows / whole if whole else 0
-            shown = "" if not share else "<0.01 %" if share < 0.0001 else f"{100 * share:.2f} %"
-            view.add_row(name, f"{rows:,}", shown, meaning, style=style)
+        def add(name: str, rows: int, whole: int, meaning: str, style: str = "", last: bool = False) -> None:
+            share = f"{rows / whole:.2%}" if rows and whole else ""
+            view.add_row(name, f"{rows:,}", share, meaning, style=style, end_section=last)
 
         add("read", self.rows, 0, "everything in the log")
-        add("replays", self.replays, self.rows, "exact repeats; each counts once")
-        view.add_section()
-        for rule, meaning in (ROW_RULES | LOG_RULES).items():
-            if rule in self.faults:
-                add(rule, self.faults[rule], self.rows, meaning, "yellow" if self.faults[rule] else "dim")
-        view.add_section()
+        add("replays", self.replays, self.rows, "exact repeats; each counts once", last=True)
+        meanings = ROW_RULES | LOG_RULES
+        for rule, rows in self.faults.items():
+            add(rule, rows, self.rows, meanings[rule], "yellow" if rows else "dim", rule == list(self.faults)[-1])
         for kind, plural in zip(KINDS, ("searches", "clicks", "messages", "replies"), strict=True):
-            add(plural, self.events[kind], self.rows, "used by the funnel")
-        view.add_section()
-        meaning = f"query, country, document; {self.weight:,} searches led to them"
-        add("positives", self.positives, 0, meaning, "bold")
+            add(plural, self.events[kind], self.rows, "used by the funnel", last=kind == KINDS[-1])
+        add("positives", self.positives, 0, f"query, country, document; {self.weight:,} searches led to them", "bold")
         if self.validation:
             add("validation", self.validation, self.positives, "the last days; share of the positives")
         return view
@@ -134,7 +128,7 @@ def clean(
     rows_of = Counter({count["key"]: count["rows"] for count in counts.to_pyarrow().to_pylist()})
     faults = {rule: rows_of[rule] for rule in ROW_RULES}
     left = Counter({kind: rows_of[kind] for kind in KINDS})
-    replays = left.total() - _count(labelled.filter(labelled.fault.isnull()).select(*COLUMNS).distinct())
+    replays = left.total() - _count(labelled.filter(labelled.fault.isnull()).select(*EVENT_COLUMNS).distinct())
     events = labelled.filter(labelled.usable).drop("fault", "usable", "unparsable")
     bots = materialise("bots", _bots(events, max_searches_per_hour))
     removed = {"bot": _by_kind(events.semi_join(bots, "user_id"))}

@@ -1,7 +1,6 @@
 """Updates of a live catalogue: a new version of the retriever with the changes, without a new index."""
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,12 +13,11 @@ from q2s_tf.index import DocumentRows, Index, IndexedDocuments, build_index, res
 from q2s_tf.index.indexed_documents import is_in
 from q2s_tf.index.postings import Postings
 from q2s_tf.models import Towers, load
-from q2s_tf.models.encoding import unique_ids
 from q2s_tf.serving.export import describe, hash_towers, read_documents, to_bytes, write_servable
 from q2s_tf.serving.folders import MANIFEST_FILE, versions_in
 from q2s_tf.serving.retriever import RetrieverServable
 from q2s_tf.serving.versions import new_version
-from q2s_tf.tables import Table
+from q2s_tf.tables import read_deletions
 
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 COMPACT_ABOVE = 0.1
@@ -68,7 +66,7 @@ def update_index(
         index, documents, settings = _read_retriever(models, run, towers)
         delete_ids, upsert_ids = np.empty(0, object), np.empty(0, object)
         if delete:
-            delete_ids = _read_deleted(delete)
+            delete_ids = to_bytes(read_deletions(delete))
         if upsert:
             columns = documents.postings.columns if documents.postings else {}
             filters, collapse = list(documents.rows.filters), settings["collapse"]
@@ -127,24 +125,6 @@ def _read_retriever(models: Path, run: Path, towers: Towers) -> tuple[Index, Ind
             "or export this one with q2s export"
         )
     return index, IndexedDocuments(rows, alive, delta, postings), settings
-
-
-def _read_deleted(path: Path) -> np.ndarray:
-    """The ids of a table with `document_id`, or the lines of a `.txt` file."""
-    if path.suffix.lower() != ".txt":
-        table = Table(path, "delete", ["document_id"])
-        return to_bytes(unique_ids([batch.column("document_id") for batch in table.batches()], table))
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError:
-        raise InputError(f"delete {path}: must be UTF-8 and is not: save it as UTF-8") from None
-    except OSError as error:
-        raise InputError(f"delete {path}: cannot be read: {error.strerror}") from None
-    ids = [line.strip() for line in lines if line.strip()]
-    repeated = [document_id for document_id, count in Counter(ids).items() if count > 1]
-    if repeated:
-        raise InputError(f"delete {path}: a document_id may occur once; {repeated[0]!r} occurs more")
-    return np.array([document_id.encode() for document_id in ids], object)
 
 
 def advise_compaction(manifest: dict[str, Any]) -> None:

@@ -14,6 +14,8 @@ import tensorflow_text as tf_text
 from q2s_tf.errors import InputError
 
 PAD, UNKNOWN, CLS = 0, 1, 2
+LONGEST = 1_000
+"""Characters of a training text; SentencePiece leaves out texts of more than 4,192 bytes. Longer ones are cut up."""
 
 
 def train_tokenizer(
@@ -34,7 +36,7 @@ def train_tokenizer(
         InputError: there is no text, or SentencePiece cannot be trained on these texts.
     """
     model = io.BytesIO()
-    texts = iter(texts)
+    texts = (text[start : start + LONGEST] for text in texts for start in range(0, len(text), LONGEST))
     first = next(texts, None)
     if first is None:
         raise InputError("tokenizer: there is no text to train it on: every query and every document text is empty")

@@ -173,7 +173,7 @@ def prepare_training(
         load_pretrained(towers)
     folder = run / EXAMPLES.format(workers.index)
     teacher = read_teacher(config.distillation, config.dimension)
-    examples = build_examples(folder, towers, catalogue, pairs, teacher, scans[0].common_words)
+    examples = build_examples(folder, towers, catalogue, pairs, teacher)
     _check_negative_rank(config, examples)
     console.print(
         f"{len(examples):,} positives, {examples.num_documents:,} documents, {towers.count_params():,} weights"
