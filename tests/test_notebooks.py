@@ -16,7 +16,7 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, nbformat.NotebookNode]:
     """Every notebook by the number that its name begins with, after it ran; a cell that fails is an error."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TF_CPP_")}
     environment["Q2S_TF_NOTEBOOKS"] = str(tmp_path_factory.mktemp("notebooks"))
     notebooks = {}
     for path in NOTEBOOKS:

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tokenizers
-from fresh_process import answers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_market import TinyMarket, judged_auc
@@ -201,16 +200,13 @@ def test_a_run_is_independent_of_its_presets(
     np.testing.assert_allclose(embeddings, documents, atol=1e-5, err_msg="interrupted before its first weights")
 
     shutil.rmtree(presets)
-    jobs: list[Any] = [("towers", run, "query", {"query": texts}), ("towers", run, "document", {"title": texts})]
-    for outputs, embeddings in zip(answers(jobs, tmp_path), (queries, documents), strict=True):
-        np.testing.assert_allclose(outputs["embedding"], embeddings, atol=1e-5)
-    for tower, inputs, embeddings in (
-        (towers.query, towers.query.as_inputs(texts), queries),
-        (towers.document, towers.document.as_inputs(texts), documents),
-    ):
-        tower.save(tmp_path / "tower.keras")
-        loaded = keras.saving.load_model(tmp_path / "tower.keras")
-        np.testing.assert_allclose(loaded.predict(inputs, verbose=0)["embedding"], embeddings, atol=1e-5)
+    reloaded = q2s_tf.load(run)
+    np.testing.assert_allclose(reloaded.encode_queries(texts), queries, atol=1e-5)
+    np.testing.assert_allclose(reloaded.encode_documents(texts), documents, atol=1e-5)
+    reloaded.document.save(tmp_path / "tower.keras")
+    loaded = keras.saving.load_model(tmp_path / "tower.keras")
+    outputs = loaded.predict(loaded.as_inputs(texts), verbose=0)
+    np.testing.assert_allclose(outputs["embedding"], documents, atol=1e-5)
 
     longer = train_pretrained(market, presets / "bert", run, *overrides, "stage1.max_epochs=2", resume=True)
     np.testing.assert_allclose(longer.encode_queries(texts), queries, atol=1e-5)

@@ -71,7 +71,12 @@ class Workers:
         return self.index == 0
 
     def fit(
-        self, model: keras.Model, dataset: tf.data.Dataset, epochs: int, callbacks: Sequence[keras.callbacks.Callback]
+        self,
+        model: keras.Model,
+        dataset: tf.data.Dataset,
+        epochs: int,
+        callbacks: Sequence[keras.callbacks.Callback],
+        initial_epoch: int = 0,
     ) -> None:
         """`model.fit`; with several workers a loop over the same `train_step` and callbacks.
 
@@ -81,16 +86,17 @@ class Workers:
         hooks = EpochCallbackList(list(callbacks), add_history=True, **options)
         try:
             if self.count == 1:
-                model.fit(dataset, epochs=epochs, callbacks=hooks, shuffle=False, verbose=0)
+                steps = {"epochs": epochs, "initial_epoch": initial_epoch}
+                model.fit(dataset, callbacks=hooks, shuffle=False, verbose=0, **steps)
             else:
-                self._fit_replicas(model, dataset, epochs, hooks)
+                self._fit_replicas(model, dataset, range(initial_epoch, epochs), hooks)
         finally:
             for callback in callbacks:
                 if isinstance(callback, StepProgress):
                     callback.close()
 
     def _fit_replicas(
-        self, model: keras.Model, dataset: tf.data.Dataset, epochs: int, hooks: keras.callbacks.CallbackList
+        self, model: keras.Model, dataset: tf.data.Dataset, epochs: range, hooks: keras.callbacks.CallbackList
     ) -> None:
         @tf.function(input_signature=[dataset.element_spec], autograph=False)
         def step(batch: Any) -> Any:
@@ -98,7 +104,7 @@ class Workers:
 
         model.stop_training = False
         hooks.on_train_begin()
-        for epoch in range(int(model.optimizer.iterations.numpy()) // len(dataset), epochs):
+        for epoch in epochs:
             for metric in model.metrics:
                 metric.reset_state()
             hooks.on_epoch_begin(epoch)
