@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2, saved_model_pb2
-from tiny_market import IMAGE_DIM, TinyMarket
+from tiny_market import IMAGE_DIM, TinyMarket, market_tokenizer, random_towers
 
-from q2s_tf.config import IMAGES, CategoricalChannel, Config, Encoder, TextChannel, TrigramsChannel
+from q2s_tf.config import IMAGES, CategoricalChannel, Config, Encoder, TextChannel, TrigramsChannel, read_config
 from q2s_tf.models import Tower, Towers, encode
-from q2s_tf.serving.export import export
+from q2s_tf.serving.export import export, write_servable
 from q2s_tf.serving.tower_servable import LARGEST_CONSTANT, TowerServable
 from q2s_tf.text import SentencePiece, train_tokenizer
 
@@ -217,6 +217,25 @@ def test_huge_texts_cost_what_their_first_characters_cost(models: Path) -> None:
     single, batch = map(int, done.stdout.split())
     assert single < 150, "MB"
     assert batch < 256 + 250, "MB; the texts alone are 256"
+
+
+def test_an_input_that_no_channel_reads_is_optional(market: TinyMarket, tmp_path: Path) -> None:
+    """The signature keeps it, with a default, and the graph does not compare its length with that of the others."""
+    config = read_config(market.lean_config)
+    towers = random_towers(config, market_tokenizer(market))
+    embeddings = towers.encode_queries(["red sofa", "lamp"], countries="US")
+    write_servable(TowerServable(towers.query), tmp_path / "query_tower", {"servable": "query_tower"})
+    model = SavedModel(tmp_path / "query_tower")
+    assert set(model.signature.inputs) == {"query", "country"}
+    (default,) = model.signature.defaults.values()
+    country = tf.make_ndarray(default)
+    assert country.tolist() == [b""]
+    for given in (country, np.array([b"US", b"JP"], object)):
+        outputs = model(query=[b"red sofa", b"lamp"], country=given)
+        np.testing.assert_allclose(outputs["embedding"], embeddings, atol=1e-6)
+    write_servable(TowerServable(towers.document), tmp_path / "document_tower", {"servable": "document_tower"})
+    defaults = SavedModel(tmp_path / "document_tower").signature.defaults
+    assert set(defaults) == {"description", "language", "country", IMAGES}
 
 
 # --- few ops

@@ -17,7 +17,7 @@ from q2s_tf.index import DEFAULT_RECALL, Index, IndexedDocuments, build_index
 from q2s_tf.models import Tower, Towers, embed_catalogue, encode, load
 from q2s_tf.serving.folders import MANIFEST_FILE
 from q2s_tf.serving.retriever import RetrieverServable
-from q2s_tf.serving.tower_servable import TowerServable
+from q2s_tf.serving.tower_servable import TowerServable, declare_optional
 from q2s_tf.serving.versions import new_version
 from q2s_tf.serving.warmup import write_warmup
 from q2s_tf.tables import Table, open_documents
@@ -80,6 +80,7 @@ def write_servable(servable: Any, folder: Path, manifest: dict[str, Any]) -> Non
     endpoints = servable.endpoints
     with console.status(f"saving {manifest['servable']}"):
         tf.saved_model.save(servable, str(folder), signatures=endpoints, options=options)
+    declare_optional(folder, servable.unread)
     write_warmup(manifest["servable"], folder, endpoints)
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 

@@ -37,6 +37,7 @@ class RetrieverServable(tf.Module):
     def __init__(self, tower: Tower, index: Index, documents: IndexedDocuments):
         super().__init__(name="retriever")
         self.tower = TowerServable(tower)
+        self.unread = self.tower.unread
         self.index = index
         self.base, self.indexed = len(documents.alive), int(documents.alive.sum())
         # Row −1, no document, is read from the additional last position.
@@ -86,7 +87,7 @@ class RetrieverServable(tf.Module):
     def _embed(self, values: Sequence[tf.Tensor]) -> tf.Tensor:
         """Query embeddings `[B, D]` of raw inputs in the order of the signature."""
         inputs = {spec.name: value for spec, value in zip(self.tower.specs, values, strict=True)}
-        lengths = [tf.shape(value)[0] for value in values]
+        lengths = [tf.shape(value)[0] for name, value in inputs.items() if name not in self.unread]
         message = f"{', '.join(inputs)} must have the same number of values, one for each query"
         with tf.control_dependencies([tf.debugging.assert_equal(lengths, lengths[0], message=message)]):
             return self.tower({name: tf.identity(value) for name, value in inputs.items()})["embedding"]

@@ -150,22 +150,17 @@ class Workers:
 
 
 def _cluster(text: str) -> tuple[int, int]:
-    """Number of workers in `TF_CONFIG` and the index of this process; (1, 0) when it is not set.
-
-    Raises:
-        InputError: it is not what TensorFlow reads, or names another kind of task.
-    """
+    """Number of workers in `TF_CONFIG` and the index of this process; (1, 0) when it is not set."""
     if not text:
         return 1, 0
     try:
         config = json.loads(text)
-        workers, task = config["cluster"]["worker"], config["task"]
-        index = int(task["index"])
-        if task["type"] != "worker" or set(config["cluster"]) != {"worker"} or not 0 <= index < len(workers):
+        count, index = len(config["cluster"].pop("worker")), int(config["task"]["index"])
+        if config["cluster"] or config["task"]["type"] != "worker" or not 0 <= index < count:
             raise ValueError
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         raise InputError(
             'TF_CONFIG: must be {"cluster": {"worker": ["host:port", …]}, "task": {"type": "worker", "index": N}} with '
             f"N counted from 0; got {text:.200}"
         ) from None
-    return len(workers), index
+    return count, index
