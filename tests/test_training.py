@@ -287,6 +287,9 @@ def test_a_full_disk_is_one_error_and_leaves_the_epochs_before(
     monkeypatch.undo()
     train_lean(market, run, ["stage1.max_epochs=3", "stage1.patience=9"], resume=True)
     assert [line["epoch"] for line in metrics(run)] == [0, 1, 2, 3]
+    (run / "checkpoints/stage1/3.weights.h5").unlink()
+    with pytest.raises(InputError, match="the last backup of stage 1 is missing"):
+        train_lean(market, run, ["stage1.max_epochs=3", "stage1.patience=9"], resume=True)
 
 
 # --- one training in a run directory

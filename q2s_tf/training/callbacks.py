@@ -209,6 +209,6 @@ class EpochBackups(keras.callbacks.Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         newest = self.folder / f"{epoch + 1}.weights.h5"
         save_weights(self.model, newest)
-        for path in self.folder.iterdir():
+        for path in self.folder.glob("*.weights.h5"):
             if path != newest:
                 path.unlink()

@@ -205,7 +205,10 @@ def _train_stage(stage: int, run: Path, prepared: Prepared, workers: Workers) ->
     metrics, best = run / "metrics.jsonl", run / CHECKPOINTS / STAGE_WEIGHTS[stage]
     backups = EpochBackups(run / CHECKPOINTS / f"stage{stage}")
     complete = backups.restore(model)
-    history = [entry for entry in read_history(metrics, stage) if entry["epoch"] <= complete]
+    recorded = read_history(metrics, stage)
+    if recorded and recorded[-1]["epoch"] > complete + 1:
+        raise InputError(f"run {run}: the last backup of stage {stage} is missing: train into a new --out")
+    history = [entry for entry in recorded if entry["epoch"] <= complete]
     record = EpochRecord(history, stage, steps, metrics if workers.chief else None, best)
     if not history:
         record.set_model(model)
