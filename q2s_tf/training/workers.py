@@ -105,8 +105,7 @@ class Workers:
         model.stop_training = False
         hooks.on_train_begin()
         for epoch in epochs:
-            for metric in model.metrics:
-                metric.reset_state()
+            model.reset_metrics()
             hooks.on_epoch_begin(epoch)
             for number, batch in enumerate(dataset):
                 hooks.on_train_batch_begin(number)
