@@ -21,13 +21,16 @@ if TYPE_CHECKING:
     from q2s_tf.models import Towers
 
 LONGEST = (
-    "test_notebooks.py",
     "test_training.py",
-    "test_keras_user.py",
+    "test_retrieval_model.py",
+    "test_pretrained.py",
     "test_demo.py",
     "test_distillation.py",
-    "test_pretrained.py",
+    "test_keras_user.py",
+    "test_evaluation.py",
     "test_export.py",
+    "test_command_lines.py",
+    "test_update_index.py",
 )
 """Files whose tests take longest. They come first, so that no process waits for the other one at the end."""
 

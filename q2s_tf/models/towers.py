@@ -262,11 +262,10 @@ class Towers(keras.Model):
         Raises:
             InputError: see `Tower.as_inputs`.
         """
-        if countries is not None:
-            queries = {"query": queries, "country": countries}
-            if isinstance(countries, str):
-                queries["country"] = [countries] * len(queries["query"])
-        return encode(self.query, queries, batch_size)["embedding"]
+        if isinstance(countries, str):
+            countries = [countries] * len(queries)
+        data = queries if countries is None else {"query": queries, "country": countries}
+        return encode(self.query, data, batch_size)["embedding"]
 
     def encode_documents(self, documents: Any, batch_size: int = 256) -> np.ndarray:
         """Embeddings of documents, float32 `[rows, D]` of unit length; 0 for a document without any channel.
