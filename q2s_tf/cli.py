@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from operator import length_hint
 from typing import Any, NoReturn, TypeVar
 
 import typer
@@ -111,6 +112,14 @@ def progress_bar(transient: bool = False) -> Progress:
 
 
 def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
-    """Yields ``items`` while a progress bar named ``description`` counts them."""
+    """Yields ``items`` while a progress bar named ``description`` counts them.
+
+    An estimated ``total`` grows with the count, and the bar ends at the true one.
+    """
+    count, total = 0, total or length_hint(items) or None
     with progress_bar() as progress:
-        yield from progress.track(items, total=total, description=description)
+        task = progress.add_task(description, total=total)
+        for count, item in enumerate(items, 1):
+            yield item
+            progress.update(task, completed=count, total=None if total is None else max(total, count))
+        progress.update(task, total=count)

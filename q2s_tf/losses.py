@@ -157,13 +157,8 @@ def _unit(vectors: Any) -> Any:
 def _reduce(losses: Any, weights: Any, reduction: str) -> Any:
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f'reduction must be "mean", "sum" or "none"; got {reduction!r}')
-    weighted = losses if weights is None else losses * ops.cast(weights, losses.dtype)
+    weights = ops.ones_like(losses) if weights is None else ops.cast(weights, losses.dtype)
     if reduction == "none":
-        return weighted
-    total = ops.sum(weighted)
-    if reduction == "sum":
-        return total
-    if weights is None:
-        return total / ops.cast(ops.size(losses), losses.dtype)
-    weight = ops.sum(ops.cast(weights, losses.dtype))
-    return ops.where(weight > 0, total / ops.where(weight > 0, weight, 1.0), 0.0)
+        return losses * weights
+    total = ops.sum(losses * weights)
+    return total if reduction == "sum" else ops.divide_no_nan(total, ops.sum(weights))

@@ -6,6 +6,10 @@ Nothing heavy is imported here: tests that need no TensorFlow stay quick.
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Two test processes share the cores, and so do the programs that they start.
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +19,26 @@ from tiny_market import TinyMarket, make_market
 
 if TYPE_CHECKING:
     from q2s_tf.models import Towers
+
+LONGEST = (
+    "test_training.py",
+    "test_retrieval_model.py",
+    "test_pretrained.py",
+    "test_demo.py",
+    "test_distillation.py",
+    "test_keras_user.py",
+    "test_evaluation.py",
+    "test_export.py",
+    "test_command_lines.py",
+    "test_update_index.py",
+)
+"""Files whose tests take longest. They come first, so that no process waits for the other one at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest files first."""
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """What a Keras user does with saved towers, as a program: `keras_user.py use|read FOLDER…`.
 
-A folder has `query.keras` and `document.keras`, and `query.npz` and `document.npz` with their inputs. `use` writes
-`facts.json` and files of outputs, and saves fitted towers; `read` writes the outputs of the fitted towers.
+A folder has `query.keras` or `document.keras` or both, and `query.npz` and `document.npz` with their inputs. `use`
+writes `facts.json` and files of outputs, and saves fitted towers; `read` writes the outputs of the fitted towers.
 """
 
 import json
@@ -80,8 +80,9 @@ def read(folder: Path, side: str) -> None:
 
 if __name__ == "__main__":
     for folder in map(Path, sys.argv[2:]):
+        sides = [side for side in ("query", "document") if (folder / f"{side}.keras").is_file()]
         if sys.argv[1] == "use":
-            (folder / "facts.json").write_text(json.dumps({side: use(folder, side) for side in ("query", "document")}))
+            (folder / "facts.json").write_text(json.dumps({side: use(folder, side) for side in sides}))
         else:
-            for side in ("query", "document"):
+            for side in sides:
                 read(folder, side)

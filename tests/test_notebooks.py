@@ -16,7 +16,7 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, nbformat.NotebookNode]:
     """Every notebook by the number that its name begins with, after it ran; a cell that fails is an error."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TF_CPP_")}
     environment["Q2S_TF_NOTEBOOKS"] = str(tmp_path_factory.mktemp("notebooks"))
     notebooks = {}
     for path in NOTEBOOKS:
@@ -54,12 +54,14 @@ def test_four_notebooks_are_committed_without_outputs() -> None:
         assert len(notebook["cells"]) - len(code) >= len(code) // 2, f"{path.name}: explains too little"
 
 
+@pytest.mark.slow
 def test_they_print_no_noise(executed: dict[str, nbformat.NotebookNode]) -> None:
     for number, notebook in executed.items():
         assert "\x1b[2K" not in shown(notebook), f"notebook {number}: a progress bar that moves"
         assert not [line for line in shown(notebook).splitlines() if line.startswith(("Traceback", "INFO:tensorflow"))]
 
 
+@pytest.mark.slow
 def test_1_looser_rules_give_more_positives_and_more_noise(executed: dict[str, nbformat.NotebookNode]) -> None:
     (trace,) = figures(executed["1"])["More positives, more of them wrong"]
     measured = dict(zip(trace["text"], zip(trace["x"], trace["y"], strict=True), strict=True))
@@ -68,6 +70,7 @@ def test_1_looser_rules_give_more_positives_and_more_noise(executed: dict[str, n
     assert right > 0.8 > less_right
 
 
+@pytest.mark.slow
 def test_2_training_is_seen_to_learn(executed: dict[str, nbformat.NotebookNode]) -> None:
     (traces,) = figures(executed["2"]).values()
     loss, recall, roc_auc = traces[::2]  # of stage 1
@@ -78,6 +81,7 @@ def test_2_training_is_seen_to_learn(executed: dict[str, nbformat.NotebookNode])
     assert float(values["roc_auc"]) > 0.75
 
 
+@pytest.mark.slow
 def test_3_weights_sum_to_one_and_a_missing_channel_weighs_nothing(executed: dict[str, nbformat.NotebookNode]) -> None:
     charts = figures(executed["3"])
     by_length = next(traces for title, traces in charts.items() if title.startswith("Mean weight by length"))
@@ -87,6 +91,7 @@ def test_3_weights_sum_to_one_and_a_missing_channel_weighs_nothing(executed: dic
     assert without[1] == "0.000"  # the country, which the query lacks
 
 
+@pytest.mark.slow
 def test_4_more_effort_finds_more_and_the_plain_stub_finds_the_same(
     executed: dict[str, nbformat.NotebookNode],
 ) -> None:

@@ -1,6 +1,7 @@
 """Pretrained text encoders: the vectors and tokens of the model, in a run that is independent of its preset."""
 
 import functools
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -11,7 +12,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tokenizers
-from fresh_process import answers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_market import TinyMarket, judged_auc
@@ -181,36 +181,38 @@ def presets(models_by_family: dict[str, Model], tmp_path: Path) -> Path:
 
 
 def test_a_run_is_independent_of_its_presets(
-    market: TinyMarket, models_by_family: dict[str, Model], presets: Path, tmp_path: Path
+    market: TinyMarket,
+    models_by_family: dict[str, Model],
+    presets: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """BERT in the document tower, XLM-R in the query tower."""
+    """BERT in the document tower, XLM-R in the query tower. The training is interrupted before its first weights."""
+
+    def interrupt(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
     query = '{ tower = "query", kind = "text", input = "query", encoder = "typed", max_tokens = 8 }'
     typed = f'encoders.typed={{ preset = "{presets / "xlm_roberta"}", pooling = "cls" }}'
     overrides = (f"channels.query_text={query}", typed, *SLOW_RATES)
-    run, begun, texts = tmp_path / "run", tmp_path / "begun", ["red sofa", "красный диван", "Blue LAMP", ""]
-    towers = train_pretrained(market, presets / "bert", run, *overrides)
+    run, texts = tmp_path / "run", ["red sofa", "красный диван", "Blue LAMP", ""]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(importlib.import_module("q2s_tf.training.train"), "build_examples", interrupt)
+        train_pretrained(market, presets / "bert", run, *overrides)
+    towers = train_pretrained(market, presets / "bert", run, *overrides, resume=True)
     kernel = own_encoder(towers).blocks[1]["inner_kernel"]
     expected = inner_kernel(models_by_family["bert"], 1)
     np.testing.assert_allclose(kernel, expected, atol=1e-6, err_msg="training begins with the preset's weights")
     queries, documents = towers.encode_queries(texts), towers.encode_documents(texts)
-    begun.mkdir()
-    for path in [run / "config.toml", *run.glob("tokenizer*.model")]:
-        shutil.copy(path, begun)
-    resumed = train_pretrained(market, presets / "bert", begun, *overrides, resume=True)
-    embeddings = resumed.encode_documents(texts)
-    np.testing.assert_allclose(embeddings, documents, atol=1e-5, err_msg="interrupted before its first weights")
 
     shutil.rmtree(presets)
-    jobs: list[Any] = [("towers", run, "query", {"query": texts}), ("towers", run, "document", {"title": texts})]
-    for outputs, embeddings in zip(answers(jobs, tmp_path), (queries, documents), strict=True):
-        np.testing.assert_allclose(outputs["embedding"], embeddings, atol=1e-5)
-    for tower, inputs, embeddings in (
-        (towers.query, towers.query.as_inputs(texts), queries),
-        (towers.document, towers.document.as_inputs(texts), documents),
-    ):
-        tower.save(tmp_path / "tower.keras")
-        loaded = keras.saving.load_model(tmp_path / "tower.keras")
-        np.testing.assert_allclose(loaded.predict(inputs, verbose=0)["embedding"], embeddings, atol=1e-5)
+    reloaded = q2s_tf.load(run)
+    np.testing.assert_allclose(reloaded.encode_queries(texts), queries, atol=1e-5)
+    np.testing.assert_allclose(reloaded.encode_documents(texts), documents, atol=1e-5)
+    reloaded.document.save(tmp_path / "tower.keras")
+    loaded = keras.saving.load_model(tmp_path / "tower.keras")
+    outputs = loaded.predict(loaded.as_inputs(texts), verbose=0)
+    np.testing.assert_allclose(outputs["embedding"], documents, atol=1e-5)
 
     longer = train_pretrained(market, presets / "bert", run, *overrides, "stage1.max_epochs=2", resume=True)
     np.testing.assert_allclose(longer.encode_queries(texts), queries, atol=1e-5)

@@ -1,6 +1,8 @@
 """The exported graph of a tower: the outputs of the Keras tower, few ops, and no op that a stock server lacks."""
 
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,11 +14,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2, saved_model_pb2
-from tiny_market import IMAGE_DIM, TinyMarket
+from tiny_market import IMAGE_DIM, TinyMarket, market_tokenizer, random_towers
 
-from q2s_tf.config import IMAGES, CategoricalChannel, Config, Encoder, TextChannel, TrigramsChannel
+from q2s_tf.config import IMAGES, CategoricalChannel, Config, Encoder, TextChannel, TrigramsChannel, read_config
 from q2s_tf.models import Tower, Towers, encode
-from q2s_tf.serving.export import export
+from q2s_tf.serving.export import export, write_servable
 from q2s_tf.serving.tower_servable import LARGEST_CONSTANT, TowerServable
 from q2s_tf.text import SentencePiece, train_tokenizer
 
@@ -165,6 +167,75 @@ def test_image_vectors_that_are_not_finite_are_padding(models: Path) -> None:
     channel = np.flatnonzero(expected["channel_weights"][4] > 0)
     assert len(channel) == 1, "the row that has images alone"
     assert not answer["channel_weights"][3, channel].any(), "no vector is left of this one"
+
+
+# --- bounded cost
+
+HUGE_TEXTS = r"""
+import resource, sys
+import numpy as np
+import tensorflow as tf
+import tensorflow_text
+
+UNITS = {
+    "query": [b"sofa ", "\ufdfa".encode(), "a\u0323\u0301\u0323".encode(), "\u0301\u0323".encode(), b"\0",
+              b"\xff", b"\xed\xa0\x80", "\U0001f469\u200d".encode(), b"\xf0\x9f"],
+    "country": [b"US", "\ufdfa".encode()],
+}
+
+def peak() -> int:  # MB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+    signature = tf.compat.v1.saved_model.loader.load(session, ["serve"], sys.argv[1]).signature_def["serving_default"]
+    output = signature.outputs["embedding"].name
+
+    def embed(query: bytes, country: bytes, rows: int = 1) -> np.ndarray:
+        values = {"query": query, "country": country}
+        feeds = {signature.inputs[name].name: np.array([value] * rows, object) for name, value in values.items()}
+        return session.run(output, feeds)
+
+    embed(b"red sofa", b"US", 256)
+    idle = peak()
+    for name, units in UNITS.items():
+        for unit in units:
+            short, long = (unit * (size // len(unit)) for size in (8_300, 10_000_000))
+            first, second = (embed(**{"query": b"red", "country": b"US", name: text}) for text in (short, long))
+            np.testing.assert_array_equal(first, second, str(unit))
+    print(peak() - idle)
+    one_megabyte = "\ufdfa".encode() * 333_333
+    assert np.isfinite(embed(one_megabyte, b"US", 256)).all()
+    print(peak() - idle)
+"""
+
+
+def test_huge_texts_cost_what_their_first_characters_cost(models: Path) -> None:
+    """In the graph itself, as a stock server runs it: peak memory above that of a small request."""
+    command = [sys.executable, "-c", HUGE_TEXTS, str(models / "query_tower/1")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    single, batch = map(int, done.stdout.split())
+    assert single < 150, "MB"
+    assert batch < 256 + 250, "MB; the texts alone are 256"
+
+
+def test_an_input_that_no_channel_reads_is_optional(market: TinyMarket, tmp_path: Path) -> None:
+    """The signature keeps it, with a default, and the graph does not compare its length with that of the others."""
+    config = read_config(market.lean_config)
+    towers = random_towers(config, market_tokenizer(market))
+    embeddings = towers.encode_queries(["red sofa", "lamp"], countries="US")
+    write_servable(TowerServable(towers.query), tmp_path / "query_tower", {"servable": "query_tower"})
+    model = SavedModel(tmp_path / "query_tower")
+    assert set(model.signature.inputs) == {"query", "country"}
+    (default,) = model.signature.defaults.values()
+    country = tf.make_ndarray(default)
+    assert country.tolist() == [b""]
+    for given in (country, np.array([b"US", b"JP"], object)):
+        outputs = model(query=[b"red sofa", b"lamp"], country=given)
+        np.testing.assert_allclose(outputs["embedding"], embeddings, atol=1e-6)
+    write_servable(TowerServable(towers.document), tmp_path / "document_tower", {"servable": "document_tower"})
+    defaults = SavedModel(tmp_path / "document_tower").signature.defaults
+    assert set(defaults) == {"description", "language", "country", IMAGES}
 
 
 # --- few ops

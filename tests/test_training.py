@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import math
+import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
-from tiny_market import TEXT_OVERRIDES, TinyMarket, judged_auc
+from tiny_market import TinyMarket, judged_auc
 
 import q2s_tf
 from q2s_tf.config import read_config
@@ -24,6 +25,7 @@ from q2s_tf.files import exclusive
 from q2s_tf.models import Towers, build_towers, read_tokenizers
 from q2s_tf.tables import Table
 from q2s_tf.training import train
+from q2s_tf.training.callbacks import EpochBackups, StepProgress
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
@@ -165,13 +167,6 @@ def test_the_catalogue_is_read_twice(market: TinyMarket, tmp_path: Path, monkeyp
 # --- it repeats itself
 
 
-def test_the_same_seed_gives_the_same_weights(market: TinyMarket, tmp_path: Path) -> None:
-    overrides = [*TEXT_OVERRIDES, "stage1.max_epochs=1"]
-    first, again = (weights_of(train_lean(market, tmp_path / name, overrides)) for name in ("first", "again"))
-    for mine, theirs in zip(first, again, strict=True):
-        np.testing.assert_allclose(mine, theirs, atol=1e-5)
-
-
 KILLED = """
 import os, sys
 from pathlib import Path
@@ -209,8 +204,14 @@ def train_until_killed(config: Path, files: dict[str, Path], run: Path, *moment:
     assert done.returncode == 77, done.stderr[-3000:].decode()
 
 
-def test_a_run_with_dropout_and_head_that_is_killed_in_both_stages_has_the_weights_of_one_that_is_not(
-    market: TinyMarket, slang: dict[str, Path], tmp_path: Path
+def interrupt_in_epoch_2(progress: StepProgress, batch: int, logs: Any = None) -> None:
+    """Ctrl-C, in the middle of the second epoch of a stage."""
+    if progress.bar.tasks[0].completed == progress.params["steps"] and batch == 5:
+        raise KeyboardInterrupt
+
+
+def test_a_run_with_dropout_and_head_that_is_interrupted_in_both_stages_has_the_weights_of_one_that_is_not(
+    market: TinyMarket, slang: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tmp_path / "config.toml"
     encoder = "{ num_layers = 1, num_heads = 2, hidden_dim = 16, intermediate_dim = 32, dropout = 0.2 }"
@@ -224,7 +225,10 @@ def test_a_run_with_dropout_and_head_that_is_killed_in_both_stages_has_the_weigh
     train_until_killed(config, files, tmp_path / "run", "backup", 1, 1, resume=False)
     assert [line["epoch"] for line in metrics(tmp_path / "run")] == [0, 1]
     assert metrics(tmp_path / "run")[1]["val_roc_auc"] > metrics(tmp_path / "run")[0]["val_roc_auc"]
-    train_until_killed(config, files, tmp_path / "run", "batch", 1, 2, resume=True)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(StepProgress, "on_train_batch_end", interrupt_in_epoch_2)
+        train(read_config(config), run=tmp_path / "run", resume=True, **files)
+    assert [line["epoch"] for line in metrics(tmp_path / "run")] == [0, 1]
     train_until_killed(config, files, tmp_path / "run", "batch", 2, 2, resume=True)
     assert [line["epoch"] for line in metrics(tmp_path / "run")] == [0, 1, 2, 0, 1]
     resumed = train(read_config(config), run=tmp_path / "run", resume=True, **files)
@@ -245,6 +249,47 @@ def test_a_run_with_dropout_and_head_that_is_killed_in_both_stages_has_the_weigh
             np.testing.assert_allclose(mine, theirs, atol=1e-6)
         rows = [(tmp_path / name / f"stage{stage}.csv").read_text().splitlines() for name in ("run", "whole")]
         assert [row.split(",")[0] for row in rows[0]] == [row.split(",")[0] for row in rows[1]] == ["epoch", "0", "1"]
+
+
+def test_an_interruption_leaves_a_run_to_resume_or_none(
+    market: TinyMarket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    for name, kept in (("fill_encoders", False), ("read_judgements", True)):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(importlib.import_module("q2s_tf.training.train"), name, interrupt)
+            train_lean(market, tmp_path / "run", ["stage1.max_epochs=1"])
+        assert (tmp_path / "run").exists() == kept, name
+    train_lean(market, tmp_path / "run", ["stage1.max_epochs=1"], resume=True)
+    assert (tmp_path / "run/stage1.weights.h5").is_file()
+
+
+def test_a_full_disk_is_one_error_and_leaves_the_epochs_before(
+    market: TinyMarket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, unlimited, written = tmp_path / "run", resource.RLIM_INFINITY, EpochBackups.on_epoch_end
+
+    def write_on_a_full_disk(backups: EpochBackups, epoch: int, logs: Any = None) -> None:
+        if epoch == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, unlimited))
+        written(backups, epoch, logs)
+
+    monkeypatch.setattr(EpochBackups, "on_epoch_end", write_on_a_full_disk)
+    try:
+        with pytest.raises(InputError, match="run: cannot be written: File too large: make room") as refused:
+            train_lean(market, run, ["stage1.max_epochs=3", "stage1.patience=9"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (unlimited, unlimited))
+    assert "\n" not in str(refused.value)
+    assert [path.name for path in (run / "checkpoints/stage1").iterdir()] == ["1.weights.h5"]
+    monkeypatch.undo()
+    train_lean(market, run, ["stage1.max_epochs=3", "stage1.patience=9"], resume=True)
+    assert [line["epoch"] for line in metrics(run)] == [0, 1, 2, 3]
+    (run / "checkpoints/stage1/3.weights.h5").unlink()
+    with pytest.raises(InputError, match="the last backup of stage 1 is missing"):
+        train_lean(market, run, ["stage1.max_epochs=3", "stage1.patience=9"], resume=True)
 
 
 # --- one training in a run directory

@@ -5,9 +5,11 @@ from typing import Any
 import keras
 from keras import ops
 
+from q2s_tf.layers.configured_layer import ConfiguredLayer
+
 
 @keras.saving.register_keras_serializable(package="q2s_tf")
-class DeepSets(keras.layers.Layer):
+class DeepSets(ConfiguredLayer):
     """Pools any number of vectors into one, independently of their order: φ = ρ(Σⱼ g(xⱼ)).
 
     g is a dense layer with GELU that all vectors share, ρ is a dense layer.
@@ -53,7 +55,3 @@ class DeepSets(keras.layers.Layer):
     def compute_output_shape(self, vectors_shape: tuple[Any, ...]) -> tuple[Any, ...]:
         """`[batch, D]`."""
         return (vectors_shape[0], self.dimension)
-
-    def get_config(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return {**super().get_config(), "hidden_dim": self.hidden_dim, "dimension": self.dimension}

@@ -10,10 +10,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from q2s_tf.layers.configured_layer import ConfiguredLayer
 from q2s_tf.text import TOKENIZERS, Tokenizer, WordPiece, decode, normalise, trigram_ids
 
 
-class _Preprocessing(keras.layers.Layer):
+class _Preprocessing(ConfiguredLayer):
     """A layer without weights whose ops XLA does not have."""
 
     output_dtype = "int32"
@@ -55,10 +56,6 @@ class TextNormalization(_Preprocessing):
         """The shape of the input."""
         return tuple(text_shape)
 
-    def get_config(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return {**super().get_config(), "decode_only": self.decode_only}
-
 
 @keras.saving.register_keras_serializable(package="q2s_tf")
 class TrigramIds(_Preprocessing):
@@ -78,10 +75,6 @@ class TrigramIds(_Preprocessing):
         """Hashes normalised strings `[batch]` to int32 ids `[batch, G]`, 0 is padding."""
         return trigram_ids(text, self.buckets, self.max_trigrams)
 
-    def get_config(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return {**super().get_config(), "buckets": self.buckets, "max_trigrams": self.max_trigrams}
-
 
 @keras.saving.register_keras_serializable(package="q2s_tf")
 class CategoryIds(_Preprocessing):
@@ -93,7 +86,7 @@ class CategoryIds(_Preprocessing):
 
     def __init__(self, values: Sequence[str], **kwargs: Any):
         super().__init__(**kwargs)
-        self.values = tuple(values)
+        self.values = list(values)
 
     def call(self, text: Any) -> Any:
         """Looks up normalised strings `[batch]`: int32 ids `[batch, 1]`."""
@@ -103,10 +96,6 @@ class CategoryIds(_Preprocessing):
     def compute_output_shape(self, text_shape: tuple[Any, ...]) -> tuple[Any, ...]:
         """`[batch, 1]`."""
         return (text_shape[0], 1)
-
-    def get_config(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return {**super().get_config(), "values": list(self.values)}
 
 
 @keras.saving.register_keras_serializable(package="q2s_tf")
@@ -157,10 +146,6 @@ class TokenIds(_Preprocessing):
         if file.is_file():
             self.set_model(file.read_bytes())
 
-    def get_config(self) -> dict[str, Any]:
-        """Constructor arguments, without the vocabulary."""
-        return {**super().get_config(), "kind": self.kind, "lowercase": self.lowercase}
-
 
 @keras.saving.register_keras_serializable(package="q2s_tf")
 class VectorSet(_Preprocessing):
@@ -186,7 +171,3 @@ class VectorSet(_Preprocessing):
     def compute_output_shape(self, vectors_shape: tuple[Any, ...]) -> tuple[Any, ...]:
         """`[batch, M, I]`."""
         return (vectors_shape[0], None, self.dimension)
-
-    def get_config(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return {**super().get_config(), "dimension": self.dimension, "max_vectors": self.max_vectors}

@@ -5,6 +5,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from q2s_tf.layers.configured_layer import ConfiguredLayer
 from q2s_tf.layers.token_layout import PackedTokens, PaddedTokens
 
 Layout = PackedTokens | PaddedTokens
@@ -12,7 +13,7 @@ Weights = dict[str, keras.Variable]
 
 
 @keras.saving.register_keras_serializable(package="q2s_tf")
-class TextEncoder(keras.layers.Layer):
+class TextEncoder(ConfiguredLayer):
     """Encodes a text as one vector with the transformer of XLM-R: the last layer's [CLS], or the mean over the tokens.
 
     For token embeddings E, position embeddings P and num_layers layers with post-normalisation:
@@ -203,12 +204,6 @@ class TextEncoder(keras.layers.Layer):
     def compute_output_shape(self, ids_shape: tuple[Any, ...]) -> tuple[Any, ...]:
         """`[batch, H]`."""
         return (ids_shape[0], self.hidden_dim)
-
-    def get_config(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        names = ["vocabulary_size", "max_tokens", "num_layers", "num_heads", "hidden_dim", "intermediate_dim"]
-        names += ["dropout", "pooling", "activation", "epsilon"]
-        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 
 def _unstack(projected: Any, count: int) -> list[Any]:

@@ -5,12 +5,14 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from q2s_tf.layers.configured_layer import ConfiguredLayer
+
 ALIGNED_SEED = 3
 """Seed of the initial rows of every table, independent of the seed of the run."""
 
 
 @keras.saving.register_keras_serializable(package="q2s_tf")
-class TrigramEmbedding(keras.layers.Layer):
+class TrigramEmbedding(ConfiguredLayer):
     """Sums the embeddings of the 3-grams of a text: φ = Σ_g E[g] over the ids that are not padding.
 
     All tables of the same size have the same random initial rows. Before training, the cosine of two sums is then close
@@ -63,7 +65,3 @@ class TrigramEmbedding(keras.layers.Layer):
     def compute_output_shape(self, ids_shape: tuple[Any, ...]) -> tuple[Any, ...]:
         """`[batch, D]`."""
         return (ids_shape[0], self.dimension)
-
-    def get_config(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return {**super().get_config(), "buckets": self.buckets, "dimension": self.dimension}

@@ -13,7 +13,7 @@ from q2s_tf.models.run_directory import (
     read_tokenizers,
     save_weights,
 )
-from q2s_tf.models.towers import Tower, Towers, aligned_projection, build_text_encoder, build_towers
+from q2s_tf.models.towers import Tower, Towers, aligned_projection, build_towers
 
 __all__ = [
     "ENCODER_TOKENIZER",
@@ -22,7 +22,6 @@ __all__ = [
     "Tower",
     "Towers",
     "aligned_projection",
-    "build_text_encoder",
     "build_towers",
     "copy_weights",
     "embed_catalogue",

@@ -35,23 +35,19 @@ def as_columns(data: Any, main_input: str, inputs: Sequence[str], name: str) -> 
         InputError: an unknown input, no known input, columns of different lengths, a single text instead of a column.
     """
     if isinstance(data, pa.Table | pa.RecordBatch):
-        columns = {key: data.column(key) for key in data.schema.names if key in inputs}
-        available = list(data.schema.names)
-    elif isinstance(data, Mapping):
-        columns, available = dict(data), list(data)
+        names = data.schema.names
     elif hasattr(data, "columns") and hasattr(data, "loc"):  # a DataFrame; pandas itself is not needed here
-        columns = {key: data[key] for key in data.columns if key in inputs}
-        available = [str(key) for key in data.columns]
+        names = list(data.columns)
     else:
-        columns, available = {main_input: data}, [main_input]
-    unknown = [str(key) for key in columns if key not in inputs]
-    if unknown:
-        raise InputError(f"{name}: unknown input {', '.join(unknown)}; the inputs are {', '.join(inputs)}")
+        data = data if isinstance(data, Mapping) else {main_input: data}
+        names = list(data)
+        if unknown := [str(key) for key in names if key not in inputs]:
+            raise InputError(f"{name}: unknown input {', '.join(unknown)}; the inputs are {', '.join(inputs)}")
+    columns = {key: _as_sequence(name, key, data[key]) for key in names if key in inputs}
     if not columns:
         raise InputError(
-            f"{name}: none of the columns {', '.join(available)} is an input; the inputs are {', '.join(inputs)}"
+            f"{name}: none of the columns {', '.join(map(str, names))} is an input; the inputs are {', '.join(inputs)}"
         )
-    columns = {key: _as_sequence(name, key, column) for key, column in columns.items()}
     lengths = {key: len(column) for key, column in columns.items()}
     if len(set(lengths.values())) > 1:
         raise InputError(f"{name}: every input needs the same number of rows; got {lengths}")

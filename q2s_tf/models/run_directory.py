@@ -3,6 +3,8 @@
 import tomllib
 from pathlib import Path
 
+import keras
+
 from q2s_tf.config import FORMAT, Config, check_config
 from q2s_tf.errors import InputError
 from q2s_tf.files import atomic_write
@@ -81,16 +83,16 @@ def load(run: Path | str, stage: int | None = None) -> Towers:
     return towers
 
 
-def load_weights(towers: Towers, path: Path) -> None:
-    """Reads weights into towers; `InputError` if the file is damaged or belongs to other towers."""
+def load_weights(model: keras.Model, path: Path) -> None:
+    """Reads weights into a model; `InputError` if the file is damaged or belongs to another model."""
     try:
-        towers.load_weights(path)
-    except (ValueError, OSError, KeyError, RuntimeError) as error:
+        model.load_weights(path)
+    except (ValueError, OSError, KeyError, RuntimeError, IndexError) as error:
         reason = (str(error).splitlines() or ["?"])[0]
         raise InputError(f"weights {path}: damaged, or of a model with other channels or sizes: {reason}") from error
 
 
-def save_weights(towers: Towers, path: Path) -> None:
-    """Writes the weights of both towers; the file is complete or absent."""
+def save_weights(model: keras.Model, path: Path) -> None:
+    """Writes the weights of a model, and the state of its optimizer; the file is complete or absent."""
     with atomic_write(path) as partial:
-        towers.save_weights(partial)
+        model.save_weights(partial)

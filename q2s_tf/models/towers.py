@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from q2s_tf.config import IMAGES, Channel, Config, Encoder
+from q2s_tf.config import IMAGES, TOWERS, Channel, Config, Encoder
 from q2s_tf.errors import InputError
 from q2s_tf.layers import (
     AttentionFusion,
@@ -35,15 +35,6 @@ def aligned_projection() -> keras.initializers.Initializer:
     return keras.initializers.Orthogonal(seed=ALIGNED_SEED)
 
 
-def build_text_encoder(settings: Encoder, vocabulary_size: int, max_tokens: int, **kwargs: Any) -> TextEncoder:
-    """The layer of a table under `encoders`, with new weights."""
-    geometry = settings.model_dump(include={"num_layers", "num_heads", "hidden_dim", "intermediate_dim", "dropout"})
-    constants = settings.pretrained.model_dump(include={"activation", "epsilon"}) if settings.pretrained else {}
-    encoder = TextEncoder(vocabulary_size, max_tokens, pooling=settings.pooling, **geometry, **constants, **kwargs)
-    encoder.trainable = settings.trainable
-    return encoder
-
-
 @keras.saving.register_keras_serializable(package="q2s_tf")
 class Tower(keras.Model):
     """One tower: a functional model from raw inputs to a unit vector.
@@ -63,7 +54,7 @@ class Tower(keras.Model):
     Args:
         config: a `Config` or its dict.
         side: "query" or "document".
-        vocabulary_sizes: number of token ids of each text encoder, by encoder.
+        vocabulary_sizes: number of token ids of each text encoder, by encoder; by default those of `tokenizers`.
         tokenizers: serialised tokenizer of each text encoder, by encoder; None if the assets of a `.keras` file follow.
 
     Attributes:
@@ -80,7 +71,7 @@ class Tower(keras.Model):
         self,
         config: Config | Mapping[str, Any],
         side: str,
-        vocabulary_sizes: Mapping[str, int],
+        vocabulary_sizes: Mapping[str, int] | None = None,
         tokenizers: Mapping[str, bytes] | None = None,
         dtype: Any = None,
         **kwargs: Any,
@@ -88,19 +79,24 @@ class Tower(keras.Model):
         config = config if isinstance(config, Config) else Config.model_validate(config)
         policy = keras.config.dtype_policy() if dtype is None else keras.dtype_policies.get(dtype)
         raw_inputs = _raw_inputs(config, side)
-        self.config, self.side, self.vocabulary_sizes, self.policy = config, side, dict(vocabulary_sizes), policy
+        self.config, self.side, self.policy = config, side, policy
         self.channels: dict[str, Channel] = config.tower_channels(side)
         self.channel_names = list(self.channels)
+        longest = config.longest_texts(side)
         self.token_layers = {
             name: _token_layer(config.encoders[name], (tokenizers or {}).get(name), f"{name}_tokens")
-            for name in config.longest_texts(side)
+            for name in longest
         }
+        self.vocabulary_sizes = dict(
+            vocabulary_sizes
+            or {name: layer.tokenizer.vocabulary_size for name, layer in self.token_layers.items() if layer.tokenizer}
+        )
         self.preprocessor = self._build_preprocessor(raw_inputs)
         self.text_encoders = {
-            name: build_text_encoder(
-                config.encoders[name], vocabulary_sizes[name], length, dtype=policy, name=f"{name}_text_encoder"
+            name: _text_encoder(
+                config.encoders[name], self.vocabulary_sizes[name], length, dtype=policy, name=f"{name}_text_encoder"
             )
-            for name, length in config.longest_texts(side).items()
+            for name, length in longest.items()
         }
         self.channel_layers = {
             name: self._channel_layer(channel, dtype=policy, name=f"{name}_vector")
@@ -157,7 +153,7 @@ class Tower(keras.Model):
         Raises:
             InputError: an unknown or missing column, columns of different lengths, a value of the wrong type.
         """
-        read = [name for name in self.input if name in {channel.input for channel in self.channels.values()}]
+        read = self.read_inputs()
         columns = as_columns(data, read[0], list(self.input), self.name)
         if not set(columns) & set(read):
             raise InputError(f"{self.name}: no input of any channel; the channels read {', '.join(sorted(read))}")
@@ -168,6 +164,11 @@ class Tower(keras.Model):
             else vector_tensor(name, columns.get(name, [None] * rows), tensor.shape[2])
             for name, tensor in self.input.items()
         }
+
+    def read_inputs(self) -> list[str]:
+        """The inputs that a channel reads. The others are accepted, since signatures are fixed, and have no effect."""
+        read = {channel.input for channel in self.channels.values()}
+        return [name for name in self.input if name in read]
 
     def signature(self) -> dict[str, tf.TensorSpec]:
         """Specs of the raw inputs, for graph functions and `tf.data`."""
@@ -185,29 +186,25 @@ class Tower(keras.Model):
         }
 
     def _build_preprocessor(self, raw_inputs: dict[str, Any]) -> keras.Model:
-        layers: dict[Any, Any] = {}
-
-        def normalised(name: str, decode_only: bool) -> Any:
-            if (name, decode_only) not in layers:
-                suffix = "decoded" if decode_only else "normalised"
-                layer = TextNormalization(decode_only, dtype="float32", name=f"{name}_{suffix}")
-                layers[name, decode_only] = layer(raw_inputs[name])
-            return layers[name, decode_only]
-
+        texts: dict[tuple[str, bool], Any] = {}  # by input, decoded only or normalised
         outputs = {}
         for name, channel in self.channels.items():
             options = {"dtype": "float32", "name": f"{name}_{'set' if channel.kind == 'vectors' else 'ids'}"}
+            raw = raw_inputs[channel.input]
             if channel.kind == "vectors":
-                vectors = VectorSet(channel.dimension, channel.max_vectors, **options)
-                outputs[name] = vectors(raw_inputs[channel.input])
-            elif channel.kind == "text":
-                text = normalised(channel.input, self.config.encoders[channel.encoder].pretrained is not None)
-                outputs[name] = self.token_layers[channel.encoder](text, max_tokens=channel.max_tokens)
+                outputs[name] = VectorSet(channel.dimension, channel.max_vectors, **options)(raw)
+                continue
+            decode_only = channel.kind == "text" and self.config.encoders[channel.encoder].pretrained is not None
+            key = channel.input, decode_only
+            if key not in texts:
+                suffix = "decoded" if decode_only else "normalised"
+                texts[key] = TextNormalization(decode_only, dtype="float32", name=f"{channel.input}_{suffix}")(raw)
+            if channel.kind == "text":
+                outputs[name] = self.token_layers[channel.encoder](texts[key], max_tokens=channel.max_tokens)
             elif channel.kind == "trigrams":
-                trigrams = TrigramIds(channel.buckets, channel.max_trigrams, **options)
-                outputs[name] = trigrams(normalised(channel.input, False))
+                outputs[name] = TrigramIds(channel.buckets, channel.max_trigrams, **options)(texts[key])
             else:
-                outputs[name] = CategoryIds(channel.values, **options)(normalised(channel.input, False))
+                outputs[name] = CategoryIds(channel.values, **options)(texts[key])
         return keras.Model(raw_inputs, outputs, name="preprocessor")
 
     def _channel_layer(self, channel: Channel, **options: Any) -> keras.layers.Layer:
@@ -265,11 +262,10 @@ class Towers(keras.Model):
         Raises:
             InputError: see `Tower.as_inputs`.
         """
-        if countries is not None:
-            queries = {"query": queries, "country": countries}
-            if isinstance(countries, str):
-                queries["country"] = [countries] * len(queries["query"])
-        return encode(self.query, queries, batch_size)["embedding"]
+        if isinstance(countries, str):
+            countries = [countries] * len(queries)
+        data = queries if countries is None else {"query": queries, "country": countries}
+        return encode(self.query, data, batch_size)["embedding"]
 
     def encode_documents(self, documents: Any, batch_size: int = 256) -> np.ndarray:
         """Embeddings of documents, float32 `[rows, D]` of unit length; 0 for a document without any channel.
@@ -285,16 +281,14 @@ class Towers(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         """Both towers, serialised."""
-        towers = {name: keras.saving.serialize_keras_object(getattr(self, name)) for name in ("query", "document")}
-        return {**towers, "name": self.name}
+        serialise = keras.saving.serialize_keras_object
+        return {"query": serialise(self.query), "document": serialise(self.document), "name": self.name}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "Towers":
         """Towers with new weights from `get_config`."""
-        towers = {
-            name: keras.saving.deserialize_keras_object(config[name], custom_objects) for name in ("query", "document")
-        }
-        return cls(**{**config, **towers})
+        towers = [keras.saving.deserialize_keras_object(config[side], custom_objects) for side in TOWERS]
+        return cls(*towers, name=config["name"])
 
 
 def build_towers(config: Config, tokenizers: Mapping[str, bytes], dtype: Any = None) -> Towers:
@@ -306,24 +300,19 @@ def build_towers(config: Config, tokenizers: Mapping[str, bytes], dtype: Any = N
         dtype: dtype policy; the global one by default.
     """
     keras.utils.set_random_seed(config.seed)
-    sizes = {name: _token_layer(config.encoders[name], model).tokenizer for name, model in tokenizers.items()}
-    vocabulary_sizes = {name: tokenizer.vocabulary_size for name, tokenizer in sizes.items() if tokenizer}
-    towers = []
-    for side in ("query", "document"):
-        names = config.longest_texts(side)
-        towers.append(
-            Tower(
-                config,
-                side,
-                {name: vocabulary_sizes[name] for name in names},
-                {name: tokenizers[name] for name in names},
-                dtype=dtype,
-            )
-        )
-    return Towers(*towers)
+    return Towers(*(Tower(config, side, None, tokenizers, dtype) for side in TOWERS))
 
 
-def _token_layer(encoder: Encoder, model: bytes | None, name: str | None = None) -> TokenIds:
+def _text_encoder(settings: Encoder, vocabulary_size: int, max_tokens: int, **kwargs: Any) -> TextEncoder:
+    """The layer of a table under `encoders`."""
+    geometry = settings.model_dump(include={"num_layers", "num_heads", "hidden_dim", "intermediate_dim", "dropout"})
+    constants = settings.pretrained.model_dump(include={"activation", "epsilon"}) if settings.pretrained else {}
+    encoder = TextEncoder(vocabulary_size, max_tokens, pooling=settings.pooling, **geometry, **constants, **kwargs)
+    encoder.trainable = settings.trainable
+    return encoder
+
+
+def _token_layer(encoder: Encoder, model: bytes | None, name: str) -> TokenIds:
     pretrained = encoder.pretrained
     kind = pretrained.tokenizer if pretrained else "unigram"
     return TokenIds(kind, bool(pretrained and pretrained.lowercase), model, dtype="float32", name=name)

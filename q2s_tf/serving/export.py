@@ -21,7 +21,7 @@ from q2s_tf.models import Tower, Towers, embed_catalogue, encode, load
 from q2s_tf.serving.folders import MANIFEST_FILE
 from q2s_tf.serving.lexical_weight import DEFAULT_WEIGHT, choose_weight
 from q2s_tf.serving.retriever import RetrieverServable
-from q2s_tf.serving.tower_servable import TowerServable
+from q2s_tf.serving.tower_servable import TowerServable, declare_optional
 from q2s_tf.serving.versions import keep_newest, new_version
 from q2s_tf.serving.warmup import write_warmup
 from q2s_tf.tables import Table, open_documents
@@ -124,6 +124,7 @@ def write_servable(servable: Any, folder: Path, manifest: dict[str, Any]) -> Non
     try:
         with console.status(f"saving {manifest['servable']}"):
             tf.saved_model.save(servable, str(folder), signatures=endpoints, options=options)
+        declare_optional(folder, servable.unread)
         write_warmup(manifest["servable"], folder, endpoints)
     except tf.errors.OpError as error:
         raise OSError((error.message.splitlines() or ["?"])[0]) from error

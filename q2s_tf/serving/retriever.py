@@ -60,6 +60,7 @@ class RetrieverServable(tf.Module):
         self.filters = FilterColumns(rows.filters, self.base) if rows.filters else None
         self.groups = None if rows.groups is None else tf.Variable(rows.groups, trainable=False)
         self.lexical = None if documents.postings is None else LexicalIndex(documents.postings, self.count)
+        self.unread = tuple(name for name in self.tower.unread if name != "query" or self.lexical is None)
         self.lexical_weight = lexical_weight
         self.live_in_index = int(documents.alive.sum())
         self.results = int(live.sum()) if rows.groups is None else len(np.unique(rows.groups[live]))
@@ -106,8 +107,9 @@ class RetrieverServable(tf.Module):
     def _embed(self, *values: tf.Tensor) -> tf.Tensor:
         """Query embeddings `[B, D]` of raw inputs in the order of the signature."""
         inputs = {spec.name: value for spec, value in zip(self.tower.specs, values, strict=True)}
+        read = tuple(value for name, value in inputs.items() if name not in self.unread)
         message = f"{', '.join(inputs)} must have the same number of values, one for each query"
-        with tf.control_dependencies([_check_lengths(values, message)]):
+        with tf.control_dependencies([_check_lengths(read, message)]):
             return self.tower({name: tf.identity(value) for name, value in inputs.items()})["embedding"]
 
     def _search(

@@ -4,11 +4,13 @@ The graph is traced from the Keras tower, so both compute the same. A server fol
 alone when it loads the graph, for example the query, key and value kernels into one, and reads few variables.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
 from q2s_tf.models import Tower
 
@@ -37,6 +39,7 @@ class TowerServable(tf.Module):
         constants = [(weight, weight.numpy()) for weight in weights if _size(weight) <= LARGEST_CONSTANT]
         signature = tower.signature()
         self.specs: tuple[tf.TensorSpec, ...] = tuple(signature.values())
+        self.unread = tuple(name for name in signature if name not in tower.read_inputs())
 
         def forward(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
             values = [(weight, tf.constant(value)) for weight, value in constants]
@@ -62,6 +65,22 @@ class TowerServable(tf.Module):
 def graph_function(function: Callable[..., Any], specs: Sequence[tf.TensorSpec]) -> Any:
     """A graph function whose arguments, and so the inputs of its signature, have the names of the specs."""
     return tf.function(function, input_signature=list(specs), autograph=False)
+
+
+def declare_optional(folder: Path, names: Collection[str]) -> None:
+    """Gives inputs that the graph does not read a default in all signatures of a saved model: one empty row.
+
+    A server then accepts requests without them.
+    """
+    path = folder / "saved_model.pb"
+    model = saved_model_pb2.SavedModel.FromString(path.read_bytes())
+    for signature in model.meta_graphs[0].signature_def.values():
+        for name in set(names) & set(signature.inputs):
+            spec = signature.inputs[name]
+            shape = [1, *(max(0, axis.size) for axis in spec.tensor_shape.dim[1:])]
+            empty = b"" if spec.dtype == tf.string else 0
+            signature.defaults[name].CopyFrom(tf.make_tensor_proto(empty, spec.dtype, shape))
+    path.write_bytes(model.SerializeToString())
 
 
 def _size(weight: keras.Variable) -> int:

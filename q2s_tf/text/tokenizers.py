@@ -61,15 +61,37 @@ def train_tokenizer(
     return model.getvalue()
 
 
-class SentencePiece:
+class Tokenizer:
+    """From texts to token ids.
+
+    Attributes:
+        model: the serialised model or vocabulary.
+        vocabulary_size: number of ids.
+        padding: id of padding in the vocabulary, which `token_ids` exchanges with 0.
+    """
+
+    model: bytes
+    vocabulary_size: int
+    padding: int
+
+    def token_ids(self, text: tf.Tensor, max_tokens: int) -> tf.Tensor:
+        """Token ids of texts.
+
+        Args:
+            text: strings `[B]` in valid UTF-8, normalised for `SentencePiece`, decoded for the others.
+            max_tokens: length at which a row is cut, the tokens around the text included.
+
+        Returns:
+            int32 `[B, L]`, L is the length of the longest row, at most `max_tokens`; 0 is padding.
+        """
+        raise NotImplementedError
+
+
+class SentencePiece(Tokenizer):
     """Token ids by a model of `train_tokenizer`.
 
     Args:
         model: a serialised SentencePiece model whose ids 0, 1, 2 are padding, unknown and [CLS].
-
-    Attributes:
-        padding: id of padding in the vocabulary of the model.
-        vocabulary_size: number of ids.
 
     Raises:
         InputError: the bytes are not such a model.
@@ -81,40 +103,27 @@ class SentencePiece:
         processor = _read_sentencepiece(model)
         if (processor.pad_id(), processor.unk_id(), processor.bos_id()) != (PAD, UNKNOWN, CLS):
             raise InputError("tokenizer: padding, unknown and [CLS] must have the ids 0, 1 and 2: train it with q2s_tf")
-        self.model = model
-        self.vocabulary_size = processor.vocab_size()
+        self.model, self.vocabulary_size = model, processor.vocab_size()
         # TF Text's faster op takes half the time and has no resource, which `tf.random.set_seed` would destroy. Where
         # two segmentations are equally likely it may choose another one than the reference; every path uses this op.
         self._tokenizer = tf_text.FastSentencepieceTokenizer(model)
 
     def token_ids(self, text: tf.Tensor, max_tokens: int) -> tf.Tensor:
-        """Token ids of normalised texts.
-
-        Args:
-            text: normalised strings `[B]`.
-            max_tokens: length at which a row is cut, [CLS] included.
-
-        Returns:
-            int32 `[B, L]`, L is the length of the longest row, from 1 to `max_tokens`; 0 is padding.
-        """
+        """[CLS] and the pieces."""
         # Cut when dense: the same slice of a ragged tensor takes six ops.
         pieces = self._tokenizer.tokenize(text).to_tensor(PAD)[:, : max_tokens - 1]
         begin = CLS * tf.cast(text[:, tf.newaxis] != "", tf.int32)
         return tf.concat([begin, pieces], axis=1)
 
 
-class WordPiece:
-    """Token ids of BERT, with padding as 0 (see `swap_padding`).
+class WordPiece(Tokenizer):
+    """Token ids of BERT.
 
     A text is split at white space, punctuation and CJK characters, and each word into its longest known pieces.
 
     Args:
         model: the vocabulary in UTF-8, one piece a line, as in a `vocab.txt`.
         lowercase: fold case and strip accents first, as for "uncased" models.
-
-    Attributes:
-        padding: id of [PAD] in the vocabulary, which `token_ids` exchanges with 0.
-        vocabulary_size: number of ids.
 
     Raises:
         InputError: the bytes are not UTF-8, or a piece that BERT needs is missing.
@@ -130,22 +139,12 @@ class WordPiece:
         missing = [piece for piece in ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if piece not in pieces]
         if missing:
             raise InputError(f"tokenizer: not a vocabulary of BERT: it has no {', '.join(missing)}")
-        self.model = model
-        self.lowercase = lowercase
-        self.vocabulary_size = len(pieces)
+        self.model, self.vocabulary_size, self.lowercase = model, len(pieces), lowercase
         self.padding, self._begin, self._end = (pieces.index(piece) for piece in ("[PAD]", "[CLS]", "[SEP]"))
         self._tokenizer = tf_text.FastWordpieceTokenizer(pieces, token_out_type=tf.int32)
 
     def token_ids(self, text: tf.Tensor, max_tokens: int) -> tf.Tensor:
-        """Token ids of texts in valid UTF-8, between [CLS] and [SEP].
-
-        Args:
-            text: strings `[B]`.
-            max_tokens: length at which a row is cut, [CLS] and [SEP] included.
-
-        Returns:
-            int32 `[B, L]`, L is the length of the longest row, at most `max_tokens`; 0 is padding.
-        """
+        """The pieces between [CLS] and [SEP]."""
         visible = tf.strings.regex_replace(text, r"[\p{Cf}\p{Co}\x{FFFD}]+", "")
         if self.lowercase:
             decomposed = tf_text.normalize_utf8(tf.strings.lower(visible, "utf-8"), "NFD")
@@ -154,17 +153,13 @@ class WordPiece:
         return enclose(pieces, text != "", max_tokens, self._begin, self._end, self.padding)
 
 
-class XlmRobertaSentencePiece:
-    """Token ids of XLM-R, with padding as 0 (and so `<s>` as 1).
+class XlmRobertaSentencePiece(Tokenizer):
+    """Token ids of XLM-R.
 
-    Its ids are those of the SentencePiece model plus 1, because fairseq puts `<s>`, `<pad>`, `</s>`, `<unk>` first.
+    They are those of the SentencePiece model plus 1, because fairseq puts `<s>`, `<pad>`, `</s>`, `<unk>` first.
 
     Args:
         model: a serialised SentencePiece model (unigram) whose ids 0, 1, 2 are unknown, begin and end.
-
-    Attributes:
-        padding: id of `<pad>` in the vocabulary of the model, which `token_ids` exchanges with 0.
-        vocabulary_size: number of ids.
 
     Raises:
         InputError: the bytes are not such a model.
@@ -178,51 +173,34 @@ class XlmRobertaSentencePiece:
         processor = _read_sentencepiece(model)
         if (processor.unk_id(), processor.bos_id(), processor.eos_id()) != (0, 1, 2):
             raise InputError("tokenizer: not XLM-R's: unknown, begin and end must have the ids 0, 1 and 2")
-        self.model = model
-        self.vocabulary_size = processor.vocab_size() + 1
+        self.model, self.vocabulary_size = model, processor.vocab_size() + 1
         self._tokenizer = tf_text.FastSentencepieceTokenizer(model)
 
     def token_ids(self, text: tf.Tensor, max_tokens: int) -> tf.Tensor:
-        """Token ids of texts in valid UTF-8, between `<s>` and `</s>`; otherwise as `WordPiece.token_ids`."""
+        """The pieces between `<s>` and `</s>`."""
         pieces = self._tokenizer.tokenize(text)
         pieces = pieces.with_values(tf.where(pieces.values == 0, 3, pieces.values + 1))
         return enclose(pieces, text != "", max_tokens, begin=0, end=2, padding=self.padding)
 
 
-Tokenizer = SentencePiece | WordPiece | XlmRobertaSentencePiece
 TOKENIZERS = {"unigram": SentencePiece, "wordpiece": WordPiece, "sentencepiece": XlmRobertaSentencePiece}
 """Tokenizer classes by kind: `unigram` is trained by q2s_tf, the others come with a pretrained model."""
-
-
-def swap_padding(ids: tf.Tensor, padding: int) -> tf.Tensor:
-    """Exchanges the ids 0 and `padding`: padding is 0 everywhere in this project."""
-    if not padding:
-        return ids
-    return tf.where(ids == 0, padding, tf.where(ids == padding, 0, ids))
 
 
 def enclose(
     pieces: tf.RaggedTensor, present: tf.Tensor, max_tokens: int, begin: int, end: int, padding: int
 ) -> tf.Tensor:
-    """Rows of pieces between `begin` and `end`, padded with 0; a row that is not present is padding.
+    """Rows of pieces between `begin` and `end`, in which the id `padding` is exchanged with 0.
 
-    Args:
-        pieces: int32 `[B, (L)]`, in the ids of the model, as are the other ids.
-        present: bool `[B]`.
-        max_tokens: at least 3; pieces of a longer row are cut, the `end` is kept.
-        begin: first id of every row.
-        end: last id of every row.
-        padding: id that is exchanged with 0.
-
-    Returns:
-        int32 `[B, L + 2]`, at most `max_tokens` wide.
+    A row that is not `present` is padding. Pieces of a row that is longer than `max_tokens` are cut, the `end` is kept.
     """
     kept = tf.minimum(tf.cast(pieces.row_lengths(), tf.int32), max_tokens - 2)[:, tf.newaxis]
-    dense = pieces.to_tensor(padding)[:, : max_tokens - 2]
-    rows = tf.pad(dense, [[0, 0], [1, 1]], constant_values=padding)
+    rows = tf.pad(pieces.to_tensor(padding)[:, : max_tokens - 2], [[0, 0], [1, 1]], constant_values=padding)
     positions = tf.range(tf.shape(rows)[1])[tf.newaxis]
     rows = tf.where(positions == 0, begin, tf.where(positions == kept + 1, end, rows))
-    return tf.where(present[:, tf.newaxis], swap_padding(rows, padding), 0)
+    if padding:
+        rows = tf.where(rows == 0, padding, tf.where(rows == padding, 0, rows))
+    return tf.where(present[:, tf.newaxis], rows, 0)
 
 
 def _read_sentencepiece(model: bytes) -> sentencepiece.SentencePieceProcessor:

@@ -1,12 +1,10 @@
-"""Callbacks of a stage: order of the batches, validation, metrics, progress, early stopping and backups.
+"""Callbacks of a stage: random state, progress, validation, metrics, the best weights, early stopping and backups.
 
-Together with those of Keras (`EarlyStopping`, `ModelCheckpoint`, `BackupAndRestore`, `TensorBoard`, `CSVLogger`) they
-make a stage that was interrupted continue after its last complete epoch, to the same weights.
+Together with those of Keras (`EarlyStopping`, `TensorBoard`, `CSVLogger`) they make a stage that was interrupted
+continue after its last complete epoch, to the same weights.
 """
 
 import json
-import os
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +16,13 @@ import numpy as np
 from q2s_tf.cli import console, progress_bar
 from q2s_tf.errors import InputError
 from q2s_tf.files import atomic_write
+from q2s_tf.models import load_weights, save_weights
 
 METRIC = "val_roc_auc"
 """The metric that chooses the best epoch."""
+
+History = list[dict[str, Any]]
+"""The epochs of a stage: `stage`, `epoch`, `step` and metrics. Epoch 0 is the validation before the stage."""
 
 
 class EpochNumber(keras.callbacks.Callback):
@@ -102,68 +104,68 @@ class EpochMetrics(keras.callbacks.Callback):
             logs |= {"seconds": seconds, "pairs_per_second": self.pairs_per_epoch / seconds}
 
 
-class EpochHistory(keras.callbacks.Callback):
-    """The metrics of every epoch of a stage, in `metrics.jsonl` and in memory.
+class EpochRecord(keras.callbacks.Callback):
+    """Records every epoch of a stage in a history and in `metrics.jsonl`, and saves the weights of the best one.
 
-    The file has one JSON object a line, with `stage`, `epoch`, `step` and the metrics. Epoch 0 is the validation before
-    the stage. Lines of epochs that an interruption has undone are removed when the stage begins.
+    The file has one JSON object a line. Lines of epochs that an interruption has undone are removed.
 
     Args:
-        path: the file, None to keep the metrics in memory only.
+        history: the complete epochs of the stage; new ones are appended.
         stage: number of the stage.
-        steps_per_epoch: number of steps of an epoch.
-        epochs: completed epochs of the stage.
+        steps: number of steps of an epoch.
+        path: the `metrics.jsonl`; None to write nothing, in a worker that is not the chief.
+        best: file of the weights of the towers in the best epoch.
     """
 
-    def __init__(self, path: Path | None, stage: int, steps_per_epoch: int, history: list[dict[str, Any]]):
+    def __init__(self, history: History, stage: int, steps: int, path: Path | None, best: Path):
         super().__init__()
-        self.path, self.stage, self.steps_per_epoch, self.history = path, stage, steps_per_epoch, history
+        self.history, self.stage, self.steps, self.path, self.best = history, stage, steps, path, best
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Records an epoch and prints it; `InputError` if its loss is not finite."""
-        loss = (logs or {}).get("loss", np.nan)
-        if not np.isfinite(loss):
+        """Records and prints an epoch; `InputError` if its loss is not finite."""
+        entry = dict(logs or {})
+        if not np.isfinite(entry["loss"]):
             raise InputError(
-                f"stage {self.stage} epoch {epoch + 1}: the loss is {loss}: lower the learning rates of the stage"
+                f"stage {self.stage} epoch {epoch + 1}: the loss is {entry['loss']}: lower the learning rates of the "
+                "stage"
             )
-        self.record(epoch + 1, dict(logs or {}))
-        entry = self.history[-1]
-        best = " (best)" if entry[METRIC] > max(old[METRIC] for old in self.history[:-1]) else ""
+        self.record(epoch + 1, entry)
         console.print(
             f"stage {self.stage} epoch {epoch + 1}: loss {entry['loss']:.4f}, batch recall@1 "
-            f"{entry['batch_recall@1']:.3f}, validation ROC AUC {entry[METRIC]:.4f}{best}, {entry['seconds']:.0f} s, "
+            f"{entry['batch_recall@1']:.3f}, validation ROC AUC {entry[METRIC]:.4f}"
+            f"{'' if epochs_since_best(self.history) else ' (best)'}, {entry['seconds']:.0f} s, "
             f"{entry['pairs_per_second']:.0f} pairs/s"
         )
 
-    def record(self, epoch: int, values: dict[str, Any]) -> None:
-        """Appends the metrics of an epoch and writes the file."""
-        step = epoch * self.steps_per_epoch
-        self.history.append({"stage": self.stage, "step": step, "epoch": epoch, **values})
-        if self.path is not None:
-            others = [entry for entry in read_history(self.path) if entry["stage"] != self.stage]
-            with atomic_write(self.path) as partial:
-                partial.write_text("".join(f"{json.dumps(entry)}\n" for entry in [*others, *self.history]))
+    def record(self, epoch: int, metrics: dict[str, Any]) -> None:
+        """Appends the metrics of an epoch, saves the weights if it is the best one, and writes the file."""
+        self.history.append({"stage": self.stage, "step": epoch * self.steps, "epoch": epoch, **metrics})
+        if self.path is None:
+            return
+        if not epochs_since_best(self.history):
+            self.best.parent.mkdir(exist_ok=True)
+            save_weights(self.model.towers, self.best)
+        others = [entry for entry in read_history(self.path) if entry["stage"] != self.stage]
+        with atomic_write(self.path) as partial:
+            partial.write_text("".join(f"{json.dumps(entry)}\n" for entry in [*others, *self.history]))
 
 
-def read_history(path: Path, stage: int | None = None) -> list[dict[str, Any]]:
+def read_history(path: Path, stage: int | None = None) -> History:
     """The entries of a `metrics.jsonl`, of one stage or of both; none if there is no file."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return [entry for line in lines if (entry := json.loads(line)) and stage in (None, entry["stage"])]
 
 
-def epochs_since_best(history: list[dict[str, Any]]) -> int:
-    """Number of epochs after the best one."""
+def epochs_since_best(history: History) -> int:
+    """Number of epochs after the best one, of which the first counts."""
     values = [entry[METRIC] for entry in history]
     return len(values) - 1 - int(np.argmax(values))
 
 
 class ResumableEarlyStopping(keras.callbacks.EarlyStopping):
-    """`EarlyStopping` on the validation metric that continues from the epochs of a history, epoch 0 included.
+    """`EarlyStopping` on the validation metric that continues from the epochs of a history, epoch 0 included."""
 
-    The best weights are kept by a `ModelCheckpoint`, whose file survives an interruption.
-    """
-
-    def __init__(self, history: list[dict[str, Any]], patience: int):
+    def __init__(self, history: History, patience: int):
         super().__init__(monitor=METRIC, mode="max", patience=patience)
         self.history = history
 
@@ -178,78 +180,35 @@ class ResumableEarlyStopping(keras.callbacks.EarlyStopping):
         super().on_epoch_end(epoch + 1, logs)  # that of Keras never stops after its epoch 0, the first one
 
 
-class TowersCheckpoint(keras.callbacks.ModelCheckpoint):
-    """`ModelCheckpoint` of the towers of a `RetrievalModel`, with the weights of the best epoch.
-
-    The file is complete whenever the process ends.
-
-    Args:
-        path: the weights file.
-        best: value of the metric that an epoch must exceed.
-    """
-
-    def __init__(self, path: Path, best: float):
-        options = {"save_best_only": True, "save_weights_only": True, "initial_value_threshold": best}
-        self.path, self.partial = path, path.with_name(f"partial.{path.name}")
-        self.partial.unlink(missing_ok=True)
-        super().__init__(str(self.partial), monitor=METRIC, mode="max", **options)
-
-    def set_model(self, model: keras.Model) -> None:
-        """Sets the model whose weights are saved."""
-        super().set_model(model.towers)
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Saves the weights if the epoch is the best one."""
-        super().on_epoch_end(epoch, logs)
-        if self.partial.exists():
-            os.replace(self.partial, self.path)
-
-
 class EpochBackups(keras.callbacks.Callback):
-    """`BackupAndRestore` in a folder for each epoch, so that a backup is complete or absent whenever a process ends.
+    """Backs up weights and optimizer after each epoch, and keeps the newest backup.
+
+    A backup is a file that appears complete, so that an interruption or a full disk leaves the one before, which
+    `keras.callbacks.BackupAndRestore` would overwrite. Continue with `fit(initial_epoch=backups.restore(model))`.
 
     Args:
-        folder: folder of the backups; the newest one is kept.
-        write: whether this process writes; the chief of several workers does.
+        folder: folder of the backups.
     """
 
-    def __init__(self, folder: Path, write: bool = True):
+    def __init__(self, folder: Path):
         super().__init__()
-        self.folder, self.write = folder, write
+        self.folder = folder
 
-    def newest(self) -> int | None:
-        """Number of the last complete epoch with a backup, 0 for the beginning of the stage, None without a backup."""
-        return max((int(path.name) for path in self.folder.glob("[0-9]*") if path.name.isdigit()), default=None)
-
-    def on_train_begin(self, logs: Any = None) -> None:
-        """Restores weights, optimizer and the number of the epoch."""
-        epoch = self.newest()
-        if epoch is None:
-            return
-        try:
-            self._backup(str(epoch)).on_train_begin()
-        except (OSError, ValueError, KeyError, RuntimeError, IndexError) as error:
-            reason = (str(error).splitlines() or ["?"])[0]
-            raise InputError(
-                f"backup {self.folder / str(epoch)}: damaged, or of another model ({reason}): delete {self.folder} to "
-                "begin the stage again"
-            ) from error
-        if epoch:
-            console.print(f"continuing after epoch {epoch} of {self.folder.name}")
+    def restore(self, model: keras.Model) -> int:
+        """Reads the newest backup, if there is one, into a built model; returns the number of complete epochs."""
+        names = [path.name.partition(".")[0] for path in self.folder.glob("*.weights.h5")]
+        epochs = max((int(name) for name in names if name.isdigit()), default=None)
+        if epochs is not None:
+            load_weights(model, self.folder / f"{epochs}.weights.h5")
+        if epochs:
+            console.print(f"continuing after epoch {epochs} of {self.folder.name}")
+        return epochs or 0
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Writes a backup and removes the one before."""
-        if not self.write:
-            return
-        shutil.rmtree(self.folder / "partial", ignore_errors=True)
-        self._backup("partial").on_epoch_end(epoch)
-        shutil.rmtree(self.folder / str(epoch + 1), ignore_errors=True)
-        os.replace(self.folder / "partial", self.folder / str(epoch + 1))
-        for path in self.folder.iterdir():
-            if path.name != str(epoch + 1):
-                shutil.rmtree(path)
-
-    def _backup(self, name: str) -> keras.callbacks.BackupAndRestore:
-        backup = keras.callbacks.BackupAndRestore(str(self.folder / name), delete_checkpoint=False)
-        backup.set_model(self.model)
-        return backup
+        """Writes the backup of an epoch, −1 for the beginning of the stage, and removes the one before."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        newest = self.folder / f"{epoch + 1}.weights.h5"
+        save_weights(self.model, newest)
+        for path in self.folder.glob("*.weights.h5"):
+            if path != newest:
+                path.unlink()

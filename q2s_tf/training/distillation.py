@@ -68,8 +68,7 @@ def _preset_tower(name: str, pooling: str, dimension: int) -> Tower:
     }
     encoders = {"teacher": {"preset": name, "pooling": pooling}}
     config = Config.model_validate({"dimension": dimension, "channels": channels, "encoders": encoders})
-    config, tokenizers = fill_encoders(config)
-    towers = build_towers(config, tokenizers, dtype="float32")
+    towers = build_towers(*fill_encoders(config), dtype="float32")
     load_pretrained(towers)
     return towers.query
 

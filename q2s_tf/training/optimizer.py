@@ -119,10 +119,6 @@ def decaying_rate(peak: float, warmup_steps: int, decay_steps: int) -> keras.opt
 
     The paper does not describe a schedule.
     """
-    return keras.optimizers.schedules.CosineDecay(
-        0.0 if warmup_steps else peak,
-        max(1, decay_steps - warmup_steps),
-        alpha=0.1,
-        warmup_target=peak if warmup_steps else None,
-        warmup_steps=warmup_steps,
-    )
+    warmup = {"warmup_target": peak, "warmup_steps": warmup_steps} if warmup_steps else {}
+    initial, falling = 0.0 if warmup_steps else peak, max(1, decay_steps - warmup_steps)
+    return keras.optimizers.schedules.CosineDecay(initial, falling, alpha=0.1, **warmup)

@@ -66,7 +66,7 @@ class RetrievalModel(keras.Model):
             optimizer: a Keras optimizer; it receives sparse gradients of the tables.
             loss: loss of the scores of a batch.
             scale: s, factor on the cosines; None for 1.
-            reduction: "mean" or "sum", of every loss over the rows of a batch. The reported losses are means.
+            reduction: "mean" or "sum", of every loss over the rows of a batch. The reported losses are means by weight.
             same_country: use only documents of the searcher's country as negatives.
             **kwargs: of `keras.Model.compile`.
         """
@@ -137,16 +137,16 @@ class RetrievalModel(keras.Model):
         """One step on a batch of `Examples.dataset`, the global batch in every replica.
 
         Returns:
-            Means over the epoch: `loss` and its parts, each per row, and `batch_recall@1`.
+            Means over the epoch: `loss` and its parts, each a mean by weight, and `batch_recall@1`.
         """
         with tf.GradientTape() as tape:
             parts, embeddings = self.compute_losses(batch)
             loss = losses.gradient_blending(list(parts.values()))
             share = self.optimizer.scale_loss(loss / num_replicas())  # for float16; the optimizer divides again
         self.optimizer.apply(tape.gradient(share, self.trainable_variables), self.trainable_variables)
-        rows = tf.shape(batch["score_mask"])[0] if self.reduction == "sum" else 1
         values = {"loss": loss, **(parts if len(parts) > 1 else {})}
-        values = {name: value / tf.cast(rows, tf.float32) for name, value in values.items()}
+        if self.reduction == "sum":
+            values = {name: value / tf.reduce_sum(batch["weight"]) for name, value in values.items()}
         values["batch_recall@1"] = batch_recall(embeddings["query"], embeddings["document"], batch["score_mask"])
         for name, value in values.items():
             self._trackers[name].update_state(value)

@@ -1,11 +1,13 @@
 """Training as a whole: tokenizer, stage 1 and stage 2, into a run directory."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import duckdb
 import keras
 
 from q2s_tf.cli import console
@@ -34,12 +36,11 @@ from q2s_tf.text import SentencePiece, train_tokenizer
 from q2s_tf.training.callbacks import (
     METRIC,
     EpochBackups,
-    EpochHistory,
     EpochMetrics,
     EpochNumber,
+    EpochRecord,
     ResumableEarlyStopping,
     StepProgress,
-    TowersCheckpoint,
     epochs_since_best,
     read_history,
 )
@@ -201,23 +202,21 @@ def _train_stage(stage: int, run: Path, prepared: Prepared, workers: Workers) ->
         model = RetrievalModel(towers, head)
         compile_stage(model, stage, steps)
         model.optimizer.build(model.trainable_variables)
-    backups = EpochBackups(run / CHECKPOINTS / f"stage{stage}", workers.chief)
-    best = run / CHECKPOINTS / STAGE_WEIGHTS[stage]
-    epochs_done, path = backups.newest() or 0, run / "metrics.jsonl"
-    history = [entry for entry in read_history(path, stage) if entry["epoch"] <= epochs_done]
-    recorder = EpochHistory(path if workers.chief else None, stage, steps, history)
+    metrics, best = run / "metrics.jsonl", run / CHECKPOINTS / STAGE_WEIGHTS[stage]
+    backups = EpochBackups(run / CHECKPOINTS / f"stage{stage}")
+    complete = backups.restore(model)
+    recorded = read_history(metrics, stage)
+    if recorded and recorded[-1]["epoch"] > complete + 1:
+        raise InputError(f"run {run}: the last backup of stage {stage} is missing: train into a new --out")
+    history = [entry for entry in recorded if entry["epoch"] <= complete]
+    record = EpochRecord(history, stage, steps, metrics if workers.chief else None, best)
     if not history:
-        before = workers.broadcast(validation.roc_auc)
+        record.set_model(model)
+        record.record(0, {METRIC: workers.broadcast(validation.roc_auc)})
         if workers.chief:
-            best.parent.mkdir(exist_ok=True)
-            save_weights(towers, best)
             backups.set_model(model)
             backups.on_epoch_end(-1)
-        recorder.record(0, {METRIC: before})
-    if epochs_done >= settings.max_epochs or epochs_since_best(history) >= settings.patience:
-        backups.set_model(model)  # the stage has ended: restore what the best weights do not hold
-        backups.on_train_begin()
-    else:
+    if complete < settings.max_epochs and epochs_since_best(history) < settings.patience:
         number = EpochNumber()
         rows = steps * examples.rows_per_batch(settings.batch_size)
         callbacks: list[keras.callbacks.Callback] = [
@@ -225,18 +224,16 @@ def _train_stage(stage: int, run: Path, prepared: Prepared, workers: Workers) ->
             StepProgress(f"stage {stage}", settings.max_epochs),
             EpochMetrics(lambda: workers.broadcast(validation.roc_auc), rows),
             ResumableEarlyStopping(history, settings.patience),
-            recorder,
+            record,
         ]
-        if workers.chief:
+        if workers.chief:  # the CSV comes after the backup: an epoch that is repeated has one row
             callbacks += [
-                TowersCheckpoint(best, max(entry[METRIC] for entry in history)),
                 keras.callbacks.TensorBoard(str(run / "tensorboard" / f"stage{stage}"), write_graph=False),
+                backups,
+                keras.callbacks.CSVLogger(str(run / f"stage{stage}.csv"), append=True),
             ]
-        callbacks.append(backups)
-        if workers.chief:  # after the backup: an epoch that is repeated after an interruption has one row
-            callbacks.append(keras.callbacks.CSVLogger(str(run / f"stage{stage}.csv"), append=True))
         dataset = examples.dataset(settings.batch_size, (config.seed, stage), lambda: number.number)
-        workers.fit(model, dataset, settings.max_epochs, callbacks)
+        workers.fit(model, dataset, settings.max_epochs, callbacks, complete)
     workers.barrier()  # the best weights are on disk
     load_weights(towers, best)
     if workers.chief:
@@ -250,67 +247,62 @@ def _train_stage(stage: int, run: Path, prepared: Prepared, workers: Workers) ->
 def _run_directory(run: Path, chief: bool, resume: bool) -> Iterator[None]:
     """Creates a run directory and keeps other trainings out of it; the chief of several workers does.
 
-    After an error a new run directory in which no stage has begun is removed; an empty one that existed is kept.
+    After an error a new run directory in which no stage has begun is removed; an empty one that existed is kept. After
+    Ctrl-C it is kept if it can be resumed.
+
+    Raises:
+        InputError: another process trains in it, or it cannot be written, for example because the disk is full.
     """
     if not chief:
         yield
         return
     existed = run.exists()
-    run.mkdir(parents=True, exist_ok=True)
-    message = f"run {run}: another process trains in it: wait for it to end, or train into another --out"
-    with exclusive(run / LOCK, message):
-        try:
-            yield
-        except Exception:
-            if not resume and not read_history(run / "metrics.jsonl"):
-                shutil.rmtree(run, ignore_errors=True)
-                if existed:
-                    run.mkdir(exist_ok=True)
-            raise
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        message = f"run {run}: another process trains in it: wait for it to end, or train into another --out"
+        with exclusive(run / LOCK, message):
+            try:
+                yield
+            except BaseException as error:
+                resumable = isinstance(error, KeyboardInterrupt) and (run / "config.toml").is_file()
+                if not (resume or resumable or read_history(run / "metrics.jsonl")):
+                    shutil.rmtree(run, ignore_errors=True)
+                    if existed:
+                        run.mkdir(exist_ok=True)
+                raise
+    except (OSError, duckdb.IOException) as error:
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+        raise InputError(
+            f"run {run}: cannot be written: {reason.splitlines()[0]}: make room or choose another disk, then train "
+            "again, with --resume if the folder exists"
+        ) from error
 
 
 def _prepare_run(config: Config, run: Path, scans: list[TableScan], tokenizer: Path | None, resume: bool) -> None:
     """Writes the config and the tokenizers of a run, in one pass over the catalogue and one over the positives."""
-    given = read_tokenizer(tokenizer) if tokenizer else None
-    path = run / RUN_TOKENIZER
-    if resume and path.is_file():
+    if tokenizer and not tokenizer.is_file():
+        raise InputError(f"tokenizer {tokenizer}: there is no such file")
+    model = SentencePiece(tokenizer.read_bytes()).model if tokenizer else None
+    if resume and (run / RUN_TOKENIZER).is_file():
         scans[0].read()
         save_config(config, run / "config.toml")
         return
-    pretrained: dict[str, bytes] = {}
-    config, pretrained = fill_encoders(config)
-    if given is None:
+    config, vocabularies = fill_encoders(config)
+    if model is None:
         console.print("training the tokenizer")
-        settings = config.tokenizer
-        model = train_tokenizer(
-            (text for scan in reversed(scans) for text in scan.texts()),
-            settings.vocabulary_size,
-            settings.character_coverage,
-            settings.max_sentences,
-        )
+        texts = (text for scan in reversed(scans) for text in scan.texts())
+        model = train_tokenizer(texts, **config.tokenizer.model_dump())
     else:
         console.print(f"using the tokenizer {tokenizer}")
-        model = given
         for scan in scans:
             scan.read()
     for scan in scans:
         config = scan.fill_categories(config)
-    for name, vocabulary in pretrained.items():
-        _write(run / ENCODER_TOKENIZER.format(name), vocabulary)
     save_config(config, run / "config.toml")
-    _write(path, model)
-
-
-def read_tokenizer(path: Path) -> bytes:
-    """The SentencePiece model of a file, checked; `InputError` if there is no file or it is of another kind."""
-    if not path.is_file():
-        raise InputError(f"tokenizer {path}: there is no such file")
-    return SentencePiece(path.read_bytes()).model
-
-
-def _write(path: Path, content: bytes) -> None:
-    with atomic_write(path) as partial:
-        partial.write_bytes(content)
+    files = {ENCODER_TOKENIZER.format(name): vocabulary for name, vocabulary in vocabularies.items()}
+    for name, content in {**files, RUN_TOKENIZER: model}.items():
+        with atomic_write(run / name) as partial:
+            partial.write_bytes(content)
 
 
 def _check_negative_rank(config: Config, examples: Examples) -> None:

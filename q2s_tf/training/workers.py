@@ -71,7 +71,12 @@ class Workers:
         return self.index == 0
 
     def fit(
-        self, model: keras.Model, dataset: tf.data.Dataset, epochs: int, callbacks: Sequence[keras.callbacks.Callback]
+        self,
+        model: keras.Model,
+        dataset: tf.data.Dataset,
+        epochs: int,
+        callbacks: Sequence[keras.callbacks.Callback],
+        initial_epoch: int = 0,
     ) -> None:
         """`model.fit`; with several workers a loop over the same `train_step` and callbacks.
 
@@ -81,16 +86,17 @@ class Workers:
         hooks = EpochCallbackList(list(callbacks), add_history=True, **options)
         try:
             if self.count == 1:
-                model.fit(dataset, epochs=epochs, callbacks=hooks, shuffle=False, verbose=0)
+                steps = {"epochs": epochs, "initial_epoch": initial_epoch}
+                model.fit(dataset, callbacks=hooks, shuffle=False, verbose=0, **steps)
             else:
-                self._fit_replicas(model, dataset, epochs, hooks)
+                self._fit_replicas(model, dataset, range(initial_epoch, epochs), hooks)
         finally:
             for callback in callbacks:
                 if isinstance(callback, StepProgress):
                     callback.close()
 
     def _fit_replicas(
-        self, model: keras.Model, dataset: tf.data.Dataset, epochs: int, hooks: keras.callbacks.CallbackList
+        self, model: keras.Model, dataset: tf.data.Dataset, epochs: range, hooks: keras.callbacks.CallbackList
     ) -> None:
         @tf.function(input_signature=[dataset.element_spec], autograph=False)
         def step(batch: Any) -> Any:
@@ -98,9 +104,8 @@ class Workers:
 
         model.stop_training = False
         hooks.on_train_begin()
-        for epoch in range(int(model.optimizer.iterations.numpy()) // len(dataset), epochs):
-            for metric in model.metrics:
-                metric.reset_state()
+        for epoch in epochs:
+            model.reset_metrics()
             hooks.on_epoch_begin(epoch)
             for number, batch in enumerate(dataset):
                 hooks.on_train_batch_begin(number)
@@ -144,22 +149,17 @@ class Workers:
 
 
 def _cluster(text: str) -> tuple[int, int]:
-    """Number of workers in `TF_CONFIG` and the index of this process; (1, 0) when it is not set.
-
-    Raises:
-        InputError: it is not what TensorFlow reads, or names another kind of task.
-    """
+    """Number of workers in `TF_CONFIG` and the index of this process; (1, 0) when it is not set."""
     if not text:
         return 1, 0
     try:
         config = json.loads(text)
-        workers, task = config["cluster"]["worker"], config["task"]
-        index = int(task["index"])
-        if task["type"] != "worker" or set(config["cluster"]) != {"worker"} or not 0 <= index < len(workers):
+        count, index = len(config["cluster"].pop("worker")), int(config["task"]["index"])
+        if config["cluster"] or config["task"]["type"] != "worker" or not 0 <= index < count:
             raise ValueError
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         raise InputError(
             'TF_CONFIG: must be {"cluster": {"worker": ["host:port", …]}, "task": {"type": "worker", "index": N}} with '
             f"N counted from 0; got {text:.200}"
         ) from None
-    return len(workers), index
+    return count, index
