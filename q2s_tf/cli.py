@@ -16,6 +16,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from q2s_tf.errors import InputError
 from q2s_tf.extras import explain_missing
@@ -83,3 +84,8 @@ def track(items: Iterable[Item], description: str, total: int | None = None) -> 
     """Yields ``items`` while a progress bar named ``description`` counts them."""
     with progress_bar() as progress:
         yield from progress.track(items, total=total, description=description)
+
+
+def printable(text: str) -> Text:
+    """Text without effect of rich's markup and of control codes, because strangers write titles and queries."""
+    return Text("".join(character if character.isprintable() else " " for character in text))
