@@ -83,26 +83,25 @@ def train_row(config: Config, data: Data, folder: Path) -> dict[str, Any]:
 
 def measure_stage(run: Path, stage: int, data: Data) -> dict[str, float]:
     """`METRICS` of one stage of a run, by the project's evaluator."""
-    import numpy as np
-
     from q2s_tf.evaluation.collection import (
         MODEL,
         choose_grades,
         embed_collection,
         rank_documents,
+        read_judged,
         score_documents,
     )
-    from q2s_tf.evaluation.metrics import as_run, roc_auc
+    from q2s_tf.evaluation.metrics import as_run
     from q2s_tf.evaluation.system_metrics import measure_systems
     from q2s_tf.models import load
 
     towers = load(run, stage)
-    collection = embed_collection(towers, data.documents, data.test, None, seed=0)
-    scores, retrieved = rank_documents(collection.judged, score_documents(collection))
-    runs = {MODEL: as_run(retrieved[MODEL])}
-    metrics = measure_systems(collection.judged, choose_grades(towers.config, None, None), None, scores, runs)
-    values = {name: float(np.nanmean(column)) for name, column in metrics.per_query[MODEL].items()}
-    return {"roc_auc": roc_auc(scores[MODEL], metrics.relevant), **{m: values[m] for m in METRICS if m in values}}
+    grades = choose_grades(towers.config, None, None)
+    judged, _ = read_judged(data.documents, data.test, None, 0, grades)
+    scores, retrieved = rank_documents(judged, score_documents(embed_collection(towers, data.documents, judged, None)))
+    metrics = measure_systems(judged, grades, None, scores, {MODEL: as_run(retrieved[MODEL])})
+    values = metrics.values(MODEL)
+    return {metric: values[metric] for metric in METRICS if metric in values}
 
 
 def main(

@@ -19,6 +19,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from q2s_tf.errors import InputError
 from q2s_tf.extras import explain_missing
@@ -123,3 +124,8 @@ def track(items: Iterable[Item], description: str, total: int | None = None) -> 
             yield item
             progress.update(task, completed=count, total=None if total is None else max(total, count))
         progress.update(task, total=count)
+
+
+def printable(text: str) -> Text:
+    """Text without effect of rich's markup and of control codes, because strangers write titles and queries."""
+    return Text("".join(character if character.isprintable() else " " for character in text))

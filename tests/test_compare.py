@@ -109,14 +109,16 @@ def test_what_is_returned_is_written_and_printed(compared: tuple[dict[str, Any],
 def test_a_query_is_printed_as_it_is() -> None:
     movers = {
         "metric": "recall@10",
-        "gained": [{"query": "[bold]sofa[/x]", "country": None, "A": 0.0, "B": 1.0}],
+        "gained": [{"query": "[bold]sofa[/x]\x1b[2J\x9b2J", "country": None, "A": 0.0, "B": 1.0}],
         "lost": [],
     }
     told = {"runs": {"A": "a", "B": "[b]"}, "sizes": {"pairs": 1, "queries": 1}, "significance": [], "movers": movers}
     console = Console(width=100, file=io.StringIO())
     for table in comparison_tables(told):
         console.print(table)
-    assert "[bold]sofa[/x]" in console.file.getvalue()  # type: ignore[attr-defined]
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "[bold]sofa[/x]" in text
+    assert not {"\x1b", "\x9b"} & set(text)
 
 
 def test_only_a_planted_difference_is_significant() -> None:

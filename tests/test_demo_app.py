@@ -16,6 +16,8 @@ import demo_page
 import grpc
 import httpx
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import serving_models
 from demo_page import CHANNELS, HOSTILE, LEFT_OUT, WORD, DemoPage
@@ -23,6 +25,7 @@ from starlette.testclient import TestClient
 
 from q2s_tf.demo_app.app import make_app, serve
 from q2s_tf.demo_app.search import Search, tower_inputs
+from q2s_tf.demo_app.shown_documents import ShownDocuments
 from q2s_tf.errors import InputError
 from q2s_tf.server.server import Server
 from q2s_tf.serving import ServingError
@@ -136,8 +139,13 @@ def test_channels_have_numbers_without_the_export(folder: Path, page: DemoPage) 
         ({"query": "x" * 2_049}, "query and country may have 2048 characters each; shorten them"),
         ({"query": "x", "page": "0"}, "page must be 1 to 50, got 0"),
         ({"query": "x", "page": "51"}, "page must be 1 to 50, got 51"),
-        ({"query": "x", "page": "-1"}, "page must be a whole number, got '-1'"),
-        ({"query": "x", "page": "²"}, "page must be a whole number, got '²'"),
+        ({"query": "x", "page": "-1"}, "page must be a whole number from 1 to 50, got '-1'"),
+        ({"query": "x", "page": "²"}, "page must be a whole number from 1 to 50, got '²'"),
+        ({"query": "x", "page": "NaN"}, "page must be a whole number from 1 to 50, got 'NaN'"),
+        ({"query": "x", "page": "1e3"}, "page must be a whole number from 1 to 50, got '1e3'"),
+        ({"query": "x", "page": "9" * 4_301}, f"page must be a whole number from 1 to 50, got '{'9' * 39}"),
+        ({"query": "x", "k": "9" * 4_301}, "unknown parameter 'k'; the parameters are query, country, page"),
+        ({"query": "x", "y" * 9_000: "1"}, f"unknown parameter '{'y' * 39}; the parameters are query, country, page"),
     ],
 )
 def test_a_wrong_request_is_refused_in_one_line(page: DemoPage, asked: dict[str, str], message: str) -> None:
@@ -186,6 +194,101 @@ def test_an_error_of_the_server_is_one_line(
         app = make_app(Refusing(client, folder / "documents.parquet"), "there:1")
     answer = TestClient(app).get("/api/search?query=refused")
     assert (answer.status_code, answer.json()) == (status, {"error": line})
+    assert HEADERS.items() <= dict(answer.headers).items()
+
+
+def test_a_defect_is_one_line_without_internals(folder: Path, page: DemoPage) -> None:
+    class Defective(Search):
+        def page(self, query: str, country: str = "", number: int = 1) -> dict[str, Any]:
+            if query == "defect":
+                raise RuntimeError("secret " * 10_000)
+            if query == "long":
+                raise ServingError(grpc.StatusCode.INTERNAL, "long " * 10_000)
+            return super().page(query, country, number)
+
+    with Server(folder / "models", port=0) as server, Client(server.address) as client:
+        app = make_app(Defective(client, folder / "documents.parquet"), "there:1")
+    client = TestClient(app, raise_server_exceptions=False)
+    answer = client.get("/api/search?query=defect")
+    assert (answer.status_code, answer.json()) == (500, {"error": "the demo page has a defect"})
+    assert HEADERS.items() <= dict(answer.headers).items()
+    answer = client.get("/api/search?query=long")
+    assert answer.status_code == 502
+    assert len(answer.json()["error"]) < 400
+
+
+HEADERS = {
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' http: https:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/", 200),
+        ("GET", "/api/search?query=sofa", 200),
+        ("GET", "/api/search", 400),
+        ("POST", "/api/search", 405),
+        ("GET", "/nothing", 404),
+        ("GET", "/picture", 404),
+        ("GET", "/static/page.js", 200),
+        ("GET", "/static/page.css", 200),
+        ("GET", "/static/none", 404),
+        ("GET", "/static/../app.py", 404),
+        ("GET", "/static/%2e%2e/app.py", 404),
+    ],
+)
+def test_every_answer_has_the_security_headers(page: DemoPage, method: str, path: str, status: int) -> None:
+    answer = httpx.request(method, page.address + path)
+    assert answer.status_code == status
+    assert HEADERS.items() <= dict(answer.headers).items()
+    if status >= 400:
+        assert list(answer.json()) == ["error"]
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost:8080", "LOCALHOST", "[::1]:8080", "127.0.0.1:1"])
+def test_the_names_of_the_loopback_interface_are_answered(page: DemoPage, name: str) -> None:
+    assert httpx.get(page.address, headers={"Host": name}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/api/search?query=sofa", "/picture", "/static/page.js", "/nothing"])
+@pytest.mark.parametrize("name", ["evil.example", "127.0.0.1.evil.example:8080", "localhost.evil.example", "[::", ""])
+def test_requests_for_other_host_names_are_refused(page: DemoPage, name: str, path: str) -> None:
+    answer = httpx.get(page.address + path, headers={"Host": name})
+    assert (answer.status_code, answer.json()) == (400, {"error": "unknown host name"})
+    assert HEADERS.items() <= dict(answer.headers).items()
+
+
+def test_a_page_on_all_addresses_is_reached_by_the_address_of_the_connection(folder: Path, page: DemoPage) -> None:
+    with Server(folder / "models", port=0) as server, Client(server.address) as client:
+        app = make_app(Search(client, folder / "documents.parquet"), "there:1", "0.0.0.0")
+    assert TestClient(app, base_url="http://192.0.2.7:8080").get("/").status_code == 200
+    answer = TestClient(app, base_url="http://192.0.2.7:8080").get("/", headers={"Host": "evil.example"})
+    assert answer.status_code == 400
+
+
+@pytest.mark.parametrize("languages", [("en", None), (None,), ("en",)])
+def test_there_are_examples_for_any_languages(tmp_path: Path, languages: tuple[str | None, ...]) -> None:
+    rows = [{**row, "language": languages[at % len(languages)]} for at, row in enumerate(demo_page.make_rows())]
+    shown = ShownDocuments(demo_page.write_documents(tmp_path / "documents.parquet", rows))
+    examples = shown.examples()
+    assert len({row["document_id"] for row in examples}) == 5
+    assert all(len(row["title"]) >= 8 for row in examples)
+
+
+def test_a_catalogue_without_titles_has_no_line_of_examples(tmp_path: Path, folder: Path, page: DemoPage) -> None:
+    rows = [{"document_id": row["document_id"], "title": None} for row in demo_page.make_rows()]
+    schema = pa.schema({"document_id": pa.string(), "title": pa.string()})
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), tmp_path / "documents.parquet")
+    with (
+        Server(folder / "models", port=0) as server,
+        demo_page.serve_page(server.address, tmp_path / "documents.parquet", None) as other,
+    ):
+        assert "Examples" not in httpx.get(other.address).text
+    assert "Examples" in httpx.get(page.address).text
 
 
 def test_the_page_escapes_titles_and_loads_nothing_from_other_hosts(page: DemoPage) -> None:
@@ -247,12 +350,12 @@ def test_rows_become_inputs_of_the_signature() -> None:
     rows = [{"title": "sofa", "photos": [[1.0, 2.0]], "colour": "red"}, {"brand": "x", "photos": None}]
     taken = tower_inputs(rows, SignatureInfo(inputs, {}))
     assert {name: values.tolist() for name, values in taken.items()} == {
-        "title": ["sofa", ""],
-        "brand": ["", "x"],
+        "title": [b"sofa", b""],
+        "brand": [b"", b"x"],
         "photos": [[[1.0, 2.0]], [[0.0, 0.0]]],
     }
     assert tower_inputs(rows[1:], SignatureInfo(inputs, {}))["photos"].shape == (1, 0, 2)
-    with pytest.raises(InputError, match="photos must have vectors of 2 numbers; one has 3"):
+    with pytest.raises(InputError, match="photos: row 0 must be a list of vectors of 2 finite numbers"):
         tower_inputs([{"photos": [[1.0, 2.0, 3.0]]}], SignatureInfo(inputs, {}))
 
 

@@ -18,11 +18,13 @@ from q2s_tf.evaluation.evaluate import evaluate
 from q2s_tf.evaluation.results import RunEvaluation
 from q2s_tf.models import build_towers, read_tokenizers, save_weights
 from q2s_tf.report.analysis import Analysis, analyse
-from q2s_tf.report.findings import check_paper, summarise
-from q2s_tf.report.fusion_weights import GroupWeights
-from q2s_tf.report.report import SECTIONS, write_report
+from q2s_tf.report.findings import Finding, check_paper, summarise
+from q2s_tf.report.report import write_report
 
 HOSTILE = """</script><script>alert(1)</script><img src=https://x.test/a onerror="alert(2)"> {{ 7 * 7 }} | `x` '"&"""
+SECTIONS = (
+    "summary", "systems", "training", "slices", "weights", "importance", "worst", "duplicates",
+)  # fmt: skip
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
 
@@ -106,7 +108,7 @@ def test_the_page_loads_no_other_file(page: Page, report: Path) -> None:
 
 def test_charts_and_tables_are_named(page: Page) -> None:
     charts = [attributes for _, attributes in page.elements if attributes.get("role") == "img"]
-    assert len(charts) >= 8
+    assert len(charts) >= 10
     assert all((each["aria-label"] or "").startswith("Chart: ") for each in charts)
     assert len(page.all("caption")) == len(page.all("table"))
     assert len(page.all("figcaption")) == len(page.all("figure")) == len(charts)
@@ -186,7 +188,11 @@ def results_with(evaluation: RunEvaluation, **changes: Any) -> dict[str, Any]:
 
 
 def difference(metric: str, a: str, b: str, value: float, p: float) -> dict[str, Any]:
-    return {"metric": metric, "a": a, "b": b, "difference": value, "p_holm": p}
+    return {"metric": metric, "a": a, "b": b, "difference": value, "p_holm": p, "low": value - p, "high": value + p}
+
+
+def texts(findings: list[Finding]) -> list[str]:
+    return [finding.text for finding in findings]
 
 
 def test_findings_about_bm25_follow_the_paired_tests(evaluation: RunEvaluation, analysis: Analysis) -> None:
@@ -204,86 +210,121 @@ def test_findings_about_bm25_follow_the_paired_tests(evaluation: RunEvaluation, 
     assert not any("ndcg@10" in text for text in kinds)
 
 
-@pytest.mark.parametrize(("p", "answer", "action"), [(0.01, "is", "Serve hybrid results."), (0.2, "is not", "")])
+@pytest.mark.parametrize(
+    ("over_model", "over_bm25", "judgement", "action"),
+    [
+        ((0.1, 0.01), (0.1, 0.01), "is significantly better than both", "Serve hybrid results."),
+        ((0.1, 0.01), (0.1, 0.2), "is not significantly better than both", "These {} queries do not decide whether"),
+        ((0.1, 0.01), (-0.1, 0.01), "is significantly worse than BM25", "Do not serve this fusion."),
+        ((-0.1, 0.2), (-0.002, 0.9), "is not significantly better than both", "These {} queries do not decide whether"),
+        ((-0.1, 0.01), (0.1, 0.01), "is significantly worse than the model", "Do not serve this fusion."),
+    ],
+)
 def test_fusion_is_recommended_if_it_is_significantly_better_than_both(
-    evaluation: RunEvaluation, analysis: Analysis, p: float, answer: str, action: str
+    evaluation: RunEvaluation,
+    analysis: Analysis,
+    over_model: tuple[float, float],
+    over_bm25: tuple[float, float],
+    judgement: str,
+    action: str,
 ) -> None:
-    tests = [difference("recall@10", "RRF", "q2s_tf", 0.1, 0.01), difference("recall@10", "RRF", "BM25", 0.1, p)]
+    tests = [difference("recall@10", "RRF", "q2s_tf", *over_model), difference("recall@10", "RRF", "BM25", *over_bm25)]
     findings = summarise(results_with(evaluation, significance=tests), analysis)
     (finding,) = [each for each in findings if "fusion of model and BM25" in each.text]
-    assert f"{answer} significantly better than both" in finding.text
-    assert finding.action == action
+    assert judgement in finding.text
+    assert finding.action.startswith(action.format(evaluation.results["systems"]["RRF"]["recall@10"]["queries"]))
 
 
-def test_a_slice_is_weak_when_its_interval_is_below_the_mean(evaluation: RunEvaluation, analysis: Analysis) -> None:
+def test_a_slice_is_weak_when_its_interval_is_below_that_of_all(evaluation: RunEvaluation, analysis: Analysis) -> None:
     def entry(value: str, high: float, small: bool = False) -> dict[str, Any]:
         figure = {"value": high - 0.1, "low": high - 0.2, "high": high, "queries": 50}
         return {"value": value, "small": small, "systems": {"q2s_tf": {"recall@10": figure}}}
 
-    mean = evaluation.results["systems"]["q2s_tf"]["recall@10"]["value"]
-    values = [entry("weak", mean - 0.01), entry("chance", mean + 0.01), entry("few", mean - 0.3, small=True)]
+    whole = evaluation.results["systems"]["q2s_tf"]["recall@10"]
+    values = [entry("weak", whole["low"] - 0.01), entry("chance", whole["low"] + 0.01), entry("few", 0.1, small=True)]
     slices = [{"name": "language", "about": "language", "values": values}]
-    texts = [finding.text for finding in summarise(results_with(evaluation, slices=slices), analysis)]
-    (text,) = [text for text in texts if "slices" in text]
-    assert text.endswith(f"is below its mean of {mean:.2f} in these slices: language weak ({mean - 0.11:.2f}).")
+    found = summarise(results_with(evaluation, slices=slices), analysis)
+    (text,) = [finding.text for finding in found if finding.section == "slices"]
+    assert text == (
+        f"The recall@10 of the model is below that of all queries, {whole['value']:.2f}, without overlap of the "
+        f"intervals, in: language weak ({whole['low'] - 0.11:.2f})."
+    )
 
 
 def test_problems_of_the_data_are_found(evaluation: RunEvaluation, analysis: Analysis) -> None:
     assert analysis.missing == {"title": 0, "description": 0.2, "language": 0, "image_embeddings": 0.25}
-    texts = [finding.text for finding in summarise(results_with(evaluation), analysis)]
-    assert "25% of the documents have no image_embeddings." in texts
-    assert not any("have no description" in text for text in texts), "a fifth is not many"
+    found = texts(summarise(results_with(evaluation), analysis))
+    assert "25% of the documents have no image_embeddings." in found
+    assert not any("have no description" in text for text in found), "a fifth is not many"
     worse = dataclasses.replace(analysis, spread=0.8, duplicates={**analysis.duplicates, "groups": 3, "documents": 6})
-    texts = [finding.text for finding in summarise(results_with(evaluation), worse)]
-    assert "6 documents (10.0%) are in 3 groups of near-duplicates." in texts
-    assert "All embeddings are similar: the mean cosine of two random documents is 0.80." in texts
+    found = texts(summarise(results_with(evaluation), worse))
+    assert "6 documents (10.0%) are in 3 groups of near-duplicates." in found
+    assert "All embeddings are similar: the mean cosine of two random documents is 0.80." in found
 
 
-def test_a_dominant_channel_is_named(evaluation: RunEvaluation, analysis: Analysis) -> None:
-    rows = [
-        dataclasses.replace(each, share=float(each.channel in ("query_text", "images"))) for each in analysis.importance
+def importance(**losses: tuple[float, float]) -> list[dict[str, Any]]:
+    """Rows of channels of the document tower; each has a loss of ROC AUC and its p-value."""
+    return [
+        {
+            "tower": "document",
+            "channel": name,
+            "present": 1.0,
+            "share": max(0, loss),
+            "losses": {"roc_auc": difference("roc_auc", "all channels", name, loss, p)},
+        }
+        for name, (loss, p) in losses.items()
     ]
-    texts = [each.text for each in summarise(results_with(evaluation), dataclasses.replace(analysis, importance=rows))]
-    assert [text for text in texts if "depends on one channel" in text] == [
-        "The query tower depends on one channel: query_text has 100% of the importance.",
-        "The document tower depends on one channel: images has 100% of the importance.",
+
+
+def test_channels_are_judged_by_significant_losses(evaluation: RunEvaluation, analysis: Analysis) -> None:
+    rows = importance(images=(0.1, 0.01), title_text=(-0.02, 0.01), language=(0.3, 0.2))
+    findings = summarise(results_with(evaluation), dataclasses.replace(analysis, importance=rows))
+    found = [(finding.kind, finding.text) for finding in findings if finding.section == "importance"]
+    assert found == [
+        ("problem", "Metrics are significantly higher without these channels: title_text (roc_auc +0.020)."),
+        ("good", "Metrics are significantly lower without these channels: images (roc_auc -0.100)."),
+        ("note", "The data do not decide whether these channels matter: language."),
     ]
 
 
 @pytest.mark.parametrize(
-    ("short", "longer", "answer"),
+    ("means", "answer"),
     [
-        (0.6, 0.2, "it is too"),
-        (0.2, 0.3, "it is lower"),
-        (0.51, 0.5, "the data do not decide it"),
-        (None, 0.3, "it cannot be measured: too few queries"),
+        ({"first": 0.6, "second": 0.2, "low": 0.3, "high": 0.5}, "it is too"),
+        ({"first": 0.2, "second": 0.3, "low": -0.2, "high": -0.01}, "it is lower"),
+        ({"first": 0.514, "second": 0.509, "low": -0.001, "high": 0.011}, "the data do not decide it"),
+        ({}, "it cannot be measured: too few queries"),
     ],
 )
 def test_the_weight_of_trigrams_on_short_queries_is_compared_with_the_paper(
-    evaluation: RunEvaluation, analysis: Analysis, short: float | None, longer: float, answer: str
+    analysis: Analysis, means: dict[str, float], answer: str
 ) -> None:
-    error = {"query_trigrams": 0.01, "query_text": 0.01, "query_country": 0.01}
-    groups = [
-        GroupWeights(name, 10, {"query_trigrams": weight, "query_text": 0.9 - weight, "query_country": 0.1}, error)
-        for name, weight in (("1–4", short), ("5–9", longer))
-        if weight
-    ]
-    changed = dataclasses.replace(analysis, query_weights={**analysis.query_weights, "length": groups})
-    text = check_paper(changed, evaluation.towers.config)[0].text
+    assert set(analysis.short_queries) == {"trigrams", "text"}
+    text = check_paper(dataclasses.replace(analysis, short_queries=dict.fromkeys(("trigrams", "text"), means)))[0].text
     assert f"Here {answer}" in text
-    if short:
-        assert f"{short:.2f} on queries of up to four characters (10 queries) and {longer:.2f} on longer ones" in text
+    if means:
+        assert f"{means['first']:.3f} on queries of up to four characters and {means['second']:.3f} on longer" in text
 
 
-def test_the_importance_of_images_is_compared_with_the_paper(evaluation: RunEvaluation, analysis: Analysis) -> None:
-    for leader, answer in (("images", "90%"), ("title_text", "2%")):
-        rows = [
-            dataclasses.replace(each, share=0.9 if each.channel == leader else 0.02) for each in analysis.importance
-        ]
-        changed = dataclasses.replace(analysis, importance=rows)
-        text = check_paper(changed, evaluation.towers.config)[1].text
-        assert f"Here they have {answer} by masking the channel" in text
-        assert ("(title_text has the largest, 90%)" in text) == (leader == "title_text")
+@pytest.mark.parametrize(
+    ("losses", "answer"),
+    [
+        ({"images": (0.5, 0.01), "title_text": (0.1, 0.01)}, "they have the largest too: images have 50%"),
+        ({"images": (0.1, 0.01), "title_text": (0.5, 0.01)}, "title_text has a larger one, 50%: images have 10%"),
+        (
+            {"images": (0.2, 0.1), "title_text": (0.1, 0.1)},
+            "the data do not decide whether theirs or that of title_text",
+        ),
+        ({"images": (0.2, 0.1)}, "they are the only channel"),
+        ({"title_text": (0.2, 0.1)}, "it cannot be measured"),
+    ],
+)
+def test_the_importance_of_images_is_compared_with_the_paper(
+    analysis: Analysis, losses: dict[str, tuple[float, float]], answer: str
+) -> None:
+    assert analysis.image_channels == ["images"]
+    changed = dataclasses.replace(analysis, importance=importance(**losses))
+    assert f"Here {answer}" in check_paper(changed)[1].text
 
 
 # --- other runs

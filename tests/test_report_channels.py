@@ -2,13 +2,15 @@
 
 import io
 import json
-import math
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import scipy.stats
 from rich.console import Console
 from sklearn.metrics import roc_auc_score
 from test_command_lines import main_of
@@ -16,6 +18,7 @@ from tiny_market import TinyMarket
 
 from q2s_tf.cli import run as run_command
 from q2s_tf.errors import InputError
+from q2s_tf.evaluation.judgements import Judgements
 from q2s_tf.layers import AttentionFusion
 from q2s_tf.models import Towers, encode
 from q2s_tf.report.channels import ChannelVectors, fuse, read_channels, take_rows
@@ -26,8 +29,8 @@ from q2s_tf.report.explain import (
     print_explanation,
     trigram_contributions,
 )
-from q2s_tf.report.fusion_weights import mean_weights, weights_by_length, weights_by_missing
-from q2s_tf.report.importance import Pairs, measure_importance
+from q2s_tf.report.fusion_weights import compare_means, group_by_length, group_by_missing, mean_weights
+from q2s_tf.report.importance import measure_importance
 from q2s_tf.tables import open_documents
 
 COLUMNS = ("title", "description", "language", "country", "image_embeddings")
@@ -101,23 +104,21 @@ def test_trigrams_add_up_to_their_channel(
 ) -> None:
     for query, document in ((0, 0), (1, 20), (2, 33), (5, 50)):
         parts = contributions(queries, query, documents, document)
-        found = trigram_contributions(
-            towers.query, queries, query, "query_trigrams", QUERIES[query], documents.embedding[document]
-        )
-        assert sum(share for _, share in found.values()) == pytest.approx(parts[0].sum(), abs=1e-5)
-        title = market.document_rows[document]["title"]
-        found = trigram_contributions(
-            towers.document, documents, document, "title_trigrams", title, queries.embedding[query]
-        )
+        inputs = {"query": QUERIES[query], "country": COUNTRIES[query]}
+        found = trigram_contributions(towers.query, queries, query, inputs, documents.embedding[document])
+        assert sum(each["contribution"] for each in found) == pytest.approx(parts[0].sum(), abs=1e-5)
+        row = market.document_rows[document]
+        found = trigram_contributions(towers.document, documents, document, row, queries.embedding[query])
         column = documents.names.index("title_trigrams")
-        assert sum(share for _, share in found.values()) == pytest.approx(parts[:, column].sum(), abs=1e-5)
+        assert {each["channel"] for each in found} == {"title_trigrams"}
+        assert sum(each["contribution"] for each in found) == pytest.approx(parts[:, column].sum(), abs=1e-5)
 
 
 def test_trigrams_are_those_of_the_normalised_text(towers: Towers, queries: ChannelVectors) -> None:
-    found = trigram_contributions(towers.query, queries, 0, "query_trigrams", " ＢＯ  bo", np.ones(16))
-    assert {trigram: count for trigram, (count, _) in found.items()} == {" bo": 2, "bo ": 2, "o b": 1}
-    long = trigram_contributions(towers.query, queries, 0, "query_trigrams", "x" * 500, np.ones(16))
-    assert sum(count for count, _ in long.values()) == 24, "the channel reads max_trigrams and no more"
+    found = trigram_contributions(towers.query, queries, 0, {"query": " ＢＯ  bo", "country": None}, np.ones(16))
+    assert {each["trigram"]: each["count"] for each in found} == {" bo": 2, "bo ": 2, "o b": 1}
+    long = trigram_contributions(towers.query, queries, 0, {"query": "x" * 500, "country": None}, np.ones(16))
+    assert sum(each["count"] for each in long) == 24, "the channel reads max_trigrams and no more"
 
 
 # --- explain
@@ -137,30 +138,30 @@ def test_an_explanation_agrees_with_the_towers(
     assert explanation.score == pytest.approx(scores[20], abs=1e-5)
     assert sum(sum(row.values()) for row in explanation.contributions.values()) == pytest.approx(scores[20], abs=1e-5)
     assert order[explanation.rank - 1] == 20
-    assert [match.document_id for match in explanation.best] == [f"d{row:02}" for row in order[:3]]
-    assert [match.rank for match in explanation.best] == [1, 2, 3]
-    rival = order[explanation.rank - 2] if explanation.rank > 1 else order[1]
-    assert explanation.competitor is not None
-    assert explanation.competitor.document_id == f"d{rival:02}"
-    assert explanation.competitor.score == pytest.approx(scores[rival], abs=1e-5)
-    assert sum(explanation.competitor.contributions.values()) == pytest.approx(scores[rival], abs=1e-5)
+    rival = explanation.rank - 1 if explanation.rank > 1 else 2
+    assert [match["rank"] for match in explanation.ranking] == sorted({1, 2, 3, rival, explanation.rank})
+    for match in explanation.ranking:
+        row = order[match["rank"] - 1]
+        assert match["document_id"] == f"d{row:02}"
+        assert match["score"] == pytest.approx(scores[row], abs=1e-5)
+        assert sum(match["contributions"].values()) == pytest.approx(scores[row], abs=1e-5)
     assert explanation.query.weights["query_country"] is None, "no country was given"
     assert explanation.query.weights["query_text"] == pytest.approx(query["channel_weights"][0, 2], abs=1e-5)
 
 
 def test_the_first_document_competes_with_the_second(run: Path, market: TinyMarket, explanation: Explanation) -> None:
-    first = explain(run, market.documents, "red sofa", None, explanation.best[0].document_id, k=0)
-    assert (first.rank, first.best) == (1, [])
-    assert first.competitor is not None
-    assert first.competitor.document_id == explanation.best[1].document_id
+    best = [match["document_id"] for match in explanation.ranking[:2]]
+    first = explain(run, market.documents, "red sofa", None, best[0], k=0)
+    assert first.rank == 1
+    assert [match["document_id"] for match in first.ranking] == best
 
 
 def test_shared_trigrams_are_marked(run: Path, market: TinyMarket) -> None:
     told = explain(run, market.documents, "red lamp", "US", "d00")  # "red sofa"
-    shared = {each.trigram for each in told.query.trigrams if each.shared}
+    shared = {each["trigram"] for each in told.query.trigrams if each["shared"]}
     assert shared == {" re", "red", "ed "}
-    assert {each.trigram for each in told.document.trigrams if each.shared} == shared
-    adds = [each.contribution for each in told.query.trigrams]
+    assert {each["trigram"] for each in told.document.trigrams if each["shared"]} == shared
+    adds = [each["contribution"] for each in told.query.trigrams]
     assert adds == sorted(adds, reverse=True)
 
 
@@ -182,7 +183,7 @@ def test_the_command_line_prints_json(
         run_command(main_of("explain"))
     assert exit_.value.code == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["match"]["title"] == "red sofa"
+    assert "red sofa" in [match["title"] for match in told["ranking"]]
     assert told["document"]["weights"]["description_text"] is None, "d00 has no description"
     assert told["document"]["inputs"]["image_embeddings"] is None
 
@@ -194,11 +195,26 @@ def test_an_explanation_is_printed_as_tables(explanation: Explanation) -> None:
     assert f"score {explanation.score:.4f}, rank {explanation.rank} of 60 documents" in text
     assert "query_country (missing)" in text
     assert f"→ {explanation.rank}" in text
-    assert "◀ " in text
     for query, row in explanation.contributions.items():
         assert query in text
         for value in row.values():
             assert value == 0 or f"{value:+.4f}" in text
+
+
+def test_escape_sequences_of_a_catalogue_are_not_printed(
+    run: Path, market: TinyMarket, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evil = "\x1b]0;owned\x07\x1b[31mred\x9b2J \u202esofa"
+    rows = [{**row, "title": f"{row['title']} {evil}"} for row in market.document_rows]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "documents.parquet")
+    options = ["--document", "d00", "--run", str(run), "--documents", str(tmp_path / "documents.parquet")]
+    for more in ([], ["--json"]):
+        monkeypatch.setattr(sys, "argv", ["explain.py", f"red sofa {evil}", *options, *more])
+        with pytest.raises(SystemExit):
+            run_command(main_of("explain"))
+        printed = capsys.readouterr().out
+        assert "sofa" in printed
+        assert [character for character in printed if not character.isprintable() and character != "\n"] == []
 
 
 # --- importance
@@ -214,26 +230,28 @@ def _hand_made(vectors: np.ndarray, present: np.ndarray) -> ChannelVectors:
     return ChannelVectors(names, vectors, present, weights, embedding, fusion)
 
 
+def _judged(query: np.ndarray, document: np.ndarray, relevance: np.ndarray) -> Judgements:
+    queries: dict[str, list[str | None]] = {"query": [str(number) for number in range(query.max() + 1)]}
+    return Judgements(queries, query, document, relevance.astype(float), True, 0, {})
+
+
 def test_importance_in_an_artificial_tower() -> None:
     # Channel 0 is a one-hot vector of the row; channel 1 is always zero.
-    vectors = np.stack([np.eye(12), np.zeros((12, 12))], axis=1)
-    channels = _hand_made(vectors, np.ones((12, 2), bool))
-    query, document = (places.ravel() for places in np.mgrid[:12, :12])
-    relevant = query == document
-    full, found = measure_importance(channels, channels, Pairs(query, document, relevant, relevant), seed=1)
+    vectors = np.stack([np.eye(24), np.zeros((24, 24))], axis=1)
+    channels = _hand_made(vectors, np.ones((24, 2), bool))
+    query, document = (places.ravel() for places in np.mgrid[:24, :24])
+    full, found = measure_importance(channels, channels, _judged(query, document, query == document), (1, 1), seed=1)
     assert full == {"roc_auc": 1, "recall@10": 1}
-    by_key = {(each.tower, each.channel, each.method): each for each in found}
-    assert len(by_key) == 8
+    by_key = {(each["tower"], each["channel"]): each for each in found}
+    assert len(by_key) == 4
     for tower in ("query", "document"):
-        masked = by_key[tower, "channel0", "missing"]
-        assert (masked.roc_auc_drop, masked.recall_drop, masked.share) == (0.5, 1, 1), "all scores are 0 without it"
-        permuted = by_key[tower, "channel0", "permuted"]
-        # No row keeps its own vector: 12 of the 132 irrelevant pairs score 1, all other pairs 0.
-        assert permuted.roc_auc_drop == pytest.approx(1 - 0.5 * 120 / 132)
-        assert permuted.recall_drop == 1
-        for method in ("missing", "permuted"):
-            constant = by_key[tower, "channel1", method]
-            assert (constant.roc_auc_drop, constant.recall_drop, constant.share) == (0, 0, 0)
+        useful, constant = by_key[tower, "channel0"], by_key[tower, "channel1"]
+        assert useful["losses"]["roc_auc"]["difference"] == 0.5, "all scores are 0 without it"
+        assert useful["losses"]["recall@10"]["difference"] == pytest.approx(14 / 24), "ten are first by their index"
+        assert useful["losses"]["roc_auc"]["p_holm"] < 0.05
+        assert (useful["share"], constant["share"]) == (1, 0)
+        for test in constant["losses"].values():
+            assert (test["difference"], test["low"], test["high"], test["p_holm"]) == (0, 0, 0, 1)
 
 
 def test_masking_a_channel_equals_a_missing_input(
@@ -244,10 +262,11 @@ def test_masking_a_channel_equals_a_missing_input(
     columns = {"query": [query for query, _ in searches], "country": [country for _, country in searches]}
     query = np.array([searches.index((row["query"], row["country"])) for row in rows])
     document = np.array([int(row["document_id"][1:]) for row in rows])
-    relevant = np.array([row["relevance"] >= 2 for row in rows])
-    pairs = Pairs(query, document, relevant, relevant)
-    full, found = measure_importance(read_channels(towers.query, columns), documents, pairs, seed=1)
-    by_key = {(each.channel, each.method): each for each in found}
+    relevance = np.array([row["relevance"] for row in rows])
+    relevant = relevance >= 2
+    judged = _judged(query, document, relevance)
+    full, found = measure_importance(read_channels(towers.query, columns), documents, judged, (2, 2), seed=1)
+    by_key = {each["channel"]: each for each in found}
     questions = encode(towers.query, columns)["embedding"]
 
     def figures(answers: np.ndarray) -> tuple[float, float]:
@@ -260,46 +279,49 @@ def test_masking_a_channel_equals_a_missing_input(
     assert (full["roc_auc"], full["recall@10"]) == pytest.approx(whole, abs=1e-3)
     for name, channel in (("image_embeddings", "images"), ("language", "language")):
         without = figures(encode(towers.document, {**document_columns, name: [None] * 60})["embedding"])
-        drops = (by_key[channel, "missing"].roc_auc_drop, by_key[channel, "missing"].recall_drop)
-        assert drops == pytest.approx((whole[0] - without[0], whole[1] - without[1]), abs=2e-3)
-    assert by_key["images", "missing"].present == 0.75
-
-
-def test_importance_is_none_where_nothing_is_relevant(queries: ChannelVectors, documents: ChannelVectors) -> None:
-    nothing = np.zeros(3, bool)
-    full, found = measure_importance(queries, documents, Pairs(np.arange(3), np.arange(3), nothing, nothing), seed=1)
-    assert full == {"roc_auc": None, "recall@10": None}
-    assert {(each.roc_auc_drop, each.recall_drop, each.share) for each in found} == {(None, None, 0.0)}
+        losses = [by_key[channel]["losses"][metric]["difference"] for metric in ("roc_auc", "recall@10")]
+        assert losses == pytest.approx([whole[0] - without[0], whole[1] - without[1]], abs=2e-3)
+    assert by_key["images"]["present"] == 0.75
 
 
 # --- weights
 
 
 def test_mean_weights_are_plain_means(documents: ChannelVectors, market: TinyMarket) -> None:
-    groups = [row["country"] for row in market.document_rows]
-    found = {group.group: group for group in mean_weights(documents, groups)}
-    assert set(found) == {"US", "JP", "AE"}
-    rows = [at for at, country in enumerate(groups) if country == "JP"]
+    countries = np.array([row["country"] or "none" for row in market.document_rows])
+    groups = {name: countries == name for name in ("US", "JP", "AE", "nowhere")}
+    found = {group["group"]: group for group in mean_weights(documents, groups)}
+    assert {name: group["rows"] for name, group in found.items()} == {"US": 16, "JP": 16, "AE": 12}
     for place, name in enumerate(documents.names):
-        values = [float(documents.weights[row, place]) for row in rows]
-        mean = sum(values) / len(values)
-        error = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
-        assert found["JP"].mean[name] == pytest.approx(mean)
-        assert found["JP"].error[name] == pytest.approx(error, abs=1e-6)
-    assert found["JP"].rows == 16
+        values = [float(documents.weights[row, place]) for row in np.flatnonzero(groups["JP"])]
+        assert found["JP"]["mean"][name] == pytest.approx(sum(values) / len(values))
 
 
-def test_weights_by_length_are_in_order_and_without_empty_queries(documents: ChannelVectors) -> None:
-    queries = [None, " ", "a", " abcd ", "abcde", "x" * 39, "x" * 40]
-    groups = [(group.group, group.rows) for group in weights_by_length(documents, queries)]
-    assert groups == [("1–4", 2), ("5–9", 1), ("30–39", 1), ("40+", 1)]
+def test_queries_are_grouped_by_their_length() -> None:
+    groups = group_by_length([None, " ", "a", " abcd ", "abcde", "x" * 29, "x" * 30])
+    assert {name: np.flatnonzero(rows).tolist() for name, rows in groups.items() if rows.any()} == {
+        "1–4": [2, 3],
+        "5–9": [4],
+        "20–29": [5],
+        "30+": [6],
+    }
 
 
 def test_weights_by_missing_channel(documents: ChannelVectors) -> None:
-    found = {group.group: group for group in weights_by_missing(documents)}
-    assert {name: group.rows for name, group in found.items()} == {
+    found = {group["group"]: group for group in mean_weights(documents, group_by_missing(documents))}
+    assert {name: group["rows"] for name, group in found.items()} == {
         "nothing missing": 60 - 12 - 15 + 3,
         "no description_text": 12,
         "no images": 15,
     }
-    assert found["no images"].mean["images"] == 0
+    assert found["no images"]["mean"]["images"] == 0
+
+
+def test_the_interval_of_two_means_is_that_of_welch() -> None:
+    generator = np.random.default_rng(3)
+    first, second = generator.normal(0.5, 0.1, 400), generator.normal(0.4, 0.3, 300)
+    means = compare_means(first, second)
+    expected = scipy.stats.ttest_ind(first, second, equal_var=False).confidence_interval()
+    assert (means["low"], means["high"]) == pytest.approx((expected.low, expected.high), abs=1e-3)
+    assert (means["first"], means["second"]) == pytest.approx((first.mean(), second.mean()))
+    assert compare_means(first[:1], second) == {}

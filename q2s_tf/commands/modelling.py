@@ -98,20 +98,24 @@ def evaluate(
     Example: q2s evaluate --run runs/first --documents data/documents.parquet
     --judgements data/judgements_test.parquet --out runs/first/evaluation
     """
-    from q2s_tf.evaluation.results import metrics_table
+    from q2s_tf.evaluation.evaluate import evaluate
+    from q2s_tf.evaluation.results import check_out, metrics_table, replace_files, write_evaluation
 
-    evaluation = q2s_tf.evaluate(
-        run, documents=documents, judgements=judgements, out=out, later=later, positives=positives, models=models,
-        relevant_at=relevant_at, recall_relevant_at=recall_relevant_at, stage=stage,
-    )  # fmt: skip
+    check_out(out)
+    evaluation = evaluate(
+        run, documents, judgements, None, relevant_at, recall_relevant_at, stage, later, positives, models
+    )
+    reason = extras.missing("report")
+    with replace_files(out) as folder:
+        write_evaluation(evaluation, folder)
+        if not reason:
+            from q2s_tf.report.report import write_report
+
+            write_report(evaluation, folder)
     Console().print(metrics_table(evaluation.results))
-    if reason := extras.missing("report"):
-        print(f"written to {out / 'metrics.json'}")
+    print(f"written to {out / ('metrics.json' if reason else 'report.html')}")
+    if reason:
         cli.console.print(f"no HTML report: {reason}", markup=False)
-        return
-    from q2s_tf.report.report import write_report
-
-    print(f"written to {write_report(evaluation, out)}")
 
 
 def compare(
@@ -166,6 +170,7 @@ def explain(
 
     explanation = explain(run, documents, query, country or None, document, k)
     if as_json:
-        print(json.dumps(asdict(explanation), ensure_ascii=False, indent=2))
+        text = json.dumps(asdict(explanation), ensure_ascii=False, indent=2)
+        print("".join(each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text))
     else:
         print_explanation(explanation, Console(width=None if sys.stdout.isatty() else 140))

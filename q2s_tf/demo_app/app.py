@@ -1,41 +1,25 @@
-"""The demo page over HTTP, and its JSON.
-
-``GET /api/search?query=red+sofa&country=US&page=1`` returns one page of both rankings. ``country`` and ``page`` are
-optional. The times are those of the retriever over gRPC and of BM25 in memory, measured in this process.
-
-```
-{"query": "red sofa", "country": "US", "page": 1,
- "channels": [{"name": "query_trigrams", "weight": 0.41}, …],     channel weights of the query tower
- "semantic": {"milliseconds": 2.1, "effort": 4, "more": true, "results": [RESULT, …]},
- "bm25": {"milliseconds": 0.8, "more": false, "results": [RESULT, …]}}
-
-RESULT: {"rank": 1, "score": 0.83, "document_id": "d7", "title": "Sofa", "description": null, "language": "en",
-         "country": "US", "picture": null, "channels": [{"name": "images", "weight": 0.55}, …]}
-```
-
-``score`` is the cosine on the semantic side and the score of BM25 on the other. ``picture`` is an address for
-``<img src>``. The ``channels`` of a result are the channel weights of the document tower; the list is empty for a
-document that is not in the documents table. An error is one line, ``{"error": "…"}``, with status 400 (wrong request),
-503 (no server), 504 (no answer in time) or 502 (the server refused).
-"""
+"""The demo page over HTTP, and its JSON, which docs/api/demo_app.md describes."""
 
 import signal
 import socket
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import grpc
 import uvicorn
 from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.templating import Jinja2Templates
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from q2s_tf.demo_app.search import Search
+from q2s_tf.demo_app.search import MAX_PAGES, Search
 from q2s_tf.errors import InputError
 from q2s_tf.serving.client import Client
 from q2s_tf.serving.serving_error import ServingError
@@ -51,11 +35,54 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+PARAMETERS = ("query", "country", "page")
+MAX_ERROR = 300
+"""Characters of an error."""
 _STATUS = {grpc.StatusCode.UNAVAILABLE: 503, grpc.StatusCode.DEADLINE_EXCEEDED: 504}
 
 
-def make_app(search: Search, target: str) -> Starlette:
-    """The page, its static files and its JSON; ``target`` is the name of the server in error messages."""
+class Guard:
+    """Adds `HEADERS` to every answer of an application, and refuses requests for other host names.
+
+    A page elsewhere can resolve its own name to the address of this one, to read it in the browser of a user (DNS
+    rebinding). Its requests have that name in their Host header.
+
+    Args:
+        app: the application.
+        host: the address of the page. Allowed are this one, the address that a connection was made to, the name of the
+            machine, and the names of the loopback interface.
+    """
+
+    def __init__(self, app: ASGIApp, host: str):
+        self.app = app
+        self.names = {"localhost", "127.0.0.1", "::1", host.lower(), socket.gethostname().lower()}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one request."""
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        try:
+            name = urlsplit(f"//{Headers(scope=scope).get('host', '')}").hostname
+        except ValueError:
+            name = None
+        app = self.app if name in {*self.names, (scope["server"] or [None])[0]} else _error("unknown host name", 400)
+        return await app(scope, receive, send_with_headers)
+
+
+def make_app(search: Search, target: str, host: str = "127.0.0.1") -> ASGIApp:
+    """The page, its static files and its JSON.
+
+    Args:
+        search: the catalogue and the client of the server.
+        target: name of the server in error messages.
+        host: the address of the page.
+    """
     templates = Jinja2Templates(FOLDER / "templates")
     variables = {
         "documents": len(search.documents.ids),
@@ -65,29 +92,30 @@ def make_app(search: Search, target: str) -> Starlette:
     }
 
     def page(request: Request) -> Response:
-        return templates.TemplateResponse(request, "page.html", variables, headers=HEADERS)
+        return templates.TemplateResponse(request, "page.html", variables)
 
     def search_page(request: Request) -> Response:
         parameters = request.query_params
+        if unknown := [name for name in parameters if name not in PARAMETERS]:
+            raise InputError(f"unknown parameter {unknown[0]!r:.40}; the parameters are {', '.join(PARAMETERS)}")
         number = parameters.get("page", "1")
-        if not (number.isascii() and number.isdigit()):
-            raise InputError(f"page must be a whole number, got {number!r}")
-        results = search.page(parameters.get("query", ""), parameters.get("country", ""), int(number))
-        return JSONResponse(results, headers=HEADERS)
+        if not (number.isascii() and number.isdigit() and len(number) < 10):
+            raise InputError(f"page must be a whole number from 1 to {MAX_PAGES}, got {number!r:.40}")
+        return JSONResponse(search.page(parameters.get("query", ""), parameters.get("country", ""), int(number)))
 
     def picture(request: Request) -> Response:
         (row,) = search.documents.look_up([request.query_params.get("document_id", "")])
         path = search.documents.picture(row)
         if not isinstance(path, Path):
-            raise HTTPException(404)
-        return FileResponse(path, headers=HEADERS)
+            raise HTTPException(404, "there is no such picture")
+        return FileResponse(path)
 
-    def input_error(request: Request, error: Exception) -> Response:
-        return JSONResponse({"error": " ".join(str(error).split())}, 400, HEADERS)
-
-    def serving_error(request: Request, error: Exception) -> Response:
-        assert isinstance(error, ServingError)
-        return JSONResponse({"error": _explain(error, target)}, _STATUS.get(error.code, 502), HEADERS)
+    def show_error(request: Request, error: Exception) -> Response:
+        if isinstance(error, ServingError):
+            return _error(_explain(error, target), _STATUS.get(error.code, 502))
+        if isinstance(error, HTTPException):
+            return _error(error.detail, error.status_code)
+        return _error(str(error), 400) if isinstance(error, InputError) else _error("the demo page has a defect", 500)
 
     routes: list[Any] = [
         Route("/", page),
@@ -95,7 +123,14 @@ def make_app(search: Search, target: str) -> Starlette:
         Route("/picture", picture),
         Mount("/static", StaticFiles(directory=FOLDER / "static")),
     ]
-    return Starlette(routes=routes, exception_handlers={InputError: input_error, ServingError: serving_error})
+    handlers = dict.fromkeys((InputError, ServingError, HTTPException, Exception), show_error)
+    return Guard(Starlette(routes=routes, exception_handlers=handlers), host)
+
+
+def _error(message: str, status: int) -> Response:
+    """An error of one line, without repetitions of long input."""
+    line = " ".join(message.split())
+    return JSONResponse({"error": line if len(line) <= MAX_ERROR else f"{line[:MAX_ERROR]}…"}, status)
 
 
 def _explain(error: ServingError, target: str) -> str:
@@ -103,7 +138,7 @@ def _explain(error: ServingError, target: str) -> str:
         return f"no server answers at {target}; start one with: q2s serve --models saved_models"
     if error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return f"the server at {target} did not answer in time; try again"
-    return f"the server at {target} refused: {' '.join(str(error).split())}"
+    return f"the server at {target} refused: {error}"
 
 
 def serve(
@@ -118,22 +153,14 @@ def serve(
 ) -> None:
     """Serves the page until SIGTERM or SIGINT; prints one line when it is ready.
 
-    Args:
-        documents: the catalogue, Parquet or TSV.
-        target: ``host:port`` of the server.
-        models: the exports, for the names of channels.
-        host: address to listen on.
-        port: port to listen on; 0 takes a free one.
-        page_size: results of a page, on each side.
-        pictures: the column with the picture of each document.
-        timeout_seconds: for each request to the server.
+    The arguments are those of `q2s demo-app`; ``models`` are the exports, for the names of channels.
 
     Raises:
         InputError: the port is taken, the documents cannot be read, the server does not answer.
     """
     # The port is bound before the catalogue is read, so that a taken port is reported at once.
     try:
-        listening = socket.create_server((host, port))
+        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except (OSError, OverflowError) as error:
         raise InputError(f"cannot listen on {host}:{port}: {error}; give another --port, or 0") from error
     # Connections inherit this option, without which each answer waits 40 ms for the acknowledgement of its header:
@@ -145,9 +172,8 @@ def serve(
         except ServingError as error:
             raise InputError(_explain(error, target)) from error
         # Open requests have five seconds: a browser that keeps its connection open must not keep the process alive.
-        config = uvicorn.Config(
-            make_app(search, target), lifespan="off", log_level="warning", timeout_graceful_shutdown=5
-        )
+        app = make_app(search, target, host)
+        config = uvicorn.Config(app, lifespan="off", log_level="warning", timeout_graceful_shutdown=5)
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))  # uvicorn raises it again after shutdown
         print(f"demo page on http://{host}:{listening.getsockname()[1]}", flush=True)
         uvicorn.Server(config).run([listening])

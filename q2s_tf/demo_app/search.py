@@ -13,6 +13,7 @@ from q2s_tf.cli import console
 from q2s_tf.demo_app.shown_documents import ShownDocuments
 from q2s_tf.errors import InputError
 from q2s_tf.evaluation.rankers import Bm25, top_k
+from q2s_tf.models.plain_data import text_tensor, vector_tensor
 from q2s_tf.serving.client import Client, SignatureInfo
 from q2s_tf.serving.folders import channel_names
 from q2s_tf.text import MAX_CHARACTERS
@@ -24,12 +25,7 @@ MAX_PAGES = 50
 class Search:
     """Searches one server and one catalogue; safe to share between threads.
 
-    Args:
-        client: of the server, embedded or TensorFlow Serving.
-        documents: the catalogue, Parquet or TSV.
-        models: the exports, for the names of channels; without them, channels have numbers.
-        page_size: results of a page, on each side.
-        pictures: the column of the documents with their pictures, if any.
+    The arguments are those of `q2s demo-app`. Without ``models``, the exports, channels have numbers.
 
     Raises:
         InputError: the documents cannot be read.
@@ -142,27 +138,15 @@ class Search:
 
 
 def tower_inputs(rows: Sequence[Mapping[str, Any]], signature: SignatureInfo) -> dict[str, np.ndarray]:
-    """Rows of a catalogue as the inputs of the signature of a tower.
-
-    Returns:
-        Strings `[B]`, `""` where missing; vectors `[B, M, I]`, padded with rows of zeros.
+    """Rows of a catalogue as the inputs of the signature of a tower: strings `[B]` and vectors `[B, M, I]`.
 
     Raises:
         InputError: vectors of another dimension than that of the signature.
     """
     inputs = {}
     for name, info in signature.inputs.items():
-        values = [row.get(name) for row in rows]
-        if info.dtype == "string":
-            inputs[name] = np.array([value or "" for value in values], object)
-            continue
-        dimension = (info.shape or (None,))[-1] or 0
-        inputs[name] = np.zeros((len(rows), max(len(value or ()) for value in values), dimension), np.float32)
-        for row, vectors in enumerate(values):
-            for index, vector in enumerate(vectors or ()):
-                if len(vector) != dimension:
-                    raise InputError(
-                        f"documents: {name} must have vectors of {dimension} numbers; one has {len(vector)}"
-                    )
-                inputs[name][row, index] = vector
+        column = [row.get(name) for row in rows]
+        dimension = (info.shape or (None,))[-1]
+        tensor = text_tensor(name, column) if info.dtype == "string" else vector_tensor(name, column, dimension)
+        inputs[name] = tensor.numpy()
     return inputs

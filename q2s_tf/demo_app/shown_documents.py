@@ -5,7 +5,9 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from q2s_tf.config import IMAGES
 from q2s_tf.errors import InputError
@@ -67,14 +69,13 @@ class ShownDocuments:
         return [entry["values"] for entry in sorted(counts, key=lambda entry: (-entry["counts"], entry["values"]))]
 
     def examples(self) -> list[dict[str, Any]]:
-        """Rows with a short title, one in each of the most frequent languages."""
-        shortest: dict[str, tuple[int, int]] = {}
-        columns = zip(self._rows["language"].to_pylist(), self._rows["title"].to_pylist(), strict=True)
-        for row, (language, title) in enumerate(columns):
-            length = len(title or "")
-            if length >= EXAMPLE_CHARACTERS and (length, row) < shortest.get(language, (length + 1, 0)):
-                shortest[language] = (length, row)
-        return self._take(shortest[name][1] for name in self.values("language")[:EXAMPLES] if name in shortest)
+        """Rows with a short title: one in each of the most frequent languages, then any."""
+        lengths = pc.utf8_length(pc.utf8_trim_whitespace(self._rows["title"])).to_numpy(zero_copy_only=False)
+        shortest = [row for row in np.argsort(lengths, kind="stable") if lengths[row] >= EXAMPLE_CHARACTERS]
+        languages = self._rows["language"].to_pylist()
+        first = {languages[row]: row for row in reversed(shortest)}
+        chosen = [first[language] for language in self.values("language") if language in first]
+        return self._take(list(dict.fromkeys([*chosen, *shortest]))[:EXAMPLES])
 
     def _take(self, rows: Iterable[int]) -> list[dict[str, Any]]:
         return self._rows.take(pa.array(list(rows), pa.int64())).to_pylist()

@@ -1,5 +1,6 @@
 """A test collection, embedded by the towers of a run: catalogue, queries and judged pairs; and its rankings."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,9 +12,10 @@ import pyarrow.compute as pc
 from q2s_tf.cli import track
 from q2s_tf.config import Config
 from q2s_tf.errors import InputError
-from q2s_tf.evaluation.judgements import Judgements, read_judgements
+from q2s_tf.evaluation.judgements import Judgements, read_judgements, relevant_pairs
 from q2s_tf.evaluation.rankers import Bm25, cosine_rows, reciprocal_rank_fusion, top_k
-from q2s_tf.models import Towers, encode, unique_ids
+from q2s_tf.models import Towers, encode, read_ids
+from q2s_tf.models.encoding import documents_named
 from q2s_tf.tables import Table, open_documents, open_judgements
 
 MODEL, INDEX, LEXICAL, FUSED = "q2s_tf", "q2s_tf index", "BM25", "RRF"
@@ -29,7 +31,7 @@ Grades = tuple[float, float]
 
 @dataclass
 class Collection:
-    """N documents, Q queries and J judged pairs, with the embeddings and channel weights of a run.
+    """N documents, Q queries and J judged pairs, with the embeddings of a run.
 
     Attributes:
         towers: the towers of the run.
@@ -37,11 +39,9 @@ class Collection:
         documents: its columns `document_id`, `title`, `description`, `language`, `country`, `[N]`.
         missing: by input of the document tower which documents lack it, bool `[N]`.
         document_embeddings: `[N, D]`, unit length.
-        document_weights: channel weights of the documents, `[N, channels]`.
         judged: the judged pairs, and all queries.
         later: later positives of the same queries; None if there are none.
         query_embeddings: `[Q, D]`, unit length.
-        query_weights: channel weights of the queries, `[Q, channels]`.
     """
 
     towers: Towers
@@ -49,16 +49,9 @@ class Collection:
     documents: pa.Table
     missing: dict[str, np.ndarray]
     document_embeddings: np.ndarray
-    document_weights: np.ndarray
     judged: Judgements
     later: Judgements | None
     query_embeddings: np.ndarray
-    query_weights: np.ndarray
-
-    @property
-    def document_ids(self) -> pa.Array:
-        """`document_id` `[N]`."""
-        return self.documents["document_id"].combine_chunks()
 
     def column(self, name: str) -> np.ndarray:
         """A text column of the documents as an array of str and None, `[N]`."""
@@ -73,48 +66,54 @@ def choose_grades(config: Config, relevant_at: float | None, recall_relevant_at:
     return pair_grade, next(grade for grade in choices if grade is not None)
 
 
-def embed_collection(towers: Towers, documents: Path, judgements: Path, later: Path | None, seed: int) -> Collection:
-    """Reads and embeds a catalogue and the queries of judgements.
+def read_judged(
+    documents: Path, judgements: Path, later: Path | None, seed: int, grades: Grades, need_grades: bool = False
+) -> tuple[Judgements, Judgements | None]:
+    """Reads the judged pairs and the later positives of a catalogue, which share their queries.
 
-    Args:
-        towers: of a run.
-        documents: the catalogue.
-        judgements: rated pairs, or positives.
-        later: positives of later days.
-        seed: of the sampled negatives, if the judgements are positives.
+    The seed is that of the sampled negatives, if the judgements are positives; `need_grades` refuses these.
 
     Raises:
-        InputError: a table that breaks its contract, judgements of another catalogue.
+        InputError: a table that breaks its contract, judgements of another catalogue, a grade that no pair reaches.
+    """
+    ids, rated, later_pairs = read_ids(open_documents(documents, [])), open_judgements(judgements), None
+    if later and "relevance" in (later_pairs := open_judgements(later)).columns:
+        raise InputError(f"--later {later}: must be positives, without a column relevance; --judgements takes ratings")
+    judged = read_judgements(rated, ids, seed, need_grades=need_grades)
+    for grade, name in zip(grades, ("relevant_at", "recall_relevant_at"), strict=True):
+        remedy = f"set evaluation.{name}, or give another --{name.replace('_', '-')}"
+        relevant_pairs(judged, grade, str(judgements), remedy, irrelevant_too=False)
+    if later_pairs is None:
+        return judged, None
+    both = read_judgements(later_pairs, ids, seed, known=judged.queries)
+    return replace(judged, queries=both.queries), both.select(both.relevance > 0)
+
+
+def embed_collection(towers: Towers, documents: Path, judged: Judgements, later: Judgements | None) -> Collection:
+    """Embeds a catalogue and the queries of `read_judged`.
+
+    Raises:
+        InputError: a catalogue that breaks its contract.
     """
     inputs = towers.config.tower_inputs("document")
     table = open_documents(documents, inputs, towers.config.vector_inputs())
-    rated_pairs, later_pairs = open_judgements(judgements), open_judgements(later) if later else None
-    if later_pairs and "relevance" in later_pairs.columns:
-        raise InputError(f"--later {later}: must be positives, without a column relevance; --judgements takes ratings")
-    texts, outputs = [], []
+    texts, embeddings = [], []
     missing: dict[str, list[np.ndarray]] = {name: [] for name in inputs}
     for batch in track(table.batches(ROWS), "embedding documents", table.num_batches(ROWS)):
-        outputs.append(encode(towers.document, batch))
+        with documents_named(table, batch):
+            embeddings.append(encode(towers.document, batch)["embedding"])
         texts.append(batch.select(TEXTS))
         for name, parts in missing.items():
             parts.append(_is_missing(batch.column(name)))
-    ids = unique_ids([batch.column("document_id") for batch in texts], table)
-    judged, later_judged = read_judgements(rated_pairs, ids, seed), None
-    if later_pairs:
-        both = read_judgements(later_pairs, ids, seed, known=judged.queries)
-        judged, later_judged = replace(judged, queries=both.queries), both.select(both.relevance > 0)
-    queries = encode(towers.query, judged.queries)
     return Collection(
         towers=towers,
         table=table,
         documents=pa.Table.from_batches(texts),
         missing={name: np.concatenate(parts) for name, parts in missing.items()},
-        document_embeddings=np.concatenate([output["embedding"] for output in outputs]),
-        document_weights=np.concatenate([output["channel_weights"] for output in outputs]),
+        document_embeddings=np.concatenate(embeddings),
         judged=judged,
-        later=later_judged,
-        query_embeddings=queries["embedding"],
-        query_weights=queries["channel_weights"],
+        later=later,
+        query_embeddings=encode(towers.query, judged.queries)["embedding"],
     )
 
 
@@ -147,27 +146,24 @@ def score_documents(collection: Collection, lexical: Bm25 | None = None) -> Iter
 
 
 def rank_documents(
-    judged: Judgements, rows: Iterable[dict[str, np.ndarray]]
+    judged: Judgements, rows: Iterable[dict[str, np.ndarray]], title: str = "scoring the catalogue"
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Ranks the whole catalogue for each query.
 
     Args:
         judged: J judged pairs of Q queries.
         rows: for each query, by system the score of every document (`score_documents`).
+        title: of the progress bar.
 
     Returns:
         By system the score of each judged pair, float `[J]` (−1 if not retrieved), and the first `DEPTH` documents of
         each query, int `[Q, DEPTH]`, −1 where there are no more.
     """
+    scores: dict[str, np.ndarray] = defaultdict(lambda: np.empty(len(judged.query)))
+    retrieved: dict[str, list[np.ndarray]] = defaultdict(list)
     by_query = judged.by_query()
-    scores: dict[str, np.ndarray] = {}
-    retrieved: dict[str, np.ndarray] = {}
-    for number, systems in enumerate(track(rows, "scoring the catalogue", len(by_query))):
-        pairs = by_query[number]
+    for pairs, systems in zip(by_query, track(rows, title, len(by_query)), strict=True):
         for system, row in systems.items():
-            if system not in scores:
-                scores[system] = np.empty(len(judged.query))
-                retrieved[system] = np.empty((len(by_query), DEPTH), int)
             scores[system][pairs] = np.nan_to_num(row[judged.document[pairs]], neginf=-1.0)
-            retrieved[system][number] = top_k(row, DEPTH)
-    return scores, retrieved
+            retrieved[system].append(top_k(row, DEPTH))
+    return dict(scores), {system: np.stack(ranked) for system, ranked in retrieved.items()}

@@ -4,15 +4,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.markup import escape
 from rich.table import Table as RichTable
 
-from q2s_tf.cli import console
+from q2s_tf.cli import console, printable
 from q2s_tf.errors import InputError
-from q2s_tf.evaluation.collection import MODEL, choose_grades, embed_collection, rank_documents, score_documents
+from q2s_tf.evaluation.collection import (
+    MODEL,
+    choose_grades,
+    embed_collection,
+    rank_documents,
+    read_judged,
+    score_documents,
+)
 from q2s_tf.evaluation.judgements import Judgements
 from q2s_tf.evaluation.metrics import as_run
-from q2s_tf.evaluation.results import check_out, describe, write_json, write_per_query
+from q2s_tf.evaluation.results import check_out, describe, replace_files, write_json, write_per_query
 from q2s_tf.evaluation.system_metrics import SystemMetrics, measure_systems
 from q2s_tf.models import load
 from q2s_tf.tables import open_documents
@@ -53,7 +59,8 @@ def compare(
         `movers`: `metric`, `gained` and `lost`, the queries whose value changed most, with the values of A and B.
 
     Raises:
-        InputError: not a trained run, a table that breaks its contract, thresholds that differ.
+        InputError: not a trained run, a table that breaks its contract, thresholds that differ, no relevant pair, a
+            folder that cannot be written.
     """
     open_documents(documents)
     if out:
@@ -65,13 +72,14 @@ def compare(
             f"{run_a} and {run_b}: must have the same relevant_at and recall_relevant_at; their configs have {grades} "
             f"and {grades_b}: give --relevant-at and --recall-relevant-at"
         )
-    seed = towers[A].config.seed
+    seed, need_grades = towers[A].config.seed, (relevant_at, recall_relevant_at) != (None, None)
+    judged, later_positives = read_judged(documents, judgements, later, seed, grades, need_grades)
     scores, runs = {}, {}
     for name in (A, B):
-        collection = embed_collection(towers[name], documents, judgements, later, seed)
-        scored, retrieved = rank_documents(collection.judged, score_documents(collection))
+        collection = embed_collection(towers[name], documents, judged, later_positives)
+        scored, retrieved = rank_documents(judged, score_documents(collection))
         scores[name], runs[name] = scored[MODEL], as_run(retrieved[MODEL])
-    metrics = measure_systems(collection.judged, grades, collection.later, scores, runs)
+    metrics = measure_systems(judged, grades, later_positives, scores, runs)
     with console.status("measuring"):
         figures, significance = metrics.figures(seed), metrics.differences([(B, A)], seed)
     names = (
@@ -85,12 +93,12 @@ def compare(
         **describe(collection, grades),
         "systems": figures,
         "significance": significance,
-        "movers": find_movers(metrics, collection.judged),
+        "movers": find_movers(metrics, judged),
     }
     if out:
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(results, out / "comparison.json")
-        write_per_query(collection.judged, metrics, {}, out / "per_query.parquet")
+        with replace_files(out) as folder:
+            write_json(results, folder / "comparison.json")
+            write_per_query(judged, metrics, {}, folder / "per_query.parquet")
     return results
 
 
@@ -101,14 +109,10 @@ def find_movers(metrics: SystemMetrics, judged: Judgements) -> dict[str, Any]:
     change = np.nan_to_num(b - a)
     movers: dict[str, Any] = {"metric": metric}
     for name, gain in (("gained", change), ("lost", -change)):
-        order = [index for index in np.argsort(-gain, kind="stable")[:MOVERS] if gain[index] > 0]
         movers[name] = [
-            {
-                **{column: values[index] for column, values in judged.queries.items()},
-                A: float(a[index]),
-                B: float(b[index]),
-            }
-            for index in order
+            {**{column: values[row] for column, values in judged.queries.items()}, A: float(a[row]), B: float(b[row])}
+            for row in np.argsort(-gain, kind="stable")[:MOVERS]
+            if gain[row] > 0
         ]
     return movers
 
@@ -118,7 +122,7 @@ def comparison_tables(results: dict[str, Any]) -> list[RichTable]:
     sizes, names, movers = results["sizes"], results["runs"], results["movers"]
     title = f"A {names[A]}, B {names[B]}: {sizes['pairs']:,} pairs of {sizes['queries']:,} queries"
     metrics = RichTable(
-        title=escape(title), caption="± half of the 95 % interval; p: paired bootstrap over queries, Holm"
+        title=printable(title), caption="± half of the 95 % interval; p: paired bootstrap over queries, Holm"
     )
     metrics.add_column("metric", no_wrap=True)
     for heading in (A, B, "B − A", "p", "better/worse/same"):
@@ -130,10 +134,11 @@ def comparison_tables(results: dict[str, Any]) -> list[RichTable]:
         metrics.add_row(row["metric"], *values, change, f"{row['p_holm']:.4f}", counts)
     tables = [metrics]
     for name in ("gained", "lost"):
-        table = RichTable(title=f"queries that {name} most in {movers['metric']}", title_justify="left")
-        for heading in ("query", "country", A, B):
-            table.add_column(heading, justify="right" if heading in (A, B) else "left")
+        table = RichTable("query", "country", title=f"queries that {name} most in {movers['metric']}")
+        for heading in (A, B):
+            table.add_column(heading, justify="right")
         for row in movers[name]:
-            table.add_row(escape(row["query"]), escape(row["country"] or "–"), f"{row[A]:.3f}", f"{row[B]:.3f}")
+            texts = printable(row["query"]), printable(row["country"] or "–")
+            table.add_row(*texts, f"{row[A]:.3f}", f"{row[B]:.3f}")
         tables.append(table)
     return tables

@@ -17,14 +17,15 @@ from q2s_tf.evaluation.collection import (
     choose_grades,
     embed_collection,
     rank_documents,
+    read_judged,
     score_documents,
 )
 from q2s_tf.evaluation.exported_index import find_retriever, search_index
 from q2s_tf.evaluation.metrics import Run, as_run, batch_hits, mean_by_query, overlap_at_k
 from q2s_tf.evaluation.rankers import Bm25
-from q2s_tf.evaluation.results import RunEvaluation, check_out, describe, write_json, write_per_query
+from q2s_tf.evaluation.results import RunEvaluation, check_out, describe, replace_files, write_evaluation
 from q2s_tf.evaluation.slices import Slicing, make_slicings
-from q2s_tf.evaluation.system_metrics import SystemMetrics, measure_systems
+from q2s_tf.evaluation.system_metrics import measure_systems
 from q2s_tf.models import load
 from q2s_tf.tables import open_documents, open_positives
 
@@ -36,7 +37,7 @@ def evaluate(
     run: Path,
     documents: Path,
     judgements: Path,
-    out: Path,
+    out: Path | None = None,
     relevant_at: float | None = None,
     recall_relevant_at: float | None = None,
     stage: int | None = None,
@@ -44,43 +45,36 @@ def evaluate(
     positives: Path | None = None,
     models: Path | None = None,
 ) -> RunEvaluation:
-    """Evaluates a run, BM25 and their fusion; writes `OUT/metrics.json` and `OUT/per_query.parquet`.
-
-    `q2s_tf.evaluation.results` describes the files.
-
-    Args:
-        run: a trained run directory.
-        documents: the catalogue.
-        judgements: rated pairs; or later positives, which are measured against sampled negatives and without nDCG.
-        out: folder of the results.
-        relevant_at: lowest relevant grade; that of the config of the run when None.
-        recall_relevant_at: the same for recall and MRR.
-        stage: 1 or 2; the last trained stage when None.
-        later: positives of later days, for recall of what users chose afterwards.
-        positives: the training positives, for slices by the frequency of a query.
-        models: folder of exported servables, to measure search through the index too.
+    """Evaluates a run, BM25 and their fusion; see `q2s_tf.evaluate`. Nothing is written if `out` is None.
 
     Raises:
-        InputError: not a trained run, a table that breaks its contract, judgements of another catalogue, no export.
+        InputError: not a trained run, a table that breaks its contract, judgements of another catalogue, no relevant
+            pair, no export, a folder that cannot be written.
     """
     open_documents(documents)
     trained_on = open_positives(positives) if positives else None
     towers = load(run, stage)
-    check_out(out)
+    if out:
+        check_out(out)
     exported = find_retriever(models, towers) if models else None
     seed, grades = towers.config.seed, choose_grades(towers.config, relevant_at, recall_relevant_at)
-    collection = embed_collection(towers, documents, judgements, later, seed)
-    judged = collection.judged
+    need_grades = (relevant_at, recall_relevant_at) != (None, None)
+    judged, later_positives = read_judged(documents, judgements, later, seed, grades, need_grades)
+    collection = embed_collection(towers, documents, judged, later_positives)
     scores, retrieved = rank_documents(judged, score_documents(collection, Bm25(collection.table)))
     compared = [(MODEL, LEXICAL), (FUSED, MODEL), (FUSED, LEXICAL)]
     if exported:
-        from_index = search_index(*exported, collection.query_embeddings, collection.document_ids, DEPTH)
+        ids = collection.documents["document_id"].combine_chunks()
+        from_index = search_index(*exported, collection.query_embeddings, ids, DEPTH)
         retrieved = {MODEL: retrieved[MODEL], INDEX: from_index, **retrieved}
         compared.append((INDEX, MODEL))
     with console.status("measuring"):
         runs = {system: as_run(rows) for system, rows in retrieved.items()}
         metrics = measure_systems(judged, grades, collection.later, scores, runs)
-        _add_model_metrics(metrics, collection, retrieved)
+        metrics.per_query[MODEL] |= batch_recall(collection, metrics.relevant)
+        if INDEX in retrieved:
+            overlap = {k: overlap_at_k(retrieved[INDEX], retrieved[MODEL], k) for k in (10, DEPTH)}
+            metrics.per_query[INDEX] |= {f"index_recall@{k}": values for k, values in overlap.items()}
         figures, significance = metrics.figures(seed), metrics.differences(compared, seed)
         slicings = make_slicings(collection, trained_on.read() if trained_on else None)
     results = {
@@ -91,49 +85,60 @@ def evaluate(
         **describe(collection, grades),
         "systems": figures,
         "significance": significance,
-        "slices": _measure_slices(slicings, metrics, collection, grades, runs),
+        "slices": _measure_slices(slicings, collection, grades, scores, runs),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(results, out / "metrics.json")
-    query_slices = {cut.name: cut.query for cut in slicings if cut.query is not None and cut.document is None}
-    write_per_query(judged, metrics, query_slices, out / "per_query.parquet")
-    return RunEvaluation(
+    evaluation = RunEvaluation(
         **vars(collection),
         run=run,
-        relevant=metrics.relevant,
-        recall_relevant=judged.relevant(grades[1]),
-        scores=scores,
+        grades=grades,
+        metrics=metrics,
         retrieved=retrieved,
-        per_query=metrics.per_query,
-        query_slices=query_slices,
+        query_slices={cut.name: cut.query for cut in slicings if cut.query is not None and cut.document is None},
         results=results,
     )
+    if out:
+        with replace_files(out) as folder:
+            write_evaluation(evaluation, folder)
+    return evaluation
 
 
-def _add_model_metrics(metrics: SystemMetrics, collection: Collection, retrieved: dict[str, np.ndarray]) -> None:
-    """Adds batch recall of the run, and the overlap of the index with exact search."""
-    query, document = metrics.query[metrics.relevant], collection.judged.document[metrics.relevant]
-    for k in (1, 10):
-        hits = batch_hits(collection.query_embeddings[query], collection.document_embeddings[document], k)
-        metrics.per_query[MODEL][f"batch_recall@{k}"] = mean_by_query(hits, query, metrics.num_queries)
-    if INDEX in retrieved:
-        for k in (10, DEPTH):
-            overlap = overlap_at_k(retrieved[INDEX], retrieved[MODEL], k)
-            metrics.per_query[INDEX][f"index_recall@{k}"] = overlap
+def batch_recall(collection: Collection, relevant: np.ndarray) -> dict[str, np.ndarray]:
+    """Batch recall as in training: of random batches of its size, without the other positives of a query.
+
+    Args:
+        collection: the embedded test collection.
+        relevant: which judged pairs are relevant, bool `[J]`.
+
+    Returns:
+        `batch_recall@1` and `batch_recall@10` of each query, float `[Q]`.
+    """
+    config, num_queries = collection.towers.config, len(collection.query_embeddings)
+    query, document = collection.judged.query[relevant], collection.judged.document[relevant]
+    known = query * len(collection.documents) + document
+    order = np.random.default_rng(config.seed).permutation(len(query))
+    hits = {k: np.zeros(len(query), bool) for k in (1, 10)}
+    for start in range(0, len(order), config.stage1.batch_size):
+        rows = order[start : start + config.stage1.batch_size]
+        mask = ~np.isin(query[rows, None] * len(collection.documents) + document[rows], known)
+        np.fill_diagonal(mask, True)
+        embeddings = collection.query_embeddings[query[rows]], collection.document_embeddings[document[rows]]
+        for k, values in hits.items():
+            values[rows] = batch_hits(*embeddings, mask, k).numpy()
+    return {f"batch_recall@{k}": mean_by_query(values, query, num_queries) for k, values in hits.items()}
 
 
 def _measure_slices(
-    slicings: list[Slicing], metrics: SystemMetrics, collection: Collection, grades: Grades, runs: dict[str, Run]
+    slicings: list[Slicing], collection: Collection, grades: Grades, scores: dict[str, np.ndarray], runs: dict[str, Run]
 ) -> list[dict[str, Any]]:
-    """The entry `slices` of `metrics.json`."""
-    entries = []
+    """The entry `slices` of `metrics.json`; a slicing with a single slice is left out."""
+    entries, judged, later = [], collection.judged, collection.later
     for slicing in track(slicings, "measuring slices"):
         values = []
-        for label in slicing.names(collection.judged):
-            if slicing.query is not None and slicing.document is None:
-                part = metrics.select_queries(slicing.query == label)
-            else:
-                part = _measure_pairs(slicing, label, metrics, collection, grades, runs)
+        for label in slicing.names(judged):
+            pairs = slicing.labels(judged) == label
+            chosen = later and later.select(slicing.labels(later) == label)
+            of_pairs = {system: of_system[pairs] for system, of_system in scores.items()}
+            part = measure_systems(judged.select(pairs), grades, chosen, of_pairs, runs)
             queries = len(np.unique(part.query))
             sizes = {"queries": queries, "pairs": len(part.query), "relevant_pairs": int(part.relevant.sum())}
             figures = part.figures(collection.towers.config.seed)
@@ -141,20 +146,3 @@ def _measure_slices(
         if len(values) > 1:
             entries.append({"name": slicing.name, "about": slicing.about, "values": values})
     return entries
-
-
-def _measure_pairs(
-    slicing: Slicing,
-    label: str,
-    metrics: SystemMetrics,
-    collection: Collection,
-    grades: Grades,
-    runs: dict[str, Run],
-) -> SystemMetrics:
-    """The metrics of the judged pairs and later positives of one slice."""
-    pairs = slicing.labels(collection.judged) == label
-    judged, later = collection.judged.select(pairs), collection.later
-    later = later and later.select(slicing.labels(later) == label)
-    scores = {system: values[pairs] for system, values in metrics.scores.items()}
-    part = measure_systems(judged, grades, later, scores, runs)
-    return part.select_queries(np.isin(np.arange(part.num_queries), [*judged.query, *(later.query if later else [])]))

@@ -11,7 +11,7 @@ from q2s_tf.errors import InputError
 from q2s_tf.tables import Table, check_judgements
 
 MAX_GRADE = 30
-"""With a higher grade, its nDCG gain 2^(g−1) would outweigh all others."""
+"""With a higher grade, its nDCG gain 2^grade would outweigh all others."""
 
 Columns = dict[str, list[str | None]]
 
@@ -26,7 +26,8 @@ class Judgements:
         document: int `[J]`, row of the catalogue.
         relevance: float `[J]`, the grades. For a table without ratings, 1 for its rows and 0 for sampled documents.
         rated: whether the table has ratings.
-        left_out: number of rows without a query or a rating, or whose document is not in the catalogue.
+        lowest: lowest grade of the table.
+        left_out: by reason, the number of rows that are left out.
     """
 
     queries: Columns
@@ -34,7 +35,13 @@ class Judgements:
     document: np.ndarray
     relevance: np.ndarray
     rated: bool
-    left_out: int
+    lowest: float
+    left_out: dict[str, int]
+
+    @property
+    def gains(self) -> np.ndarray:
+        """Gains of nDCG, 2^(g − lowest grade) − 1, float `[J]`."""
+        return np.exp2(self.relevance - self.lowest) - 1
 
     def relevant(self, grade: float) -> np.ndarray:
         """Which pairs have at least this grade, bool `[J]`; compared as float32, which tables may hold."""
@@ -45,45 +52,74 @@ class Judgements:
         return replace(self, query=self.query[pairs], document=self.document[pairs], relevance=self.relevance[pairs])
 
     def by_query(self) -> list[np.ndarray]:
-        """For each query the indices of its pairs."""
+        """The pairs of each query, as indices into the J pairs."""
         order = np.argsort(self.query, kind="stable")
         starts = np.searchsorted(self.query[order], np.arange(1, len(self.queries["query"])))
         return np.split(order, starts)
 
+    def without_ndcg(self) -> dict[str, int]:
+        """By reason, the number of judged queries that have no nDCG; empty without ratings."""
+        pairs = np.bincount(self.query)
+        best = np.zeros(len(pairs))
+        np.maximum.at(best, self.query, self.gains)
+        counts = {
+            "with one judged document": int(np.sum(pairs == 1)),
+            f"without a grade above the lowest, {self.lowest:g}": int(np.sum((pairs > 1) & (best == 0))),
+        }
+        return {reason: count for reason, count in counts.items() if count and self.rated}
 
-def read_judgements(table: Table, document_ids: pa.Array, seed: int, known: Columns | None = None) -> Judgements:
+
+def read_judgements(
+    table: Table, document_ids: pa.Array, seed: int, known: Columns | None = None, need_grades: bool = False
+) -> Judgements:
     """Reads judgements of the documents of a catalogue.
 
     A pair that occurs more than once keeps its highest rating. A table without ratings (later positives) gets one
-    negative per row: a document drawn uniformly from the catalogue, left out if it is a positive of the query.
+    negative per row: a document drawn uniformly from the catalogue, left out if it is a positive of the query. The
+    number of rows that cannot be used is printed by reason.
 
     Args:
         table: judgements or positives (`q2s_tf.tables.open_judgements`).
         document_ids: ids of the catalogue, in the order of its rows.
         seed: of the sampled negatives.
         known: queries of other judgements, which come first among the queries of these.
+        need_grades: whether the table must have ratings, because a lowest relevant grade was given.
 
     Raises:
-        InputError: no usable pair, or a grade above `MAX_GRADE`.
+        InputError: no usable pair, no ratings where they are needed, or a grade above `MAX_GRADE`.
     """
     rated = check_judgements(table)
-    rows = table.read()
-    total = len(rows)
-    document_rows = pc.index_in(rows["document_id"], document_ids)
-    usable = pc.and_(pc.is_valid(document_rows), pc.is_valid(rows["query"]))
-    if rated:
-        usable = pc.and_(usable, pc.fill_null(pc.is_finite(rows["relevance"]), False))
-    rows = rows.append_column("document", document_rows).filter(usable)
-    if not len(rows):
-        raise InputError(f"judgements {table.path}: no row has a query, a rating and a document of the catalogue")
-    if rated and (highest := pc.max(rows["relevance"]).as_py()) > MAX_GRADE:
+    if need_grades and not rated:
         raise InputError(
-            f"judgements {table.path}: a grade must be at most {MAX_GRADE}, because nDCG uses the gain 2^(grade-1); "
+            f"judgements {table.path}: needs the column relevance, because a lowest relevant grade is given; it has "
+            f"{', '.join(table.columns)}: rename the column of the grades, or give no --relevant-at"
+        )
+    rows = table.read()
+    document_rows = pc.index_in(rows["document_id"], document_ids)
+    unusable = {
+        "without a query": pc.equal(pc.utf8_trim_whitespace(pc.fill_null(rows["query"], "")), ""),
+        "without a grade": pc.invert(pc.fill_null(pc.is_finite(rows["relevance"]), not rated)),
+        "of no document of the catalogue": pc.is_null(document_rows),
+    }
+    reasons = pc.case_when(pc.make_struct(*unusable.values()), *unusable)
+    left_out = {entry["values"]: entry["counts"] for entry in reasons.drop_null().value_counts().to_pylist()}
+    usable = rows.append_column("document", document_rows).filter(pc.is_null(reasons))
+    if not len(usable):
+        raise InputError(
+            f"judgements {table.path}: no row has a query, a rating and a document of the catalogue: "
+            f"{_listed(left_out)}"
+        )
+    lowest, highest = pc.min_max(usable["relevance"]).as_py().values() if rated else (0.0, 1.0)
+    if max(highest, highest - lowest) > MAX_GRADE:
+        raise InputError(
+            f"judgements {table.path}: a grade must be at most {MAX_GRADE}, because nDCG uses the gain 2^grade; "
             f"got {highest:g}: map the grades to a short scale such as 0 to 3"
         )
-    if left_out := total - len(rows):
-        console.print(f"left out {left_out:,} of {total:,} judgements: an empty cell, or no such document")
-    pairs = rows.group_by(["query", "country", "document"], use_threads=False).aggregate([("relevance", "max")])
+    pairs = usable.group_by(["query", "country", "document"], use_threads=False).aggregate([("relevance", "max")])
+    if repeated := len(usable) - len(pairs):
+        left_out["repeated (the highest grade counts)"] = repeated
+    if left_out:
+        console.print(f"left out {sum(left_out.values()):,} of {len(rows):,} judgements: {_listed(left_out)}")
     keys = list(zip(pairs["query"].to_pylist(), pairs["country"].to_pylist(), strict=True))
     first = list(zip(known["query"], known["country"], strict=True)) if known else []
     numbers = {key: number for number, key in enumerate(dict.fromkeys([*first, *keys]))}
@@ -96,4 +132,25 @@ def read_judgements(table: Table, document_ids: pa.Array, seed: int, known: Colu
         relevance = np.repeat([1.0, 0.0], [len(query), negative.sum()])
         query, document = np.append(query, query[negative]), np.append(document, sampled[negative])
     queries: Columns = {"query": [key[0] for key in numbers], "country": [key[1] for key in numbers]}
-    return Judgements(queries, query, document, relevance, rated, left_out)
+    return Judgements(queries, query, document, relevance, rated, lowest, left_out)
+
+
+def relevant_pairs(
+    judged: Judgements, grade: float, source: str, remedy: str, irrelevant_too: bool = True
+) -> np.ndarray:
+    """Which pairs are relevant, bool `[J]`.
+
+    Raises:
+        InputError: no relevant pair; with `irrelevant_too` also if all are relevant.
+    """
+    relevant = judged.relevant(grade)
+    if not relevant.any() or (irrelevant_too and relevant.all()):
+        raise InputError(
+            f"judgements {source}: need relevant and irrelevant pairs, with relevant from {grade} on; got "
+            f"{int(relevant.sum())} of {len(relevant)} relevant: {remedy}"
+        )
+    return relevant
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in counts.items())

@@ -6,6 +6,7 @@ rows `[Q, K]`, best first, −1 where there is none.
 
 import ir_measures
 import numpy as np
+import tensorflow as tf
 from ir_measures import RR, R
 from sklearn.metrics import roc_auc_score
 
@@ -22,22 +23,17 @@ def divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 def roc_auc(scores: np.ndarray, relevant: np.ndarray) -> float:
     """Area under the ROC curve: the probability that a relevant pair outscores an irrelevant one; ties count half.
 
-    Args:
-        scores: float `[J]`, the score of each judged pair.
-        relevant: bool `[J]`.
-
-    Returns:
-        0 to 1; NaN if all pairs are relevant or all are irrelevant.
+    From scores `[J]` and which of them are relevant, bool `[J]`; NaN if all are or none is.
     """
     if relevant.all() or not relevant.any():
         return float("nan")
     return float(roc_auc_score(relevant, scores))
 
 
-def ndcg(query: np.ndarray, scores: np.ndarray, grades: np.ndarray, num_queries: int, k: int = 10) -> np.ndarray:
+def ndcg(query: np.ndarray, scores: np.ndarray, gains: np.ndarray, num_queries: int, k: int = 10) -> np.ndarray:
     """nDCG@k of each query on its judged documents.
 
-        DCG@k = Σ_{r ≤ k} gain(g_r) / log₂(r + 1),  gain(g) = max(0, 2^(g−1) − 1);  nDCG = DCG / the best DCG
+        DCG@k = Σ_{r ≤ k} gain_r / log₂(r + 1);  nDCG = DCG / the best DCG
 
     Documents with tied scores share the mean discount of their ranks. `sklearn.metrics.ndcg_score` computes the same,
     but only the mean over queries with equally many documents.
@@ -45,27 +41,26 @@ def ndcg(query: np.ndarray, scores: np.ndarray, grades: np.ndarray, num_queries:
     Args:
         query: int `[J]`, the query of each judged pair.
         scores: float `[J]`.
-        grades: float `[J]`, not rounded.
+        gains: float `[J]`, at least 0 (`Judgements.gains`).
         num_queries: Q.
         k: rank of the cut.
 
     Returns:
-        Float `[Q]`, 0 to 1; NaN for a query with fewer than two judged documents or no grade above 1.
+        Float `[Q]`; NaN for a query with fewer than two judged documents or without a gain.
     """
-    gain = np.maximum(0.0, np.exp2(grades - 1) - 1)
-    best = _dcg(query, gain, gain, num_queries, k)
+    best = _dcg(query, gains, gains, num_queries, k)
     best[np.bincount(query, minlength=num_queries) < 2] = 0
-    return divide(_dcg(query, scores, gain, num_queries, k), best)
+    return divide(_dcg(query, scores, gains, num_queries, k), best)
 
 
-def _dcg(query: np.ndarray, scores: np.ndarray, gain: np.ndarray, num_queries: int, k: int) -> np.ndarray:
+def _dcg(query: np.ndarray, scores: np.ndarray, gains: np.ndarray, num_queries: int, k: int) -> np.ndarray:
     order = np.lexsort((-scores, query))
-    query, scores, gain = query[order], scores[order], gain[order]
+    query, scores, gains = query[order], scores[order], gains[order]
     rank = np.arange(len(query)) - np.searchsorted(query, query)
     discount = np.where(rank < k, 1 / np.log2(rank + 2), 0.0)
     tie = np.cumsum((np.diff(query, prepend=-1) != 0) | (np.diff(scores, prepend=np.nan) != 0)) - 1
     shared = np.bincount(tie, discount) / np.bincount(tie)
-    return np.bincount(query, gain * shared[tie], minlength=num_queries)
+    return np.bincount(query, gains * shared[tie], minlength=num_queries)
 
 
 def as_run(retrieved: np.ndarray) -> Run:
@@ -83,13 +78,8 @@ def retrieval(run: Run, query: np.ndarray, document: np.ndarray) -> dict[str, np
         MRR@100 = 1 / rank of the first relevant document in the first 100, else 0
         recall@k = |first k ∩ relevant| / |relevant|
 
-    Args:
-        run: the first 100 documents of each of Q queries (`as_run`).
-        query: int `[P]`, the query of each relevant pair.
-        document: int `[P]`, its document.
-
-    Returns:
-        By metric float `[Q]`, NaN where a query has no relevant document.
+    From the first 100 documents of each query (`as_run`), and query and document of each relevant pair, int `[P]`.
+    Returns by metric float `[Q]`, NaN where a query has no relevant document.
     """
     relevant: dict[str, dict[str, int]] = {}
     for number, row in zip(query.tolist(), document.tolist(), strict=True):
@@ -102,42 +92,29 @@ def retrieval(run: Run, query: np.ndarray, document: np.ndarray) -> dict[str, np
 
 
 def overlap_at_k(retrieved: np.ndarray, exact: np.ndarray, k: int) -> np.ndarray:
-    """The share of the first k documents of exact search that another search has among its first k.
+    """The share of the first k documents of exact search that another search has among its first k, float `[Q]`.
 
-    Args:
-        retrieved: int `[Q, K]`, K ≥ k.
-        exact: int `[Q, K]`.
-        k: rank of the cut.
-
-    Returns:
-        Float `[Q]`, NaN where exact search retrieves nothing.
+    NaN where exact search retrieves nothing.
     """
     wanted = exact[:, :k] >= 0
-    rows = zip(exact[:, :k], retrieved[:, :k], strict=True)
-    hits = wanted & np.array([np.isin(*row) for row in rows]).reshape(wanted.shape)
+    hits = wanted & (exact[:, :k, None] == retrieved[:, None, :k]).any(axis=2)
     return divide(hits.sum(axis=1), wanted.sum(axis=1))
 
 
-def batch_hits(queries: np.ndarray, documents: np.ndarray, k: int, batch_size: int = 768) -> np.ndarray:
-    """Whether each query has its own document among the k best of its batch by cosine; a tie counts as a miss.
+def batch_hits(query: tf.Tensor, document: tf.Tensor, mask: tf.Tensor, k: int) -> tf.Tensor:
+    """Whether each query of a batch has its own document among the k best by cosine; a tie counts as a miss.
 
-    The mean is batch recall@k.
+    The mean is batch recall@k, in training and in evaluation.
 
     Args:
-        queries: unit vectors `[P, D]`.
-        documents: unit vectors `[P, D]`; row i is relevant to query i.
+        query: unit vectors `[B, D]`.
+        document: unit vectors `[B, D]`; row i is relevant to query i.
+        mask: bool `[B, B]`, False where document j is another positive of query i; the diagonal is True.
         k: rank of the cut.
-        batch_size: rows of a batch; the last batch may be smaller.
-
-    Returns:
-        Bool `[P]`.
     """
-    hits = np.zeros(len(queries), bool)
-    for start in range(0, len(queries), batch_size):
-        rows = slice(start, start + batch_size)
-        scores = queries[rows] @ documents[rows].T
-        hits[rows] = (scores >= np.diagonal(scores)[:, None]).sum(axis=1) <= k
-    return hits
+    scores = tf.where(mask, tf.matmul(query, document, transpose_b=True), -np.inf)
+    own = tf.linalg.diag_part(scores)[:, tf.newaxis]
+    return tf.reduce_sum(tf.cast(scores >= own, tf.int32), axis=1) <= k
 
 
 def mean_by_query(values: np.ndarray, query: np.ndarray, num_queries: int) -> np.ndarray:

@@ -73,14 +73,18 @@ class Bm25:
         for batch in track(documents.batches(), "indexing documents for BM25", documents.num_batches(8_192)):
             columns = [batch.column(name).fill_null("").to_pylist() for name in ("title", "description")]
             texts += normalised([" ".join(parts) for parts in zip(*columns, strict=True)])
-        self._count = len(texts)
-        self._index = bm25s.BM25()
-        self._index.index(_words(texts), show_progress=False)
+        self._count, words = len(texts), _words(texts)
+        self._index = bm25s.BM25() if any(words) else None  # bm25s cannot index a catalogue without a word
+        if self._index:
+            self._index.index(words, show_progress=False)
 
     def rows(self, queries: list[str | None]) -> Iterator[np.ndarray]:
         """For each query the score of every document, `[N]`; 0 for a document that shares no word with it."""
         for words in _words(normalised([query or "" for query in queries])):
-            yield self._index.get_scores(words) if words else np.zeros(self._count, np.float32)
+            if words and self._index:
+                yield self._index.get_scores(words)
+            else:
+                yield np.zeros(self._count, np.float32)
 
 
 def normalised(texts: list[str]) -> list[str]:

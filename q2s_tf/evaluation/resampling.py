@@ -53,24 +53,17 @@ def pair_auc(scores: np.ndarray, relevant: np.ndarray, query: np.ndarray) -> Sta
 
 
 def bootstrap(
-    statistics: Mapping[Key, Statistic], num_queries: int, seed: int, resamples: int = RESAMPLES
+    statistics: Mapping[Key, Statistic], queries: np.ndarray, seed: int, resamples: int = RESAMPLES
 ) -> dict[Key, np.ndarray]:
-    """Computes every statistic on the same draws of queries.
+    """Computes every statistic, float `[resamples]`, on the same draws of queries.
 
-    Args:
-        statistics: what is measured.
-        num_queries: Q; each draw takes Q queries with replacement.
-        seed: of the draws.
-        resamples: number of draws.
-
-    Returns:
-        By statistic float `[resamples]`.
+    A draw takes as many queries as there are, with replacement, of those that are True in `queries`, bool `[Q]`.
     """
-    generator = np.random.default_rng(seed)
+    generator, rows = np.random.default_rng(seed), np.flatnonzero(queries)
     blocks: dict[Key, list[np.ndarray]] = {key: [] for key in statistics}
     for start in range(0, resamples, BLOCK):
-        drawn = generator.integers(num_queries, size=(min(BLOCK, resamples - start), num_queries))
-        counts = np.stack([np.bincount(row, minlength=num_queries) for row in drawn], axis=1).astype(float)
+        drawn = rows[generator.integers(len(rows), size=(min(BLOCK, resamples - start), len(rows)))]
+        counts = np.stack([np.bincount(row, minlength=len(queries)) for row in drawn], axis=1).astype(float)
         for key, statistic in statistics.items():
             blocks[key].append(statistic(counts))
     return {key: np.concatenate(parts) for key, parts in blocks.items()}

@@ -1,39 +1,12 @@
-"""The results of an evaluation, and the files that hold them.
-
-Layout of `OUT/metrics.json`. A metric that a system does not have, or that the data do not define, is absent.
-
-    {
-      "run": name of the run directory, "judgements": file name, "later": file name or null,
-      "index": null, or the retriever of `--models`: {"version": 3, "index": {"kind": …, …}},
-      "sizes": {"queries", "pairs", "relevant_pairs", "left_out_pairs", "documents", "later_queries", "later_pairs"},
-      "thresholds": {"relevant_at", "recall_relevant_at"},       both null if the judgements have no ratings
-      "negatives": "rated", or "sampled" if the judgements are positives,
-      "bootstrap": {"resamples": 1000, "test_resamples": 5000, "level": 0.95},
-      "systems": {system: {metric: {"value", "low", "high", "queries"}}},
-      "significance": [{"metric", "a", "b", "difference", "low", "high", "p", "p_holm", "wins", "losses", "ties"}],
-      "slices": [{"name", "about", "values": [{"value", "queries", "pairs", "relevant_pairs", "small",
-                                               "systems": {system: {metric: {"value", "low", "high", "queries"}}}}]}]
-    }
-
-Systems, in this order: `q2s_tf` (exact search over the embeddings of the run), `q2s_tf index` (search through the
-exported index, if one is given), `BM25`, `RRF` (reciprocal-rank fusion of q2s_tf and BM25).
-
-Metrics: `roc_auc`, `ndcg@10` (judged pairs); `mrr@100`, `recall@10`, `recall@100` (the whole catalogue);
-`later_recall@10`, `later_recall@100` (the same on later positives); `batch_recall@1`, `batch_recall@10` (q2s_tf only);
-`index_recall@10`, `index_recall@100` (the share of the first k of exact search that the index retrieves).
-
-Slices by query: `language`, `script`, `country`, `length` (characters), `words`, `frequency` (in the training
-positives, if given). Slices by document: `document_language`, `missing_<input>`. By both: `language_pair`. A slice by
-document measures only the pairs of the slice, without batch and index recall. A slicing with a single slice is left
-out. `small` marks a slice with fewer than 30 queries.
-
-`OUT/per_query.parquet` has one row per query: `query`, `country`, `judged_pairs`, `relevant_pairs`, its slice in each
-slicing by query as `slice/<name>`, and `<system>/<metric>` for every metric with a value per query (all but `roc_auc`).
-"""
+"""The results of an evaluation, and the files that hold them; docs/api/evaluation.md describes the files."""
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -55,38 +28,36 @@ class RunEvaluation(Collection):
 
     Attributes:
         run: the run directory.
-        relevant: which judged pairs are relevant in ROC AUC, bool `[J]`.
-        recall_relevant: which judged pairs are relevant in recall and MRR, bool `[J]`.
-        scores: by system the score of each judged pair, float `[J]`.
+        grades: the lowest relevant grade in ROC AUC, and in recall and MRR.
+        metrics: the metrics of every system.
         retrieved: by system the first 100 documents of each query, int `[Q, 100]`: rows of the catalogue, then −1.
-        per_query: by system and metric the value of each query, float `[Q]`, NaN where it is undefined.
         query_slices: by slicing the slice of each query, `[Q]`.
         results: the content of `metrics.json`.
     """
 
     run: Path
-    relevant: np.ndarray
-    recall_relevant: np.ndarray
-    scores: dict[str, np.ndarray]
+    grades: Grades
+    metrics: SystemMetrics
     retrieved: dict[str, np.ndarray]
-    per_query: dict[str, dict[str, np.ndarray]]
     query_slices: dict[str, np.ndarray]
     results: dict[str, Any]
 
 
 def describe(collection: Collection, grades: Grades) -> dict[str, Any]:
-    """The entries of `metrics.json` about the data: sizes, thresholds, negatives, bootstrap."""
+    """The entries of `metrics.json` about the data: sizes, rows and queries left out, thresholds, negatives."""
     judged, later = collection.judged, collection.later
     return {
         "sizes": {
             "queries": len(np.unique(judged.query)),
             "pairs": len(judged.query),
             "relevant_pairs": int(judged.relevant(grades[0]).sum()),
-            "left_out_pairs": judged.left_out,
+            "left_out_pairs": sum(judged.left_out.values()),
             "documents": len(collection.documents),
             "later_queries": len(np.unique(later.query)) if later else 0,
             "later_pairs": len(later.query) if later else 0,
         },
+        "left_out": judged.left_out,
+        "without_ndcg": judged.without_ndcg(),
         "thresholds": {
             "relevant_at": grades[0] if judged.rated else None,
             "recall_relevant_at": grades[1] if judged.rated else None,
@@ -97,9 +68,46 @@ def describe(collection: Collection, grades: Grades) -> dict[str, Any]:
 
 
 def check_out(out: Path) -> None:
-    """Raises `InputError` if the output folder is a file."""
+    """Raises `InputError` if the output folder is a file, or cannot be written."""
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: must be a folder; it is a file")
+    with _temporary_folder(out):
+        pass
+
+
+@contextmanager
+def replace_files(out: Path) -> Iterator[Path]:
+    """Writes the files of an output folder together or not at all.
+
+    Yields a temporary folder, whose files replace those of the output folder at the end of the block. After an
+    exception the output folder is unchanged.
+
+    Raises:
+        InputError: the files cannot be written.
+    """
+    with _temporary_folder(out) as folder:
+        yield folder
+        out.mkdir(parents=True, exist_ok=True)
+        for path in folder.iterdir():
+            os.replace(path, out / path.name)
+
+
+@contextmanager
+def _temporary_folder(out: Path) -> Iterator[Path]:
+    """A folder in the output folder, or in the nearest folder above that exists; an error becomes an `InputError`."""
+    existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    try:
+        with TemporaryDirectory(prefix=".partial.", dir=existing) as folder:
+            yield Path(folder)
+    except OSError as error:
+        reason = error.strerror or str(error).splitlines()[0]
+        raise InputError(f"--out {out}: cannot be written: {reason}: free space, or give another folder") from None
+
+
+def write_evaluation(evaluation: RunEvaluation, folder: Path) -> None:
+    """Writes `metrics.json` and `per_query.parquet`."""
+    write_json(evaluation.results, folder / "metrics.json")
+    write_per_query(evaluation.judged, evaluation.metrics, evaluation.query_slices, folder / "per_query.parquet")
 
 
 def write_json(results: dict[str, Any], path: Path) -> None:
@@ -127,7 +135,8 @@ def metrics_table(results: dict[str, Any]) -> RichTable:
     if results["negatives"] == "rated":
         basis = f"relevant from grade {grades['relevant_at']:g}, for recall from {grades['recall_relevant_at']:g}"
     title = f"{sizes['pairs']:,} pairs of {sizes['queries']:,} queries, {sizes['documents']:,} documents\n{basis}"
-    table = RichTable(title=title, caption="± half of the 95 % interval over queries", min_width=60)
+    without = "".join(f"\n{count:,} queries have no nDCG: {why}" for why, count in results["without_ndcg"].items())
+    table = RichTable(title=title, caption=f"± half of the 95 % interval over queries{without}", min_width=60)
     table.add_column("metric", no_wrap=True)
     for system in results["systems"]:
         table.add_column(system, justify="right")

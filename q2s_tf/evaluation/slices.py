@@ -1,6 +1,5 @@
 """Slices of the judged pairs, by properties of the query, of the document, or of both."""
 
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ TITLES = 50_000
 """Titles from which the language of queries is learned, evenly spaced in the catalogue."""
 MAX_COUNTRIES, MAX_LANGUAGES = 20, 6
 LENGTHS = ("1–4", "5–9", "10–19", "20+")
-WORDS = ("1", "2", "3", "4+")
 FREQUENCIES = ("head", "torso", "tail", "unseen")
 GUESS = "the language of a query is guessed from character 2- and 3-grams (naive Bayes on the titles of the catalogue)"
 FREQUENCY = (
@@ -60,34 +58,22 @@ class Slicing:
 
 
 def make_slicings(collection: Collection, positives: pa.Table | None) -> list[Slicing]:
-    """All slicings that the data allow.
-
-    Args:
-        collection: the catalogue and the queries.
-        positives: the training positives, for the slicing `frequency`.
-    """
+    """All slicings that the data allow; `frequency` needs the training positives."""
     queries = collection.judged.queries
     texts = normalised([text or "" for text in queries["query"]])
     language = _group_rare(guess_languages(texts, collection), MAX_LANGUAGES)
     document_language = _group_rare([name or UNKNOWN for name in collection.column("language")], MAX_LANGUAGES)
     countries = _group_rare([name or MISSING for name in queries["country"]], MAX_COUNTRIES)
     lengths = np.array(LENGTHS, object)[np.digitize([len(text) for text in texts], (5, 10, 20))]
-    words = np.array(WORDS, object)[np.digitize([len(text.split()) for text in texts], (2, 3, 4))]
-    scripts = np.array([script(text) for text in texts], object)
     slicings = [
         Slicing("language", f"language of the query; {GUESS}", language),
-        Slicing("script", "script of most letters of the query", scripts),
         Slicing("country", "country of the query", countries),
         Slicing("length", "characters of the query", lengths, order=LENGTHS),
-        Slicing("words", "words of the query, separated by spaces", words, order=WORDS),
     ]
     if positives is not None:
         slicings.append(Slicing("frequency", FREQUENCY, frequencies(texts, positives), order=FREQUENCIES))
     both = f"language of the query → language of the document; {GUESS}"
-    slicings += [
-        Slicing("document_language", "language of the document", document=document_language),
-        Slicing("language_pair", both, language, document_language),
-    ]
+    slicings.append(Slicing("language_pair", both, language, document_language))
     for name, missing in collection.missing.items():
         labels = np.where(missing, MISSING, "present").astype(object)
         slicings.append(Slicing(f"missing_{name}", f"whether the document has a value of {name}", document=labels))
@@ -109,18 +95,6 @@ def guess_languages(texts: list[str], collection: Collection) -> np.ndarray:
     grams = CountVectorizer(analyzer="char_wb", ngram_range=(2, 3), binary=True)
     model = make_pipeline(grams, MultinomialNB(alpha=0.1, fit_prior=False)).fit(titles, languages[known].astype(str))
     return np.where(grams.transform(texts).getnnz(axis=1) > 0, model.predict(texts).astype(object), UNKNOWN)
-
-
-def script(text: str) -> str:
-    """The script of most letters of a text by their Unicode names, such as "Latin", "Cyrillic", "Arabic" or "Han".
-
-    A text with kana is "Kana" even if most of its letters are ideographs. A text without letters is "none".
-    """
-    names = [unicodedata.name(letter, UNKNOWN) for letter in unicodedata.normalize("NFKC", text) if letter.isalpha()]
-    counts = Counter(name.replace("-", " ").split()[0].capitalize() for name in names)
-    if counts["Hiragana"] or counts["Katakana"]:
-        return "Kana"
-    return counts.most_common(1)[0][0].replace("Cjk", "Han") if counts else "none"
 
 
 def frequencies(texts: list[str], positives: pa.Table) -> np.ndarray:

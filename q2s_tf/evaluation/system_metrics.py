@@ -36,23 +36,14 @@ class SystemMetrics:
         """Q, including queries without a judged pair."""
         return next(len(values) for metrics in self.per_query.values() for values in metrics.values())
 
-    def select_queries(self, chosen: np.ndarray) -> "SystemMetrics":
-        """The metrics of some of the queries, bool `[Q]`, with all their pairs."""
-        pairs = chosen[self.query]
-        return SystemMetrics(
-            (np.cumsum(chosen) - 1)[self.query[pairs]],
-            self.relevant[pairs],
-            {system: scores[pairs] for system, scores in self.scores.items()},
-            {
-                system: {metric: values[chosen] for metric, values in metrics.items()}
-                for system, metrics in self.per_query.items()
-            },
-        )
+    def values(self, system: str) -> dict[str, float]:
+        """The metrics of a system, as far as they are defined."""
+        return {metric: self._value(each) for (name, metric), each in self._statistics().items() if name == system}
 
     def figures(self, seed: int) -> dict[str, dict[str, dict[str, float | int]]]:
         """By system and metric: `value`, the `low` and `high` end of its interval, and the number of `queries`."""
         statistics = self._statistics()
-        samples = bootstrap(statistics, self.num_queries, seed)
+        samples = bootstrap(statistics, self._measured(), seed)
         figures: dict[str, dict[str, dict[str, float | int]]] = {system: {} for system in self.per_query}
         for (system, metric), statistic in statistics.items():
             low, high = interval(samples[system, metric])
@@ -61,17 +52,18 @@ class SystemMetrics:
             figures[system][metric] = {**value, "queries": len(np.unique(known))}
         return figures
 
-    def differences(self, pairs: Sequence[tuple[str, str]], seed: int) -> list[dict[str, Any]]:
+    def differences(
+        self, pairs: Sequence[tuple[str, str]], seed: int, resamples: int = TEST_RESAMPLES
+    ) -> list[dict[str, Any]]:
         """Paired tests: for each pair of systems and each metric, the difference a − b.
 
         Returns:
             Rows with `metric`, `a`, `b`, `difference`, its interval (`low`, `high`), the p-value of the paired
-            bootstrap (`p`), the p-value corrected for the number of metrics of this pair of systems (`p_holm`), and
-            the number of queries that a wins, loses and ties (`wins`, `losses`, `ties`; None for ROC AUC, which has
-            no value per query).
+            bootstrap (`p`), the same corrected for the number of metrics (`p_holm`), and the number of queries that a
+            wins, loses and ties (`wins`, `losses`, `ties`; None for ROC AUC, which has no value per query).
         """
         statistics = self._statistics()
-        samples = bootstrap(statistics, self.num_queries, seed, TEST_RESAMPLES)
+        samples = bootstrap(statistics, self._measured(), seed, resamples)
         rows: list[dict[str, Any]] = []
         for a, b in pairs:
             tests: list[dict[str, Any]] = []
@@ -100,6 +92,11 @@ class SystemMetrics:
                     statistics[system, metric] = mean(values, weights)
         return statistics
 
+    def _measured(self) -> np.ndarray:
+        """Which queries have a judged pair or a value, bool `[Q]`."""
+        values = [column for metrics in self.per_query.values() for column in metrics.values()]
+        return np.isin(np.arange(self.num_queries), self.query) | ~np.isnan(values).all(axis=0)
+
     def _value(self, statistic: Statistic) -> float:
         return float(statistic(np.ones((self.num_queries, 1)))[0])
 
@@ -125,14 +122,14 @@ def measure_systems(
         grades: the lowest relevant grade in ROC AUC, and in recall and MRR.
         later: later positives of the same queries.
         scores: by system its score of each judged pair, float `[J]`; a system without has no ROC AUC and no nDCG.
-        runs: by system the first documents of each query (`q2s_tf.evaluation.metrics.as_run`).
+        runs: by system the first documents of each query (`as_run`).
     """
     wanted = judged.select(judged.relevant(grades[1]))
     per_query: dict[str, dict[str, np.ndarray]] = {}
     for system, run in runs.items():
         metrics = per_query[system] = {}
         if system in scores and judged.rated:
-            metrics["ndcg@10"] = ndcg(judged.query, scores[system], judged.relevance, len(judged.queries["query"]))
+            metrics["ndcg@10"] = ndcg(judged.query, scores[system], judged.gains, len(judged.queries["query"]))
         metrics |= retrieval(run, wanted.query, wanted.document)
         if later is not None:
             recall = retrieval(run, later.query, later.document)

@@ -1,6 +1,6 @@
 """The channel vectors of a tower, which go into its fusion. This is the only module that looks inside a tower."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,13 +77,6 @@ def fuse(fusion: Any, vectors: np.ndarray, present: np.ndarray) -> tuple[np.ndar
     parts = [fusion(tf.constant(vectors[at : at + CHUNK]), tf.constant(present[at : at + CHUNK])) for at in starts]
     fused, weights = (np.concatenate(part) for part in zip(*parts, strict=True))
     return fused / np.maximum(np.linalg.norm(fused, axis=1, keepdims=True), 1e-6), weights
-
-
-def trigram_texts(tower: Tower, inputs: Mapping[str, Any]) -> dict[str, str]:
-    """By 3-gram channel of a tower the text that it reads, from one row of inputs; empty texts are left out."""
-    channels = tower.channels.items()
-    texts = {name: inputs[channel.input] for name, channel in channels if channel.kind == "trigrams"}
-    return {name: text for name, text in texts.items() if text}
 
 
 def trigram_vectors(tower: Tower, channel: str, text: str) -> tuple[list[str], np.ndarray]:

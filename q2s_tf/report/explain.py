@@ -1,5 +1,6 @@
 """Explanation of one score: the pairs of channels and the 3-grams that add to it, and the document's rank."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,32 +11,14 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from q2s_tf.cli import printable
 from q2s_tf.errors import InputError
 from q2s_tf.models import Tower, embed_catalogue, load, read_ids
-from q2s_tf.report.channels import ChannelVectors, read_channels, take_rows, trigram_texts, trigram_vectors
+from q2s_tf.report.channels import ChannelVectors, read_channels, take_rows, trigram_vectors
 from q2s_tf.tables import open_documents
 
 SHOWN_TRIGRAMS = 12
 """3-grams of each side that are printed; `--json` has all."""
-
-
-@dataclass(frozen=True)
-class Trigram:
-    """A character 3-gram of a text, and what it adds to the score.
-
-    Attributes:
-        channel: the 3-gram channel that reads it.
-        trigram: three characters; a space is added before and after each text.
-        count: number of occurrences.
-        contribution: what all its occurrences add to the score, at the given fusion weights.
-        shared: whether a 3-gram channel of the other tower has it too.
-    """
-
-    channel: str
-    trigram: str
-    count: int
-    contribution: float
-    shared: bool
 
 
 @dataclass(frozen=True)
@@ -45,23 +28,13 @@ class Side:
     Attributes:
         inputs: the inputs; for vectors their number.
         weights: by channel the fusion weight, None where the channel is missing.
-        trigrams: largest contribution first.
+        trigrams: the 3-grams of the texts, largest contribution first (`trigram_contributions`); `shared` tells
+            whether the other tower has one too.
     """
 
     inputs: dict[str, str | None]
     weights: dict[str, float | None]
-    trigrams: list[Trigram]
-
-
-@dataclass(frozen=True)
-class Match:
-    """A document of the ranking, and by document channel what it adds to the score."""
-
-    rank: int
-    document_id: str
-    title: str | None
-    score: float
-    contributions: dict[str, float]
+    trigrams: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -75,9 +48,8 @@ class Explanation:
         query: the side of the query.
         document: the side of the document.
         contributions: by query channel, by document channel; the sum is the score.
-        match: the document in the ranking.
-        competitor: the document one rank above it, or below if it is the first; None in a catalogue of one document.
-        best: the first documents of the ranking.
+        ranking: the first documents, the explained one, and the one above it (below it if it is the first), by `rank`,
+            each with `document_id`, `title`, `score`, and by document channel its `contributions` to the score.
     """
 
     score: float
@@ -86,55 +58,53 @@ class Explanation:
     query: Side
     document: Side
     contributions: dict[str, dict[str, float]]
-    match: Match
-    competitor: Match | None
-    best: list[Match]
+    ranking: list[dict[str, Any]]
 
 
 def contributions(queries: ChannelVectors, query: int, documents: ChannelVectors, document: int) -> np.ndarray:
-    """What each pair of channels adds to one score.
+    """What each pair of channels adds to the score of two rows, float `[N_query, N_document]`.
 
         cos(q, d) = Σᵢ Σⱼ aᵢ bⱼ φᵢ·ψⱼ / (|f| |g|)
 
-    Args:
-        queries: rows of the query tower, a and φ.
-        query: index of the row.
-        documents: rows of the document tower, b and ψ.
-        document: index of the row.
-
-    Returns:
-        Float `[N_query, N_document]`; the sum is the score. 0 where a channel is missing.
+    The sum is the score. A missing channel contributes 0.
     """
     return queries.weighted(query) @ documents.weighted(document).T
 
 
 def trigram_contributions(
-    tower: Tower, channels: ChannelVectors, row: int, name: str, text: str, other: np.ndarray
-) -> dict[str, tuple[int, float]]:
-    """What each 3-gram of a text adds to a score.
+    tower: Tower, channels: ChannelVectors, row: int, inputs: dict[str, Any], other: np.ndarray
+) -> list[dict[str, Any]]:
+    """What each 3-gram of the texts of a row adds to a score, largest contribution first.
 
     The vector of a 3-gram channel is the sum of the embeddings E of its 3-grams g. At the given fusion weight aᵢ, its
     part of the score is therefore the sum of aᵢ E[g]·d̂ / |f|.
 
     Args:
-        tower: the tower of the text.
+        tower: the tower of the row.
         channels: rows of that tower.
         row: index of the row.
-        name: the 3-gram channel.
-        text: the raw text that the channel reads.
+        inputs: the raw inputs of the row.
         other: the embedding of the other tower, `[D]`.
 
     Returns:
-        By 3-gram the number of occurrences and the contribution.
+        For each 3-gram its `channel`, the `trigram` with a space before and after the text, the `count` of its
+        occurrences, and their `contribution`.
     """
-    trigrams, vectors = trigram_vectors(tower, name, text)
-    length = np.linalg.norm(channels.weights[row] @ channels.vectors[row])
-    shares = channels.weights[row, channels.names.index(name)] / max(length, 1e-6) * (vectors @ other)
-    sums: dict[str, tuple[int, float]] = {}
-    for trigram, share in zip(trigrams, shares.tolist(), strict=True):
-        count, total = sums.get(trigram, (0, 0.0))
-        sums[trigram] = (count + 1, total + share)
-    return sums
+    found = []
+    length = max(np.linalg.norm(channels.weights[row] @ channels.vectors[row]), 1e-6)
+    for index, name in enumerate(channels.names):
+        text = inputs[tower.channels[name].input]
+        if tower.channels[name].kind == "trigrams" and text:
+            trigrams, vectors = trigram_vectors(tower, name, text)
+            totals: Counter[str] = Counter()
+            for trigram, share in zip(trigrams, (vectors @ other).tolist(), strict=True):
+                totals[trigram] += share * float(channels.weights[row, index] / length)
+            counts = Counter(trigrams)
+            found += [
+                {"channel": name, "trigram": trigram, "count": counts[trigram], "contribution": total}
+                for trigram, total in totals.items()
+            ]
+    return sorted(found, key=lambda trigram: -trigram["contribution"])
 
 
 def explain(run: Path, documents: Path, query: str, country: str | None, document_id: str, k: int = 5) -> Explanation:
@@ -163,72 +133,55 @@ def explain(run: Path, documents: Path, query: str, country: str | None, documen
     if target < 0:
         raise InputError(f"--document {document_id}: no such document_id among the {table.num_rows():,} of {documents}")
     order = np.argsort(-(embed_catalogue(towers.document, table)[1] @ queries.embedding[0]), kind="stable")
-    ranks = np.argsort(order) + 1
-    rank = int(ranks[target])
-    competitors = order[[rank - 2]] if rank > 1 else order[1:2]
-    numbers = [target, *competitors, *order[:k]]
-    rows = take_rows(table, numbers)
+    rank = int(np.flatnonzero(order == target)[0]) + 1
+    shown = {*range(1, k + 1), rank, rank - 1 if rank > 1 else 2}
+    ranks = [number for number in range(1, len(order) + 1) if number in shown]
+    rows = take_rows(table, order[np.array(ranks) - 1])
     answers = read_channels(towers.document, {name: rows[name].to_pylist() for name in names})
-    matches = []
-    for row, number in enumerate(numbers):
-        parts = contributions(queries, 0, answers, row)
-        by_channel = dict(zip(answers.names, parts.sum(axis=0).tolist(), strict=True))
-        document = rows.slice(row, 1).to_pylist()[0]
-        matches.append(
-            Match(int(ranks[number]), document["document_id"], document["title"], float(parts.sum()), by_channel)
-        )
-    inputs = {name: rows[name][0].as_py() for name in names}
-    query_sums = _sum_trigrams(towers.query, queries, query_inputs, answers.embedding[0])
-    document_sums = _sum_trigrams(towers.document, answers, inputs, queries.embedding[0])
-    shown = {
-        name: f"{len(value)} vectors" if value is not None and not isinstance(value, str) else value
-        for name, value in inputs.items()
-    }
+    parts = [contributions(queries, 0, answers, row) for row in range(len(ranks))]
+    row = ranks.index(rank)
+    inputs = {name: rows[name][row].as_py() for name in names}
+    query_trigrams = trigram_contributions(towers.query, queries, 0, query_inputs, answers.embedding[row])
+    document_trigrams = trigram_contributions(towers.document, answers, row, inputs, queries.embedding[0])
+    shared = {each["trigram"] for each in query_trigrams} & {each["trigram"] for each in document_trigrams}
+    for each in (*query_trigrams, *document_trigrams):
+        each["shared"] = each["trigram"] in shared
+    vectors = {name: f"{len(inputs[name])} vectors" for name in towers.config.vector_inputs() if inputs[name]}
     return Explanation(
-        score=matches[0].score,
+        score=float(parts[row].sum()),
         rank=rank,
         documents=len(order),
-        query=Side(query_inputs, _weights(queries), _list_trigrams(query_sums, document_sums)),
-        document=Side(shown, _weights(answers), _list_trigrams(document_sums, query_sums)),
+        query=Side(query_inputs, _weights(queries, 0), query_trigrams),
+        document=Side({**inputs, **vectors}, _weights(answers, row), document_trigrams),
         contributions={
-            name: dict(zip(answers.names, row.tolist(), strict=True))
-            for name, row in zip(queries.names, contributions(queries, 0, answers, 0), strict=True)
+            name: dict(zip(answers.names, values.tolist(), strict=True))
+            for name, values in zip(queries.names, parts[row], strict=True)
         },
-        match=matches[0],
-        competitor=matches[1] if len(competitors) else None,
-        best=matches[1 + len(competitors) :],
+        ranking=[
+            {
+                "rank": number,
+                **document,
+                "score": float(part.sum()),
+                "contributions": dict(zip(answers.names, part.sum(axis=0).tolist(), strict=True)),
+            }
+            for number, part, document in zip(
+                ranks, parts, rows.select(["document_id", "title"]).to_pylist(), strict=True
+            )
+        ],
     )
 
 
-Sums = dict[str, dict[str, tuple[int, float]]]
-
-
-def _sum_trigrams(tower: Tower, channels: ChannelVectors, inputs: dict[str, Any], other: np.ndarray) -> Sums:
-    """By 3-gram channel the contributions in the first row."""
-    texts = trigram_texts(tower, inputs)
-    return {name: trigram_contributions(tower, channels, 0, name, text, other) for name, text in texts.items()}
-
-
-def _list_trigrams(own: Sums, other: Sums) -> list[Trigram]:
-    shared = {trigram for channel in other.values() for trigram in channel}
-    trigrams = [
-        Trigram(name, trigram, count, share, trigram in shared)
-        for name, channel in own.items()
-        for trigram, (count, share) in channel.items()
-    ]
-    return sorted(trigrams, key=lambda trigram: -trigram.contribution)
-
-
-def _weights(channels: ChannelVectors) -> dict[str, float | None]:
-    """Fusion weights of the first row."""
-    rows = zip(channels.names, channels.weights[0].tolist(), channels.present[0], strict=True)
-    return {name: weight if present else None for name, weight, present in rows}
+def _weights(channels: ChannelVectors, row: int) -> dict[str, float | None]:
+    weights = zip(channels.names, channels.weights[row].tolist(), channels.present[row], strict=True)
+    return {name: weight if present else None for name, weight, present in weights}
 
 
 def print_explanation(explanation: Explanation, console: Console) -> None:
     """Prints an explanation as tables: contributions of channels, 3-grams, ranking."""
-    match, query, document = explanation.match, explanation.query, explanation.document
-    console.print(Text(f"{query.inputs['query']}  →  {match.document_id}  {match.title or '(no title)'}", "bold"))
+    match = next(match for match in explanation.ranking if match["rank"] == explanation.rank)
+    query, document = explanation.query, explanation.document
+    title = f"{query.inputs['query']}  →  {match['document_id']}  {match['title'] or '(no title)'}"
+    console.print(printable(title), style="bold")
     console.print(f"score {explanation.score:.4f}, rank {explanation.rank:,} of {explanation.documents:,} documents\n")
     console.print(_contributions_table(explanation))
     for trigrams, tower, other in ((query.trigrams, "query", "document"), (document.trigrams, "document", "query")):
@@ -239,53 +192,51 @@ def print_explanation(explanation: Explanation, console: Console) -> None:
 
 def _contributions_table(explanation: Explanation) -> RichTable:
     """One row per query channel and one column per document channel; the total is the score."""
-    table = RichTable(
-        title="Contribution of each pair of channels to the score", title_justify="left", show_footer=True
-    )
-    table.add_column("query channel (weight)", "all", no_wrap=True)
-
-    def heading(name: str, weight: float | None) -> str:
-        return f"{name} ({'missing' if weight is None else f'{weight:.2f}'})"
-
-    for column, weight in explanation.document.weights.items():
-        total = "–" if weight is None else f"{explanation.match.contributions[column]:+.4f}"
-        table.add_column(heading(column, weight).replace(" ", "\n"), total, justify="right")
-    table.add_column("all", f"{explanation.score:+.4f}", justify="right")
+    table = RichTable(title="Contribution of each pair of channels to the score", title_justify="left")
+    shown = {
+        name: "missing" if weight is None else f"{weight:.2f}" for name, weight in explanation.query.weights.items()
+    }
+    columns = explanation.document.weights
+    table.add_column("query channel (weight)", no_wrap=True)
+    for name, weight in columns.items():
+        table.add_column(f"{name}\n({'missing' if weight is None else f'{weight:.2f}'})", justify="right")
+    table.add_column("all", justify="right")
+    totals: Counter[str] = Counter()
     for name, row in explanation.contributions.items():
-        weight = explanation.query.weights[name]
-        missing = [weight is None or explanation.document.weights[column] is None for column in row]
+        totals.update(row)
+        missing = [weight is None or shown[name] == "missing" for weight in columns.values()]
         cells = ["–" if none else f"{value:+.4f}" for none, value in zip(missing, row.values(), strict=True)]
-        table.add_row(heading(name, weight), *cells, "–" if weight is None else f"{sum(row.values()):+.4f}")
+        table.add_row(f"{name} ({shown[name]})", *cells, f"{sum(row.values()):+.4f}")
+    table.add_section()
+    table.add_row("all", *(f"{totals[name]:+.4f}" for name in columns), f"{explanation.score:+.4f}")
     return table
 
 
-def _trigrams_table(trigrams: list[Trigram], title: str) -> RichTable:
+def _trigrams_table(trigrams: list[dict[str, Any]], title: str) -> RichTable:
     if len(trigrams) > SHOWN_TRIGRAMS:
         title += f", the first {SHOWN_TRIGRAMS} of {len(trigrams)}"
     table = RichTable("3-gram", "channel", title=title, title_justify="left", min_width=len(title) + 2)
     for heading in ("count", "contribution", ""):
         table.add_column(heading, justify="right")
     for row in trigrams[:SHOWN_TRIGRAMS]:
-        trigram = Text(row.trigram.replace(" ", "␣"))
-        table.add_row(trigram, row.channel, str(row.count), f"{row.contribution:+.4f}", "●" if row.shared else "")
+        trigram, mark = printable(row["trigram"].replace(" ", "␣")), "●" if row["shared"] else ""
+        table.add_row(trigram, row["channel"], str(row["count"]), f"{row['contribution']:+.4f}", mark)
     return table
 
 
 def _ranking_table(explanation: Explanation) -> RichTable:
-    """The first documents, the explained document and its competitor, with the contributions of their channels."""
-    caption = "→ the explained document   ◀ its nearest competitor"
-    table = RichTable(title="Ranking, and contribution of each document channel", title_justify="left", caption=caption)
+    """The ranking, with the contributions of the document channels."""
+    title = "Ranking, and contribution of each document channel (→ the explained document)"
+    table = RichTable(title=title, title_justify="left")
     table.add_column("rank", justify="right", no_wrap=True)
     table.add_column("document", min_width=24, max_width=40, overflow="ellipsis", no_wrap=True)
     table.add_column("score", justify="right")
-    for name in explanation.match.contributions:
+    for name in explanation.document.weights:
         table.add_column(name.replace("_", "_\n"), justify="right", min_width=6, overflow="fold")
-    competitor = [explanation.competitor] if explanation.competitor else []
-    rows = {match.rank: match for match in [*explanation.best, *competitor, explanation.match]}
-    for rank, match in sorted(rows.items()):
-        mark = "→ " if rank == explanation.rank else "◀ " if rank in [row.rank for row in competitor] else ""
-        document = Text.assemble((match.document_id, "dim"), f" {match.title or '(no title)'}")
-        parts = [f"{value:+.3f}" if value else "–" for value in match.contributions.values()]
-        style = "bold" if rank == explanation.rank else None
-        table.add_row(f"{mark}{rank:,}", document, f"{match.score:.4f}", *parts, style=style)
+    for match in explanation.ranking:
+        mark, style = ("→ ", "bold") if match["rank"] == explanation.rank else ("", None)
+        document = Text.assemble((printable(match["document_id"]).plain, "dim"), " ")
+        document.append_text(printable(match["title"] or "(no title)"))
+        parts = [f"{value:+.3f}" if value else "–" for value in match["contributions"].values()]
+        table.add_row(f"{mark}{match['rank']:,}", document, f"{match['score']:.4f}", *parts, style=style)
     return table

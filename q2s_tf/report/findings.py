@@ -1,58 +1,55 @@
-"""The findings of a report: one sentence for each result that stands out, and what to do about it."""
+"""The findings of a report: what the figures and their intervals say, and what to do about it.
 
+A difference is significant if its p-value is below `LEVEL` (paired bootstrap over queries, after Holm's correction). A
+finding recommends something only if the figures decide it; otherwise it says that they do not. The sentences are in
+`templates/findings.toml`.
+"""
+
+import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from importlib.resources import files
+from typing import Any, NamedTuple
 
-from q2s_tf.config import Config
 from q2s_tf.evaluation.collection import FUSED, INDEX, LEXICAL, MODEL
 from q2s_tf.report.analysis import Analysis
-from q2s_tf.report.fusion_weights import SHORT, GroupWeights
 
 LEVEL = 0.05
-"""A difference is significant if its p-value, after Holm's correction, is below this."""
-MANY_MISSING = 0.2
-ALIKE = 0.5
-HUBBY, MANY_QUERIES = 2.0, 10
-"""Hubs are a problem if the skewness exceeds this multiple of the uniform one, and a hub is in so many first tens."""
-INDEX_LOSS = 0.02
-DOMINANT = 0.9
+MANY_MISSING, ALIKE, MANY_DUPLICATES, INDEX_LOSS = 0.2, 0.5, 0.01, 0.02
 WEAKEST = 4
+RECALL, ROC_AUC = "recall@10", "roc_auc"
+SENTENCES = tomllib.loads((files("q2s_tf.report") / "templates/findings.toml").read_text(encoding="utf-8"))
 
 
-@dataclass(frozen=True)
-class Finding:
-    """A finding: its kind, the sentence, what to do about it ("" for nothing), and the section that shows it."""
+class Finding(NamedTuple):
+    """A finding: "good", "problem" or "note"; the sentence, what to do about it, and the section that shows it."""
 
-    kind: Literal["good", "problem", "note"]
+    kind: str
     text: str
     action: str
     section: str
 
 
-def summarise(results: dict[str, Any], analysis: Analysis) -> list[Finding]:
-    """The findings of a report, problems first.
+def _finding(key: str, /, **values: Any) -> Finding:
+    entry = {"action": "", **SENTENCES[key]}
+    return Finding(**{field: entry[field].format(**values) for field in Finding._fields})
 
-    Args:
-        results: the content of `metrics.json`.
-        analysis: the analysis of the same run.
-    """
+
+def summarise(results: dict[str, Any], analysis: Analysis) -> list[Finding]:
+    """The findings about the content of `metrics.json` and the analysis of the same run, problems first."""
     findings = [
         *_against_bm25(results),
         *_fusion(results),
         *_index_loss(results),
         *_weak_slices(results),
-        *_second_stage(analysis),
         *_data_problems(analysis),
-        *_dominant_channels(analysis),
-        *_idle_channels(analysis),
+        *_channels(analysis),
     ]
     return sorted(findings, key=lambda finding: ("problem", "good", "note").index(finding.kind))
 
 
-def check_paper(analysis: Analysis, config: Config) -> list[Finding]:
+def check_paper(analysis: Analysis) -> list[Finding]:
     """The two findings of the paper about channels, compared with the figures of this run."""
-    return [*_trigrams_on_short_queries(analysis, config), *_importance_of_images(analysis, config)]
+    return [_trigrams_on_short_queries(analysis), _importance_of_images(analysis)]
 
 
 def significant_difference(results: dict[str, Any], a: str, b: str, metric: str) -> float | None:
@@ -66,177 +63,113 @@ def significant_difference(results: dict[str, Any], a: str, b: str, metric: str)
 
 def _against_bm25(results: dict[str, Any]) -> Iterator[Finding]:
     tests = {metric: significant_difference(results, MODEL, LEXICAL, metric) for metric in results["systems"][MODEL]}
-    if worse := ", ".join(f"{metric} ({value:+.3f})" for metric, value in tests.items() if value and value < 0):
-        text = f"The model is significantly worse than BM25 in {worse}."
-        yield Finding("problem", text, "Read the worst queries and the weakest slices.", "systems")
-    if better := ", ".join(f"{metric} ({value:+.3f})" for metric, value in tests.items() if value and value > 0):
-        yield Finding("good", f"The model is significantly better than BM25 in {better}.", "", "systems")
-    if undecided := ", ".join(metric for metric, value in tests.items() if value == 0):
-        text = f"The data do not decide whether the model or BM25 is better in {undecided}."
-        yield Finding("note", text, "More judged queries narrow the intervals.", "systems")
+    known = {metric: value for metric, value in tests.items() if value is not None}
+    if worse := ", ".join(f"{metric} ({value:+.3f})" for metric, value in known.items() if value < 0):
+        yield _finding("worse_than_bm25", metrics=worse)
+    if better := ", ".join(f"{metric} ({value:+.3f})" for metric, value in known.items() if value > 0):
+        yield _finding("better_than_bm25", metrics=better)
+    if undecided := ", ".join(metric for metric, value in known.items() if value == 0):
+        yield _finding("undecided_bm25", metrics=undecided)
 
 
 def _fusion(results: dict[str, Any]) -> Iterator[Finding]:
-    metric = "recall@10"
-    over_model, over_bm25 = (significant_difference(results, FUSED, name, metric) for name in (MODEL, LEXICAL))
-    if over_model is None or over_bm25 is None:
+    model, lexical = (significant_difference(results, FUSED, name, RECALL) for name in (MODEL, LEXICAL))
+    if model is None or lexical is None:
         return
-    values = [results["systems"][name][metric]["value"] for name in (FUSED, MODEL, LEXICAL)]
-    shown = "{:.3f}, against {:.3f} of the model and {:.3f} of BM25".format(*values)
-    if min(over_model, over_bm25) > 0:
-        text = f"The fusion of model and BM25 is significantly better than both: its {metric} is {shown}."
-        yield Finding("good", text, "Serve hybrid results.", "systems")
+    figures = [results["systems"][name][RECALL] for name in (FUSED, MODEL, LEXICAL)]
+    shown = "{:.3f}, against {:.3f} of the model and {:.3f} of BM25".format(*(figure["value"] for figure in figures))
+    if min(model, lexical) < 0:
+        worse = " and ".join(name for name, value in (("the model", model), ("BM25", lexical)) if value < 0)
+        yield _finding("fusion_worse", worse=worse, shown=shown)
+    elif min(model, lexical) > 0:
+        yield _finding("fusion_better", shown=shown)
     else:
-        text = f"The fusion of model and BM25 is not significantly better than both: its {metric} is {shown}."
-        yield Finding("note", text, "", "systems")
+        yield _finding("fusion_undecided", shown=shown, queries=figures[0]["queries"])
 
 
 def _index_loss(results: dict[str, Any]) -> Iterator[Finding]:
-    for metric in ("recall@10", "recall@100"):
+    for metric in (RECALL, "recall@100"):
         loss = significant_difference(results, MODEL, INDEX, metric)
         if loss and loss > INDEX_LOSS:
             exact, index = (results["systems"][name][metric]["value"] for name in (MODEL, INDEX))
-            text = f"The exported index reduces {metric} significantly, from {exact:.3f} to {index:.3f}."
-            yield Finding("problem", text, "Search with a higher effort, or export another kind of index.", "systems")
+            yield _finding("index_loss", metric=metric, exact=exact, index=index)
 
 
 def _weak_slices(results: dict[str, Any]) -> Iterator[Finding]:
-    """Slices whose interval is below the mean of the run, and slices whose interval is below that of BM25."""
-    whole = results["systems"][MODEL].get("recall@10")
+    """Slices whose interval is below that of all queries, and slices whose interval is below that of BM25."""
+    whole = results["systems"][MODEL].get(RECALL)
     weak, behind = [], []
     for slicing in results["slices"]:
         for entry in slicing["values"]:
-            model, lexical = (entry["systems"].get(name, {}).get("recall@10") for name in (MODEL, LEXICAL))
+            model, lexical = (entry["systems"].get(name, {}).get(RECALL) for name in (MODEL, LEXICAL))
             if entry["small"] or not model or not whole:
                 continue
             name = f"{slicing['name'].replace('_', ' ')} {entry['value']}"
             if slicing["name"].startswith("missing_"):
                 word = "without" if entry["value"] == "missing" else "with"
                 name = f"documents {word} {slicing['name'].removeprefix('missing_')}"
-            if model["high"] < whole["value"]:
+            if model["high"] < whole["low"]:
                 weak.append((model["value"], f"{name} ({model['value']:.2f})"))
             if lexical and lexical["low"] > model["high"]:
                 difference = model["value"] - lexical["value"]
                 behind.append((difference, f"{name} ({model['value']:.2f} against {lexical['value']:.2f})"))
-    for slices, start in (
-        (weak, f"The recall@10 of the model is below its mean of {whole['value'] if whole else 0:.2f} in these slices"),
-        (behind, "The recall@10 of the model is below that of BM25, without overlap of the intervals, in these slices"),
-    ):
+    for finding, slices in (("weak_slices", weak), ("slices_behind_bm25", behind)):
         if slices:
-            names = ", ".join(name for _, name in sorted(slices)[:WEAKEST])
-            action = "Read their queries in per_query.parquet; more training positives of this kind may help."
-            yield Finding("problem", f"{start}: {names}.", action, "slices")
-
-
-def _second_stage(analysis: Analysis) -> Iterator[Finding]:
-    best: dict[int, float] = {}
-    for line in analysis.curves:
-        best[line["stage"]] = max(line["val_roc_auc"], best.get(line["stage"], 0.0))
-    if {1, 2} <= best.keys():
-        text = (
-            f"The best validation ROC AUC is {best[1]:.4f} in stage 1 and {best[2]:.4f} in stage 2 "
-            f"({best[2] - best[1]:+.4f})."
-        )
-        action = "To test the difference, compare the run with itself: --stage-a 1 --stage-b 2 of q2s compare."
-        yield Finding("note", text, action, "training")
+            yield _finding(finding, mean=whole["value"], slices=", ".join(name for _, name in sorted(slices)[:WEAKEST]))
 
 
 def _data_problems(analysis: Analysis) -> Iterator[Finding]:
     for name, share in analysis.missing.items():
-        if share == 1:
-            action = "Fill the column, or remove its channels from the config."
-            yield Finding("note", f"No document has a value of {name}.", action, "weights")
-        elif share > MANY_MISSING:
-            yield Finding("problem", f"{share:.0%} of the documents have no {name}.", "Fill the column.", "weights")
-    duplicates = analysis.duplicates
-    if duplicates["groups"]:
-        count, groups = duplicates["documents"], duplicates["groups"]
-        text = (
-            f"{count:,} documents ({count / duplicates['compared']:.1%}) are in {groups:,} groups of near-duplicates."
-        )
-        yield Finding("problem", text, "Show one document of each group in a page of results.", "duplicates")
+        if share > MANY_MISSING:
+            yield _finding("empty_input" if share == 1 else "missing_input", name=name, share=share)
+    share = analysis.duplicates["documents"] / analysis.duplicates["compared"]
+    if share > MANY_DUPLICATES:
+        yield _finding("duplicates", share=share, **analysis.duplicates)
     if analysis.spread > ALIKE:
-        text = f"All embeddings are similar: the mean cosine of two random documents is {analysis.spread:.2f}."
-        yield Finding("problem", text, "Train longer, or with a lower learning rate.", "map")
-    hubness = analysis.hubness
-    if hubness.skewness > HUBBY * hubness.even and hubness.hubs[0][1] >= MANY_QUERIES:
-        text = (
-            f"A few documents are in the results of many queries: the skewness is {hubness.skewness:.1f}, against "
-            f"{hubness.even:.1f} for uniform results, and one document is among the first ten of "
-            f"{hubness.hubs[0][1]} queries."
-        )
-        yield Finding("problem", text, "Read the titles of these documents.", "hubs")
+        yield _finding("alike", spread=analysis.spread)
 
 
-def _dominant_channels(analysis: Analysis) -> Iterator[Finding]:
-    for tower in ("query", "document"):
-        shares: dict[str, float] = {}
-        for row in analysis.importance:
-            if row.tower == tower and row.present:
-                shares[row.channel] = min(row.share, shares.get(row.channel, 1.0))
-        for channel, share in shares.items():
-            if share >= DOMINANT and len(shares) > 1:
-                text = f"The {tower} tower depends on one channel: {channel} has {share:.0%} of the importance."
-                yield Finding("note", text, "Longer training or more data may strengthen the others.", "importance")
+def _channels(analysis: Analysis) -> Iterator[Finding]:
+    """Channels without which a metric changes significantly, and those that the data do not decide about."""
+    named: dict[str, list[str]] = {"harmful_channels": [], "useful_channels": [], "undecided_channels": []}
+    for row in analysis.importance:
+        losses = {metric: test["difference"] for metric, test in row["losses"].items() if test["p_holm"] < LEVEL}
+        if losses:
+            finding = "harmful_channels" if min(losses.values()) < 0 else "useful_channels"
+            changes = ", ".join(f"{metric} {-loss:+.3f}" for metric, loss in losses.items())
+            named[finding].append(f"{row['channel']} ({changes})")
+        elif row["present"]:
+            named["undecided_channels"].append(row["channel"])
+    yield from (_finding(name, channels=", ".join(channels)) for name, channels in named.items() if channels)
 
 
-def _idle_channels(analysis: Analysis) -> Iterator[Finding]:
-    present = [row for row in analysis.importance if row.present]
-    useful = {row.channel for row in present if (row.roc_auc_drop or 0) > 0 or (row.recall_drop or 0) > 0}
-    idle = [name for name in dict.fromkeys(row.channel for row in present) if name not in useful]
-    if idle:
-        text = f"ROC AUC and recall@10 do not fall without the channel {', '.join(idle)}."
-        action = "Train once without it, and compare the two runs with q2s compare."
-        yield Finding("note", text, action, "importance")
-
-
-def _trigrams_on_short_queries(analysis: Analysis, config: Config) -> Iterator[Finding]:
-    claim = "In the paper, the weight of 3-grams is higher on short queries than on longer ones. Here"
-    channels = config.tower_channels("query")
-    trigrams, texts = ([n for n, channel in channels.items() if channel.kind == kind] for kind in ("trigrams", "text"))
-    groups = analysis.query_weights["length"]
-    short, longer = ([group for group in groups if (group.group == SHORT) == is_short] for is_short in (True, False))
-    reason = None
-    if not trigrams or not texts:
-        reason = "the query tower has no 3-gram channel or no text channel"
-    elif not short or not longer or short[0].rows < 2:
+def _trigrams_on_short_queries(analysis: Analysis) -> Finding:
+    trigrams, text = (analysis.short_queries.get(kind) for kind in ("trigrams", "text"))
+    if trigrams is None or text is None:
+        return _finding("paper_trigrams_unknown", reason="the query tower has no 3-gram channel or no text channel")
+    if not trigrams or not text:
         reason = "too few queries are shorter than five characters, or all are"
-    if reason:
-        yield Finding("note", f"{claim} it cannot be measured: {reason}.", "", "weights")
-        return
-    (low, low_error), (high, high_error) = _mean(short, trigrams), _mean(longer, trigrams)
-    margin = 1.96 * (low_error**2 + high_error**2) ** 0.5
+        return _finding("paper_trigrams_unknown", reason=reason)
     answer = "the data do not decide it"
-    if abs(low - high) > margin:
-        answer = "it is too" if low > high else "it is lower"
-    text = (
-        f"{claim} {answer}: the mean weight is {low:.2f} on queries of up to four characters ({short[0].rows} queries) "
-        f"and {high:.2f} on longer ones (95 % interval of the difference {low - high - margin:+.2f} to "
-        f"{low - high + margin:+.2f}). The mean weight of text is {_mean(short, texts)[0]:.2f} and "
-        f"{_mean(longer, texts)[0]:.2f}."
-    )
-    yield Finding("note", text, "", "weights")
+    if trigrams["low"] > 0 or trigrams["high"] < 0:
+        answer = "it is too" if trigrams["low"] > 0 else "it is lower"
+    return _finding("paper_trigrams", answer=answer, **trigrams, short_text=text["first"], longer_text=text["second"])
 
 
-def _mean(groups: list[GroupWeights], names: list[str]) -> tuple[float, float]:
-    """Mean total weight of some channels in some groups, and an upper bound of its standard error."""
-    rows = sum(group.rows for group in groups)
-    mean = sum(group.rows * sum(group.mean[name] for name in names) for group in groups) / rows
-    error = sum((group.rows * sum(group.error[name] for name in names)) ** 2 for group in groups) ** 0.5 / rows
-    return mean, error
-
-
-def _importance_of_images(analysis: Analysis, config: Config) -> Iterator[Finding]:
-    claim = "In the paper, images have the largest importance on the document side, 55 %. Here"
-    images = [name for name, channel in config.tower_channels("document").items() if channel.kind == "vectors"]
-    rows = [row for row in analysis.importance if row.tower == "document"]
-    if not any(row.present for row in rows if row.channel in images):
-        yield Finding("note", f"{claim} it cannot be measured: no document has images.", "", "importance")
-        return
-    parts = []
-    for method, how in (("missing", "masking"), ("permuted", "permuting")):
-        shares = {row.channel: row.share for row in rows if row.method == method}
-        best = max(shares, key=lambda name: shares[name])
-        other = "the largest" if best in images else f"{best} has the largest, {shares[best]:.0%}"
-        parts.append(f"{max(shares[name] for name in images):.0%} by {how} the channel ({other})")
-    yield Finding("note", f"{claim} they have {' and '.join(parts)}.", "", "importance")
+def _importance_of_images(analysis: Analysis) -> Finding:
+    rows = {row["channel"]: row for row in analysis.importance if row["tower"] == "document"}
+    losses = {name: row["losses"][ROC_AUC] for name, row in rows.items() if ROC_AUC in row["losses"]}
+    order = sorted(losses, key=lambda name: -losses[name]["difference"])
+    images = [name for name in order if name in analysis.image_channels and rows[name]["present"]]
+    others = [name for name in order if name not in analysis.image_channels]
+    if not images:
+        return _finding("paper_images_unknown", reason="no document has images, or ROC AUC is undefined")
+    image, answer = losses[images[0]], "they are the only channel"
+    if others:
+        best = losses[others[0]]
+        answer = f"the data do not decide whether theirs or that of {others[0]} is larger"
+        if image["low"] > best["high"]:
+            answer = "they have the largest too"
+        elif image["high"] < best["low"]:
+            answer = f"{others[0]} has a larger one, {rows[others[0]]['share']:.0%}"
+    return _finding("paper_images", answer=answer, share=rows[images[0]]["share"], **image)

@@ -1,7 +1,7 @@
 """Mean fusion weights of the channels, by groups of rows."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -9,64 +9,52 @@ from q2s_tf.report.channels import ChannelVectors
 
 SHORT = "1–4"
 """Queries of up to four characters; in the paper, 3-grams have the largest weight there."""
-LENGTHS = (SHORT, "5–9", "10–14", "15–19", "20–24", "25–29", "30–39", "40+")
-STARTS = (5, 10, 15, 20, 25, 30, 40)
+LENGTHS = {SHORT: 1, "5–9": 5, "10–14": 10, "15–19": 15, "20–29": 20, "30+": 30}
+"""The shortest query of each group."""
 
 
-@dataclass(frozen=True)
-class GroupWeights:
-    """Mean fusion weights of one group of rows.
-
-    Attributes:
-        group: name of the group.
-        rows: number of rows.
-        mean: by channel, the mean weight; a missing channel has weight 0.
-        error: by channel, the standard error of that mean; 0 for a single row.
-    """
-
-    group: str
-    rows: int
-    mean: dict[str, float]
-    error: dict[str, float]
-
-
-def mean_weights(channels: ChannelVectors, groups: Sequence[str | None]) -> list[GroupWeights]:
-    """Mean weights of each group, largest group first.
+def mean_weights(channels: ChannelVectors, groups: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Mean weights of groups of rows; a missing channel has weight 0.
 
     Args:
         channels: B rows of one tower; rows without any channel are left out.
-        groups: the group of each row; rows of the group None are left out.
+        groups: by name the rows of each group, bool `[B]`.
+
+    Returns:
+        For each group that has rows its name, `group`, the number of `rows`, and by channel the `mean` weight.
     """
-    rows_of: dict[str, list[int]] = {}
-    for row, group in enumerate(groups):
-        if group is not None and channels.weights[row].any():
-            rows_of.setdefault(group, []).append(row)
-    described = []
-    for group, rows in rows_of.items():
-        weights = channels.weights[rows]
-        error = weights.std(axis=0, ddof=1) / len(rows) ** 0.5 if len(rows) > 1 else np.zeros(len(channels.names))
-        mean = dict(zip(channels.names, weights.mean(axis=0).tolist(), strict=True))
-        described.append(GroupWeights(group, len(rows), mean, dict(zip(channels.names, error.tolist(), strict=True))))
-    return sorted(described, key=lambda group: (-group.rows, group.group))
+    means = []
+    for group, rows in groups.items():
+        weights = channels.weights[rows & channels.present.any(axis=1)]
+        if len(weights):
+            mean = dict(zip(channels.names, weights.mean(axis=0).tolist(), strict=True))
+            means.append({"group": group, "rows": len(weights), "mean": mean})
+    return means
 
 
-def weights_by_length(channels: ChannelVectors, queries: Sequence[str | None]) -> list[GroupWeights]:
-    """Mean weights by query length in characters, shortest first; empty queries are left out."""
-    lengths = [len((query or "").strip()) for query in queries]
-    groups = [LENGTHS[np.digitize(length, STARTS)] if length else None for length in lengths]
-    return sorted(mean_weights(channels, groups), key=lambda group: LENGTHS.index(group.group))
+def group_by_length(queries: Sequence[str | None]) -> dict[str, np.ndarray]:
+    """By group of `LENGTHS` which queries have its number of characters, bool `[B]`."""
+    groups = np.digitize([len((query or "").strip()) for query in queries], list(LENGTHS.values()))
+    return {name: groups == number for number, name in enumerate(LENGTHS, 1)}
 
 
-def weights_by_missing(channels: ChannelVectors) -> list[GroupWeights]:
-    """Mean weights of rows without a missing channel, and of rows without each channel; groups may overlap.
+def group_by_missing(channels: ChannelVectors) -> dict[str, np.ndarray]:
+    """Which rows have all channels, and which lack one, bool `[B]`; channels that the same rows lack are one group."""
+    names: dict[bytes, list[str]] = {}
+    for name, present in zip(channels.names, channels.present.T, strict=True):
+        names.setdefault(present.tobytes(), []).append(name)
+    lacking = {f"no {', '.join(same)}": ~np.frombuffer(present, bool) for present, same in names.items()}
+    return {"nothing missing": np.all(channels.present, axis=1), **lacking}
 
-    Channels that are missing in the same rows, such as those that read the same input, form one group.
+
+def compare_means(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
+    """The means `first` and `second` of two samples, and the 95 % interval of their difference, `low` and `high`.
+
+    Empty if a sample has fewer than two values. The interval is a normal approximation.
     """
-    names_of: dict[bytes, list[str]] = {}
-    for index, name in enumerate(channels.names):
-        names_of.setdefault(channels.present[:, index].tobytes(), []).append(name)
-    groups = mean_weights(channels, ["nothing missing" if all(row) else None for row in channels.present])
-    for names in names_of.values():
-        present = channels.present[:, channels.names.index(names[0])]
-        groups += mean_weights(channels, [None if row else f"no {', '.join(names)}" for row in present])
-    return groups
+    if min(len(first), len(second)) < 2:
+        return {}
+    means = {"first": float(first.mean()), "second": float(second.mean())}
+    margin = 1.96 * float(first.var(ddof=1) / len(first) + second.var(ddof=1) / len(second)) ** 0.5
+    difference = means["first"] - means["second"]
+    return {**means, "low": difference - margin, "high": difference + margin}

@@ -10,10 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from q2s_tf import tables
-from q2s_tf.cli import console
+from q2s_tf.cli import console, printable
 from q2s_tf.errors import InputError
 from q2s_tf.serving import DEFAULT_EFFORT, DEFAULT_LEXICAL_WEIGHT
 from q2s_tf.serving.connection import check_reachable
@@ -136,12 +135,7 @@ def print_results(results: SearchResults, titles: Mapping[str, tuple[str, str]] 
             if titles is not None:
                 title, language = titles.get(document_id, ("", ""))
                 cells += [language, title]
-            table.add_row(*map(_printable, cells))
+            table.add_row(*map(printable, cells))
     output.print(table if table.row_count else "no document reaches the minimum score")
     weights = "  ".join(f"{name} {weight:.2f}" for name, weight in results.channel_weights)
-    output.print(_printable(f"channel weights: {weights}"))
-
-
-def _printable(text: str) -> Text:
-    """Text without effect of rich's markup and of control codes, because sellers write the titles."""
-    return Text("".join(character if character.isprintable() else " " for character in text))
+    output.print(printable(f"channel weights: {weights}"))

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from q2s_tf import losses
 from q2s_tf.config import TOWERS, Config, Stage
+from q2s_tf.evaluation.metrics import batch_hits
 from q2s_tf.examples.batches import NO_COUNTRY
 from q2s_tf.models import Towers
 from q2s_tf.training.optimizer import LazyAdam, decaying_rate
@@ -147,7 +148,8 @@ class RetrievalModel(keras.Model):
         values = {"loss": loss, **(parts if len(parts) > 1 else {})}
         if self.reduction == "sum":
             values = {name: value / tf.reduce_sum(batch["weight"]) for name, value in values.items()}
-        values["batch_recall@1"] = batch_recall(embeddings["query"], embeddings["document"], batch["score_mask"])
+        hits = batch_hits(embeddings["query"], embeddings["document"], batch["score_mask"], 1)
+        values["batch_recall@1"] = tf.reduce_mean(tf.cast(hits, tf.float32))
         for name, value in values.items():
             self._trackers[name].update_state(value)
         return {name: self._trackers[name].result() for name in values}
@@ -214,11 +216,3 @@ def match_countries(batch: Mapping[str, Any]) -> tf.Tensor:
     """Whether document j is of the country of searcher i, bool `[batch, batch]`; a missing country matches all."""
     query, document = batch["query_country"][:, tf.newaxis], batch["document_country"][tf.newaxis]
     return (query == document) | (query == NO_COUNTRY) | (document == NO_COUNTRY)
-
-
-def batch_recall(query: tf.Tensor, document: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    """Share of queries whose own document has the highest score of the documents that the mask leaves."""
-    scores = tf.where(mask, tf.matmul(query, document, transpose_b=True), -1.0)
-    return tf.reduce_mean(
-        tf.cast(tf.argmax(scores, axis=1, output_type=tf.int32) == tf.range(tf.shape(scores)[0]), tf.float32)
-    )

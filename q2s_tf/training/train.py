@@ -13,7 +13,7 @@ import keras
 from q2s_tf.cli import console
 from q2s_tf.config import Config, save_config
 from q2s_tf.errors import InputError
-from q2s_tf.evaluation.judgements import read_judgements
+from q2s_tf.evaluation.judgements import read_judgements, relevant_pairs
 from q2s_tf.examples.batches import Examples
 from q2s_tf.examples.prepare import TableScan, build_examples
 from q2s_tf.files import atomic_write, exclusive
@@ -46,7 +46,7 @@ from q2s_tf.training.callbacks import (
 )
 from q2s_tf.training.distillation import distil, read_teacher
 from q2s_tf.training.retrieval_model import RetrievalModel, classification_head, compile_stage
-from q2s_tf.training.validation import Validation, relevant_pairs
+from q2s_tf.training.validation import Validation
 from q2s_tf.training.workers import Workers
 
 EXAMPLES = "examples-{}"
@@ -162,7 +162,7 @@ def prepare_training(
     else:
         scans[0].read()
     judged = read_judgements(judgements, scans[0].document_ids, config.seed)
-    relevant = relevant_pairs(config, judged, str(judgements.path))
+    relevant = relevant_pairs(judged, config.evaluation.relevant_at, str(judgements.path), "set evaluation.relevant_at")
     workers.barrier()
     config = read_run_config(run)
     with workers.strategy.scope():

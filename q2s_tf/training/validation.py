@@ -5,30 +5,12 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from q2s_tf.config import Config
-from q2s_tf.errors import InputError
 from q2s_tf.evaluation.judgements import Judgements
 from q2s_tf.evaluation.metrics import roc_auc
 from q2s_tf.examples.stored_rows import TowerRows, store_rows
 from q2s_tf.models import Tower, Towers
 
 BATCH = 256
-
-
-def relevant_pairs(config: Config, judged: Judgements, source: str) -> np.ndarray:
-    """Which validation pairs are relevant, bool `[J]`.
-
-    Raises:
-        InputError: only relevant or only irrelevant pairs.
-    """
-    relevant = judged.relevant(config.evaluation.relevant_at)
-    if relevant.all() or not relevant.any():
-        raise InputError(
-            f"judgements {source}: need relevant and irrelevant pairs, with relevant from "
-            f"{config.evaluation.relevant_at} on; got {int(relevant.sum())} of {len(relevant)} relevant: "
-            "set evaluation.relevant_at"
-        )
-    return relevant
 
 
 class Validation:

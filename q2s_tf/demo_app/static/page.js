@@ -46,7 +46,7 @@ async function request({ query, country, controller }, page) {
     response = await fetch(`/api/search?${parameters}`, { signal: controller.signal });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Error("the demo page does not answer; is tools/demo_app.py still running?");
+    throw new Error("the demo page does not answer; is q2s demo-app still running?");
   }
   const answer = await response.json().catch(() => ({ error: `the demo page failed with status ${response.status}` }));
   if (!response.ok) throw new Error(answer.error);
