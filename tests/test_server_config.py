@@ -53,7 +53,7 @@ def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
     file.write_text(
         config(folder, f"tower: model_version_policy {{ specific {{ versions: 1 versions: 4 }} }} {labels}")
     )
-    process = Process("--model-config-file", str(file))
+    process = Process("--model-config-file", str(file), "--models", str(folder), "--allow-reload")
     yield process
     assert process.stop() == (0, "")
 

@@ -44,14 +44,21 @@ class RequestLimits(NamedTuple):
     """A request that exceeds one of these limits is refused before its graph runs.
 
     Attributes:
-        max_request_bytes: The largest request that is read.
+        max_request_bytes: The largest request that is read, and the largest tensor that it may expand to.
         max_rows: The largest batch.
-        max_seconds: The longest time that a request may wait for a thread. A graph that runs is not interrupted.
+        max_results: The largest product of rows and ``k``.
+        max_seconds: The longest time that a request may wait to run. A graph that runs is not interrupted.
+        receive_seconds: The longest time for the headers, and for the body or the message, of a request to arrive.
     """
 
-    max_request_bytes: int = 64 << 20
+    max_request_bytes: int = 4 << 20
     max_rows: int = 4096
+    max_results: int = 100_000
     max_seconds: float = 10.0
+    receive_seconds: float = 5.0
+
+
+DEFAULT_LIMITS = RequestLimits()
 
 
 def read_model_configs(path: Path) -> list[ModelConfig]:
@@ -63,10 +70,8 @@ def read_model_configs(path: Path) -> list[ModelConfig]:
     configs = check_model_configs(_parse(path, ModelServerConfig))
     for config in configs:
         if not Path(config.base_path).is_dir():
-            raise InputError(
-                f'model "{config.name}" of {path}: its base_path {config.base_path} is not a folder; '
-                "mount the exports there, or change the path"
-            )
+            problem = f"its base_path {config.base_path} is not a folder; mount the exports there, or change the path"
+            raise InputError(f'model "{config.name}" of {path}: {problem}')
     return configs
 
 
