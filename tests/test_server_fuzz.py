@@ -166,8 +166,8 @@ class Probe:
     """A known request and its answer, and a bound of the memory."""
 
     def __init__(self, server: Process) -> None:
-        self.server, self.expected = server, self.answer()
-        self.memory = server.resident_bytes()
+        self.server = server
+        self.expected, self.memory = self.answer(), server.resident_bytes()
 
     def answer(self) -> list[list[float]]:
         outputs = self.server.prediction.Predict(predict_request(), timeout=30).outputs
