@@ -110,10 +110,11 @@ def random_call(rng: random.Random) -> tuple[str, bytes]:
     if rng.random() < 0.1:
         message.model_spec.version.value = choose(rng, [1, 0, -1, 7, 2**63 - 1])
     content = bytearray(message.SerializeToString())
-    if rng.random() < 0.15:
-        for _ in range(rng.randrange(1, 5)):
-            content[rng.randrange(len(content)) :][:1] = rng.randbytes(1) if content else b""
-            content[rng.randrange(len(content) + 1) :] = content[rng.randrange(len(content) + 1) :]
+    if content and rng.random() < 0.15:
+        for _ in range(rng.randrange(5)):
+            content[rng.randrange(len(content))] = rng.randrange(256)
+        if rng.random() < 0.3:
+            del content[rng.randrange(len(content)) :]
     return method, bytes(content)
 
 

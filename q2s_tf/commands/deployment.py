@@ -4,13 +4,15 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 from rich.console import Console
 from typer import Argument, Option
 
 import q2s_tf
 from q2s_tf import cli, extras
+from q2s_tf.errors import InputError
+from q2s_tf.serving.folders import models_in
 
 BYTES = 64 << 20
 TLS = "PEM file; any of the three makes the connection encrypted."
@@ -132,16 +134,37 @@ def serve(
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    from q2s_tf.server.server import serve
-    from q2s_tf.server.server_config import RequestLimits
+    from q2s_tf.server import server_config
+    from q2s_tf.server.server import Server, run
 
-    serve(
-        models, host=host, port=port, rest_port=rest_port, model_config_file=model_config_file,
-        poll_seconds=poll_seconds, ssl_config_file=ssl_config_file, monitoring_config_file=monitoring_config_file,
-        limits=RequestLimits(max_request_bytes, max_rows, max_results, max_seconds, receive_seconds),
-        cache_seconds=cache_seconds, cache_bytes=cache_bytes, grace_seconds=grace_seconds, allow_reload=allow_reload,
-        reflection=reflection,
-    )  # fmt: skip
+    # TensorFlow is imported after these checks, so errors are reported immediately.
+    if allow_reload and models is None:
+        raise InputError("--allow-reload needs --models, the folder below which models may be loaded")
+    if (models is None) == (model_config_file is None) and not (models and allow_reload):
+        raise InputError("give either --models, a folder, or --model-config-file, a file")
+    if model_config_file is None and models is not None:
+        models_in(models)
+    run(
+        Server(
+            server_config.read_model_configs(model_config_file) if model_config_file else cast(Path, models),
+            host,
+            port,
+            poll_seconds,
+            rest_port=rest_port,
+            metrics_path=(
+                server_config.read_metrics_path(monitoring_config_file)
+                if monitoring_config_file
+                else server_config.METRICS_PATH
+            ),
+            credentials=server_config.read_server_credentials(ssl_config_file) if ssl_config_file else None,
+            limits=server_config.RequestLimits(max_request_bytes, max_rows, max_results, max_seconds, receive_seconds),
+            cache_seconds=cache_seconds,
+            cache_bytes=cache_bytes,
+            grace_seconds=grace_seconds,
+            reload_below=models if allow_reload else None,
+            reflection=reflection,
+        )
+    )
 
 
 def query(

@@ -3,11 +3,8 @@
 Row format: ``{"instances": [{"query": "red sofa", "country": "US"}]}`` is answered with ``{"predictions": [{…}]}``, one
 object for each instance. Columnar format: ``{"inputs": {"query": ["red sofa"], "country": ["US"], "k": 10, …}}`` is
 answered with ``{"outputs": {…}}``; scalar inputs such as ``k`` need this format. The name of the only input may be
-omitted, and the name of the only output is. Bytes are ``{"b64": "…"}``; ``NaN`` and ``Infinity`` are read and written.
-
-Differences from TensorFlow Serving: ``output_filter`` is supported; a string that is not UTF-8 is written as
-``{"b64": …}`` (TensorFlow Serving writes invalid JSON), like outputs whose names end with ``_bytes`` (as there); an
-integer for a float input may be larger than float32 can represent exactly.
+omitted, and the name of the only output is. Bytes are ``{"b64": "…"}``, in outputs if they are not UTF-8 or the name
+ends with ``_bytes``. ``NaN`` and ``Infinity`` are read and written. ``output_filter`` is supported.
 """
 
 import base64

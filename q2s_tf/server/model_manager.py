@@ -35,29 +35,20 @@ FileStates = list[tuple[Path, int, int, int, int]]
 class ServedModel:
     """One model: a folder with a folder for each version, named by its number.
 
-    Attributes:
-        config: Name, folder, policy and labels.
-        loaded: The versions that are served.
-        statuses: The state of each version seen on disk, with the error of one that failed to load.
-        refused: The files of each version that failed to load.
-        changing: Held while versions are loaded.
-        loader: The thread that loaded versions last.
-
     The dictionaries are replaced, not modified, so readers need no lock.
     """
 
     config: ModelConfig
-    loaded: dict[int, Servable] = field(default_factory=dict)
-    statuses: dict[int, ModelVersionStatus] = field(default_factory=dict)
-    refused: dict[int, FileStates] = field(default_factory=dict)
-    changing: threading.Lock = field(default_factory=threading.Lock)
-    loader: threading.Thread = field(default_factory=threading.Thread)
+    loaded: dict[int, Servable] = field(default_factory=dict)  # the versions that are served
+    statuses: dict[int, ModelVersionStatus] = field(default_factory=dict)  # of the versions seen on disk
+    refused: dict[int, FileStates] = field(default_factory=dict)  # the files of versions that failed to load
+    changing: threading.Lock = field(default_factory=threading.Lock)  # held while versions are loaded
+    loader: threading.Thread = field(default_factory=threading.Thread)  # the last one
 
     def refresh(self) -> bool:
         """Serves the versions on disk that the policy selects; True if they are others than before.
 
-        A new version is loaded and warmed up while the old ones are served. A version that fails to load is tried again
-        only when its files change. If no version can be loaded, the old ones stay.
+        A version that fails to load is tried again only when its files change.
         """
         with self.changing:
             previous = self.loaded
@@ -144,11 +135,9 @@ class ModelManager:
     """
 
     def __init__(self, source: Path | Iterable[ModelConfig], on_change: Callable[[], None] = lambda: None) -> None:
-        """Loads nothing; see `refresh`.
+        """Of all models in a folder, also those added later, or of configs; loads nothing, see `refresh`.
 
-        Args:
-            source: A folder, of which all models are served, including those added later; or model configs.
-            on_change: Called after other versions are served than before.
+        Calls ``on_change`` after other versions are served than before.
         """
         self._folder = source if isinstance(source, Path) else None
         configs = () if isinstance(source, Path) else source

@@ -1,11 +1,7 @@
 """The embedded server: TensorFlow Serving's gRPC and REST APIs in this process.
 
 It replaces TensorFlow Serving in development and in small deployments, with the same services, routes, config files
-and, where known, the same error codes. Differences: an unknown signature is NOT_FOUND (in TensorFlow Serving
-FAILED_PRECONDITION), a batch whose inputs differ in length is refused before the graph runs, ``Classify``, ``Regress``
-and ``MultiInference`` are UNIMPLEMENTED, requests are not batched, and the model config file is read only at start;
-HandleReloadConfigRequest changes it later, if it is switched on. See also `model_manager`, `server_config` and
-`json_tensors`.
+and, where known, the same error codes. docs/operating.md lists the differences.
 """
 
 import ctypes
@@ -20,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import grpc
 import uvicorn
@@ -30,7 +26,6 @@ from grpc_health.v1 import health, health_pb2
 from q2s_tf.errors import InputError
 from q2s_tf.server import server_config
 from q2s_tf.server.request_threads import RequestThreads
-from q2s_tf.serving.folders import models_in
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +102,9 @@ class Server:
         self._metrics_path, self._reflection = metrics_path, reflection
         self._handler_options = (limits, cache_seconds, cache_bytes, reload_below)
         self._limits = limits
-        self._max_connections = min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        self._max_connections = min(MAX_CONNECTIONS, most // 4)
         self._health = health.HealthServicer()
         self._threads = RequestThreads()
         options = [
@@ -223,55 +220,11 @@ class Server:
             self._health.set(name, status.SERVING if healthy[name] else status.NOT_SERVING)
 
 
-def serve(
-    models: Path | None,
-    *,
-    model_config_file: Path | None = None,
-    ssl_config_file: Path | None = None,
-    monitoring_config_file: Path | None = None,
-    allow_reload: bool = False,
-    **options: Any,
-) -> None:
+def run(server: Server) -> None:
     """Serves until SIGTERM or SIGINT, then drains and returns; prints one line when ready.
 
     A second signal ends the process at once.
-
-    Args:
-        models: The folder of the models; with ``model_config_file`` only the bound of reloads.
-        model_config_file: TensorFlow Serving's ``ModelServerConfig`` in text format.
-        ssl_config_file: Its ``SSLConfig``.
-        monitoring_config_file: Its ``MonitoringConfig``.
-        allow_reload: Whether to serve HandleReloadConfigRequest, for models below ``models``.
-        options: Arguments of `Server`.
-
-    Raises:
-        InputError: There is no model, a config file is invalid, or a port cannot be bound.
     """
-    # TensorFlow is imported after these checks, so errors are reported immediately.
-    if allow_reload:
-        if models is None:
-            raise InputError("--allow-reload needs --models, the folder below which models may be loaded")
-        options["reload_below"] = models
-    if model_config_file is not None and (models is None or allow_reload):
-        options["models"] = server_config.read_model_configs(model_config_file)
-    elif models is not None and model_config_file is None:
-        models_in(models)
-        options["models"] = models
-    else:
-        raise InputError("give either --models, a folder, or --model-config-file, a file")
-    if ssl_config_file is not None:
-        options["credentials"] = server_config.read_server_credentials(ssl_config_file)
-    if monitoring_config_file is not None:
-        options["metrics_path"] = server_config.read_metrics_path(monitoring_config_file)
-    # glibc keeps a pool of freed memory for each thread; in many pools the weights of old versions would remain.
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(-8, 2)  # M_ARENA_MAX of malloc.h
-    hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
-    for output in logging.getLogger().handlers:
-        output.addFilter(_log_limit())
-    server = Server(**options)
 
     def stop(*_: object) -> None:
         server.stopping.set()
@@ -280,6 +233,12 @@ def serve(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
+    for output in logging.getLogger().handlers:
+        output.addFilter(_log_limit())
+    # glibc keeps a pool of freed memory for each thread; in many pools the weights of old versions would remain.
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(-8, 2)  # M_ARENA_MAX of malloc.h
     # Without the modules in its generations, a garbage collection does not stop all requests for half a second.
     from q2s_tf.server import model_manager  # noqa: F401  (imports TensorFlow)
 

@@ -2,10 +2,6 @@
 
 ``ModelServerConfig`` comes with ``tensorflow-serving-api``. ``SSLConfig`` and ``MonitoringConfig`` do not, so they are
 declared here as tensorflow/serving publishes them (``tensorflow_serving/config/*.proto``).
-
-Differences from TensorFlow Serving: a relative ``base_path`` is resolved against the working directory (TensorFlow
-Serving refuses it), a ``base_path`` on a remote file system is refused, and so is a ``specific`` policy without
-versions. ``logging_config`` is ignored.
 """
 
 import ssl

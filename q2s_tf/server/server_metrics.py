@@ -21,11 +21,10 @@ from prometheus_client.registry import Collector
 
 from q2s_tf.server.model_manager import ModelManager
 
-BUCKETS_SECONDS = (
+BUCKETS_SECONDS = (  # around 1.5 ms they resolve 0.1 ms
     *(0.0001, 0.0002, 0.0003, 0.0004, 0.0005, 0.0006, 0.0008, 0.001, 0.0012, 0.0014, 0.0015, 0.0016, 0.0018, 0.002),
     *(0.0025, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
 )
-"""Bounds of the histogram; around 1.5 ms they resolve 0.1 ms."""
 
 
 class ServerMetrics(Collector):
