@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import re
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -128,6 +129,7 @@ def test_status_and_metadata_are_the_messages_as_json(http: httpx.Client) -> Non
 
 ROW = {"query": "a", "country": "US"}
 COLUMNS = {"query": ["a"], "country": ["US"], "k": 1, "effort": 1, "min_score": 0}
+VECTOR = {"embedding": [[1.0] * serving_models.DIM], "k": 1, "effort": 1, "min_score": 0}
 BAD: list[tuple[str, Any, int, str]] = [
     ("toaster:predict", {"instances": [ROW]}, 404, 'no model "toaster"'),
     ("query_tower/versions/7:predict", {"instances": [ROW]}, 404, "no version 7 loaded"),
@@ -171,6 +173,27 @@ BAD: list[tuple[str, Any, int, str]] = [
         400,
         "too large for float32",
     ),
+    *(
+        ("retriever:predict", f'{{"signature_name": "{name}", "inputs": {json.dumps(inputs)}}}'.encode(), 400, message)
+        for name, inputs, message in (
+            ("retrieve", {**COLUMNS, "min_score": math.nan}, 'input "min_score" must be finite'),
+            ("by_embedding", {**VECTOR, "embedding": [[math.nan] * 8]}, 'input "embedding" must be finite'),
+            ("by_embedding", {**VECTOR, "embedding": [[math.inf] * 8]}, 'input "embedding" must be finite'),
+            ("by_embedding", {**VECTOR, "min_score": math.nan}, 'input "min_score" must be finite'),
+            ("\ud83d", COLUMNS, "surrogates not allowed"),
+            ("retrieve", {**COLUMNS, "\ud83d": 1}, "surrogates not allowed"),
+            ("retrieve", {**COLUMNS, "query": ["\ud83d"]}, "is neither text nor base64"),
+        )
+    ),
+    ("query_tower:predict", b'{"inputs": ' + b"[" * 65 + b"1" + b"]" * 65 + b"}", 400, "name them: country, query"),
+    (
+        "query_tower:predict",
+        b'{"inputs": {"country": ["a"], "query": ' + b"[" * 65 + b"1" + b"]" * 65 + b"}}",
+        400,
+        "got more than 8 levels of lists",
+    ),
+    (f"query_tower/versions/{'9' * 4301}:predict", {"instances": [ROW]}, 400, "larger than an int64"),
+    ("query_tower:predict", b'{"inputs": ' + b"9" * 4301 + b"}", 400, "4300 digits"),
     ("query_tower:classify", {}, 501, "Classify is not supported"),
     ("query_tower:train", {}, 400, "Malformed request: POST /v1/models/query_tower:train"),
 ]

@@ -156,6 +156,18 @@ BAD = [
     ),
     bad(
         "INVALID_ARGUMENT",
+        'input "embedding" must be finite',
+        predict_request(
+            "retriever", "by_embedding", embedding=np.full((1, 8), np.nan, "f"), k=1, effort=1, min_score=0.0
+        ),
+    ),
+    bad(
+        "INVALID_ARGUMENT",
+        'input "min_score" must be finite',
+        predict_request("retriever", "retrieve", query=["a"], k=1, effort=1, min_score=np.nan, **US),
+    ),
+    bad(
+        "INVALID_ARGUMENT",
         'signature "retrieve"',  # an error of the graph
         predict_request("retriever", "retrieve", query=["a"], k=-3, effort=1, min_score=0.0, **US),
     ),

@@ -63,13 +63,8 @@ class RequestHandler:
     def turn(self, entrypoint: str, arrival: float, remaining_seconds: float | None = None) -> Iterator[ModelSpec]:
         """Waits until a Predict request may run, runs the block, and records it in the metrics.
 
-        Args:
-            entrypoint: ``GRPC`` or ``REST``.
-            arrival: When the request arrived, by `time.monotonic`; it may have waited for a thread since.
-            remaining_seconds: Time until the client's deadline, None without one.
-
-        Yields:
-            A `ModelSpec` to copy that of the request to, for the metrics.
+        ``arrival`` is the `time.monotonic` at which it arrived; it may have waited for a thread since. Yields a
+        `ModelSpec` to copy that of the request to, for the metrics.
         """
         start, spec, code = time.monotonic(), ModelSpec(), grpc.StatusCode.INTERNAL
         try:
@@ -153,17 +148,12 @@ class RequestHandler:
     def reload(self, request: ReloadConfigRequest) -> ReloadConfigResponse:
         """Replaces the served models by those of another config; returns when they are loaded."""
         if self._reload_below is None:
-            message = "HandleReloadConfigRequest is off; the server's option --allow-reload switches it on"
-            raise ServingError(grpc.StatusCode.PERMISSION_DENIED, message)
+            message = "HandleReloadConfigRequest is off; the option --allow-reload of the server switches it on"
+            raise ServingError(grpc.StatusCode.UNIMPLEMENTED, message)
         try:
-            configs = check_model_configs(request.config)
+            configs = check_model_configs(request.config, self._reload_below)
         except InputError as error:
             raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, f"{error}; the old config stays") from error
-        root = self._reload_below.resolve()
-        for config in configs:
-            if not Path(config.base_path).resolve().is_relative_to(root):
-                message = f'base_path of model "{config.name}" must be below {root}, got {config.base_path}'
-                raise ServingError(grpc.StatusCode.PERMISSION_DENIED, f"{message}; the old config stays")
         self.models.reload(configs)
         return ReloadConfigResponse()
 

@@ -71,12 +71,12 @@ def read_model_configs(path: Path) -> list[ModelConfig]:
     return configs
 
 
-def check_model_configs(config: ModelServerConfig) -> list[ModelConfig]:
-    """The models of a config, if this server supports all of it.
+def check_model_configs(config: ModelServerConfig, below: Path | None = None) -> list[ModelConfig]:
+    """The models of a config, if this server supports all of it and their folders are ``below`` another.
 
     Raises:
         InputError: The config has no model; or a model has no name, the name of another model, no ``base_path`` or one
-            on a remote file system, another platform than ``tensorflow``, or a ``specific`` policy without versions.
+            elsewhere, another platform than ``tensorflow``, or a ``specific`` policy without versions.
     """
     if config.WhichOneof("config") != "model_config_list" or not config.model_config_list.config:
         raise InputError("a model config must be a model_config_list with at least one config; add one")
@@ -92,6 +92,8 @@ def check_model_configs(config: ModelServerConfig) -> list[ModelConfig]:
             raise InputError(f'model_platform of {name} must be "tensorflow", got "{platform}"')
         if "://" in model.base_path:
             raise InputError(f"base_path of {name} must be a local folder, got {model.base_path}")
+        if below is not None and not Path(model.base_path).resolve().is_relative_to(below.resolve()):
+            raise InputError(f"base_path of {name} must be below {below}, got {model.base_path}")
         policy = model.model_version_policy
         if policy.WhichOneof("policy_choice") == "specific" and not policy.specific.versions:
             raise InputError(f"the specific policy of {name} lists no versions; add some")
