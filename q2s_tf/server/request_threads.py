@@ -35,13 +35,10 @@ class PeerWaits:
         self._waits: dict[object, tuple[float, Callable[[], object]]] = {}  # oldest first
         self._lock = threading.Lock()
 
-    def __contains__(self, wait: object) -> bool:
-        return wait in self._waits
-
     def start(self, wait: object, end: Callable[[], object]) -> None:
-        """Begins a wait; ``end`` is called, from any thread, if it must end before `finish`."""
+        """Begins a wait, if it has not begun; ``end`` is called, from any thread, if it must end before `finish`."""
         with self._lock:
-            self._waits[wait] = (time.monotonic(), end)
+            self._waits.setdefault(wait, (time.monotonic(), end))
             excess = len(self._waits) > self._most
         if excess:
             self.end_oldest()

@@ -37,10 +37,8 @@ from q2s_tf.server.request_threads import RequestThreads
 from q2s_tf.serving.serving_error import ServingError
 
 _MODEL = r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"
-_ROUTES = {
-    "POST": re.compile(_MODEL + r":(?P<method>classify|regress|predict)"),
-    "GET": re.compile(_MODEL + r"(?P<metadata>/metadata)?"),
-}
+_GET = re.compile(_MODEL + r"(?P<metadata>/metadata)?")
+_ROUTES = {"GET": _GET, "HEAD": _GET, "POST": re.compile(_MODEL + r":(?P<method>classify|regress|predict)")}
 _HTTP_STATUS = {
     grpc.StatusCode.CANCELLED: 499,
     grpc.StatusCode.INVALID_ARGUMENT: 400,
@@ -72,7 +70,7 @@ def make_app(handler: RequestHandler, threads: RequestThreads, metrics_path: str
 
     async def respond(request: Request) -> Response:
         path = request.scope["path"]
-        if path == metrics_path and request.method == "GET":
+        if path == metrics_path and request.method in ("GET", "HEAD"):
             return Response(generate_latest(handler.metrics.registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
         route = _ROUTES.get(request.method)
         match = route.fullmatch(path) if route else None
@@ -130,10 +128,10 @@ def make_protocol(threads: RequestThreads, seconds: float, max_connections: int)
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
-            if self.conn.their_state is not h11.IDLE:  # the headers are complete
-                waits.finish(self)
-            elif self not in waits:
+            if self.conn.their_state is h11.IDLE:
                 self._await_headers()
+            else:  # they are complete
+                waits.finish(self)
 
         def connection_lost(self, exc: Exception | None) -> None:
             waits.finish(self)

@@ -60,13 +60,7 @@ class InputSpec(NamedTuple):
 
 
 class Signature:
-    """One signature of a loaded version; checks the inputs and runs the graph.
-
-    Attributes:
-        name: Its key in the saved model.
-        inputs: By name, sorted.
-        outputs: The names, sorted.
-    """
+    """One signature of a loaded version, with sorted ``inputs`` and ``outputs``; checks inputs and runs the graph."""
 
     def __init__(self, name: str, definition: meta_graph_pb2.SignatureDef, session: tf.compat.v1.Session) -> None:
         """Prepares the session call, so that a request looks up no tensor names."""
@@ -131,15 +125,7 @@ class Signature:
 
 
 class Servable:
-    """A loaded version of a model.
-
-    Attributes:
-        name: The name of the model.
-        version: The number of the version.
-        loading: A unique object for each time that a version is loaded.
-        signature_defs: All signatures of the saved model by name.
-        signatures: The signatures for Predict by name.
-    """
+    """A loaded version of a model, with ``signatures`` for Predict, by name."""
 
     def __init__(self, name: str, version: int, folder: Path) -> None:
         """Loads the version in ``folder`` and sends it the requests of its warm-up file, if it has one.
@@ -153,7 +139,7 @@ class Servable:
         """
         self.name = name
         self.version = version
-        self.loading = object()
+        self.loading = object()  # another one for each time that a version is loaded
         _import_ops(folder)
         config = tf.compat.v1.ConfigProto(intra_op_parallelism_threads=1, inter_op_parallelism_threads=1)
         graph = tf.Graph()

@@ -33,6 +33,8 @@ FIRST_LOAD_SECONDS = 60.0
 """How long `Server.start` waits for models; one that takes longer is served as soon as it is loaded."""
 MAX_CONNECTIONS = 1000
 """Of gRPC, and as many of REST; fewer if the process may not open so many files."""
+IDLE_SECONDS = 60
+"""After which a gRPC connection without calls is closed; a client connects again with its next call."""
 MAX_STREAMS = 100
 """Calls of one gRPC connection at once; a client lets further ones wait."""
 LOG_LINES = 10
@@ -113,6 +115,7 @@ class Server:
             ("grpc.max_send_message_length", -1),
             ("grpc.max_concurrent_streams", MAX_STREAMS),
             ("grpc.max_allowed_incoming_connections", self._max_connections),
+            ("grpc.max_connection_idle_ms", IDLE_SECONDS * 1000),
             ("grpc.server_handshake_timeout_ms", int(1000 * min(limits.receive_seconds, 1e6))),
         ]
         self._grpc = grpc.server(self._threads, options=options)
