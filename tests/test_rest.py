@@ -174,7 +174,7 @@ BAD: list[tuple[str, Any, int, str]] = [
         "too large for float32",
     ),
     *(
-        ("retriever:predict", f'{{"signature_name": "{name}", "inputs": {json.dumps(inputs)}}}'.encode(), 400, message)
+        ("retriever:predict", {"signature_name": name, "inputs": inputs}, 400, message)
         for name, inputs, message in (
             ("retrieve", {**COLUMNS, "min_score": math.nan}, 'input "min_score" must be finite'),
             ("by_embedding", {**VECTOR, "embedding": [[math.nan] * 8]}, 'input "embedding" must be finite'),

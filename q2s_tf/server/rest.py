@@ -33,7 +33,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from q2s_tf.server import json_tensors
 from q2s_tf.server.request_handler import RequestHandler, error_status
-from q2s_tf.server.request_threads import RequestThreads
+from q2s_tf.server.request_threads import MAX_RECEIVING, PeerWaits, RequestThreads
 from q2s_tf.serving.serving_error import ServingError
 
 _MODEL = r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"
@@ -57,7 +57,6 @@ SEND_SECONDS = 30.0
 def make_app(handler: RequestHandler, threads: RequestThreads, metrics_path: str | None) -> ASGIApp:
     """The routes as an ASGI application, which answers in ``threads``."""
     max_bytes = handler.limits.max_request_bytes
-    receiving = threads.waits(handler.limits.receive_seconds)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -78,9 +77,12 @@ def make_app(handler: RequestHandler, threads: RequestThreads, metrics_path: str
             if path.startswith("/v1/"):
                 return _error(400, f"Malformed request: {request.method} {path[:200]}")
             return _error(404, f"no route {path[:200]}; see GET /v1/models/<model>")
-        body = await read_body(request)
-        if isinstance(body, Response):
-            return body
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > max_bytes:
+                message = f"a request may have at most {max_bytes} bytes; send a smaller batch"
+                return JSONResponse({"error": message}, 413, {"connection": "close"})
         answer = _post if request.method == "POST" else _get
         loop = asyncio.get_running_loop()
         try:
@@ -90,55 +92,37 @@ def make_app(handler: RequestHandler, threads: RequestThreads, metrics_path: str
             code, message = error_status(error)
             return _error(_HTTP_STATUS.get(code, 500), message)
 
-    async def read_body(request: Request) -> bytearray | Response:
-        reading = asyncio.ensure_future(collect(request))
-        loop = asyncio.get_running_loop()
-        receiving.start(reading, lambda: loop.call_soon_threadsafe(reading.cancel))
-        try:
-            return await reading
-        except asyncio.CancelledError:
-            return _error(408, "the body of the request did not arrive in time", close=True)
-        finally:
-            receiving.finish(reading)
-
-    async def collect(request: Request) -> bytearray | Response:
-        body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > max_bytes:
-                return _error(413, f"a request may have at most {max_bytes} bytes; send a smaller batch", close=True)
-        return body
-
     return app
 
 
 def make_protocol(threads: RequestThreads, seconds: float, max_connections: int) -> type[H11Protocol]:
-    """An HTTP protocol that closes a connection ``seconds`` after its first byte, if it has sent no complete headers.
+    """An HTTP protocol that closes a connection whose headers or body are not complete after ``seconds``.
 
-    Above ``max_connections`` the oldest of these connections is closed for the new one.
+    Above ``max_connections``, or `MAX_RECEIVING` incomplete bodies, the oldest of these connections is closed.
     """
-    waits = threads.waits(seconds, max_connections)
+    headers, bodies = threads.waits(seconds, max_connections), threads.waits(seconds, MAX_RECEIVING)
 
     class BoundedProtocol(H11Protocol):
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            self._await_headers()
+            self._await(headers)
             if len(self.connections) > max_connections:
-                waits.end_oldest()
+                headers.end_oldest()
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
-            if self.conn.their_state is h11.IDLE:
-                self._await_headers()
-            else:  # they are complete
-                waits.finish(self)
+            self._await({h11.IDLE: headers, h11.SEND_BODY: bodies}.get(self.conn.their_state))
 
         def connection_lost(self, exc: Exception | None) -> None:
-            waits.finish(self)
+            self._await(None)
             super().connection_lost(exc)
 
-        def _await_headers(self) -> None:
-            waits.start(self, lambda: self.loop.call_soon_threadsafe(self.transport.abort))
+        def _await(self, wanted: PeerWaits | None) -> None:
+            for waits in (headers, bodies):
+                if waits is wanted:
+                    waits.start(self, lambda: self.loop.call_soon_threadsafe(self.transport.abort))
+                else:
+                    waits.finish(self)
 
     return BoundedProtocol
 
@@ -180,5 +164,5 @@ def _model_spec(match: re.Match[str]) -> ModelSpec:
     return spec
 
 
-def _error(status: int, message: str, close: bool = False) -> Response:
-    return JSONResponse({"error": message}, status, {"connection": "close"} if close else None)
+def _error(status: int, message: str) -> Response:
+    return JSONResponse({"error": message}, status)

@@ -50,6 +50,7 @@ class Server:
     Attributes:
         address: ``host:port`` of gRPC, with the actual port.
         rest_address: The same for REST; None without REST.
+        models: The `ModelManager`, after `start`.
         stopping: An event; when it is set, no further versions are loaded.
     """
 
@@ -144,11 +145,11 @@ class Server:
         from q2s_tf.server.rest import make_app, make_protocol
 
         self._services = SERVICES
-        self._models = ModelManager(self._source, self._after_change)
-        self._handler = RequestHandler(self._models, *self._handler_options)
-        self._models.refresh()
+        self.models = ModelManager(self._source, self._after_change)
+        self._handler = RequestHandler(self.models, *self._handler_options)
+        self.models.refresh()
         end = time.monotonic() + FIRST_LOAD_SECONDS
-        while self._models.loading(0.1) and time.monotonic() < end and not self.stopping.is_set():
+        while self.models.loading(0.1) and time.monotonic() < end and not self.stopping.is_set():
             pass
         self._after_change()  # also if no version could be loaded
         services = GrpcServices(self._handler, self._health, self._threads, self._reflection)
@@ -189,16 +190,8 @@ class Server:
         self._threads.drain(end - time.monotonic())
         # What remains are answers that are being sent, and health watches, which never end by themselves.
         self._grpc.stop(min(0.2, self._grace_seconds)).wait()
-        self.loading(end - time.monotonic())
-        self._models.close()
-
-    def serving(self) -> dict[str, list[int]]:
-        """The served versions of each model, newest last; an empty list if no version could be loaded."""
-        return self._models.serving()
-
-    def loading(self, seconds: float = 0.0) -> bool:
-        """Waits until no version is being loaded, at most ``seconds``; whether one still is."""
-        return self._models.loading(seconds)
+        self.models.loading(end - time.monotonic())
+        self.models.close()
 
     def __enter__(self) -> Self:
         self.start()
@@ -210,13 +203,13 @@ class Server:
     def _poll(self) -> None:
         while not self.stopping.wait(self._poll_seconds):
             try:
-                self._models.refresh()
+                self.models.refresh()
             except (OSError, InputError) as error:  # the folder is being changed; the next poll tries again
                 log.warning("could not look for new versions: %s", error)
 
     def _after_change(self) -> None:
         self._handler.clear_cache()
-        healthy = {name: bool(versions) for name, versions in self._models.serving().items()}
+        healthy = {name: bool(versions) for name, versions in self.models.serving().items()}
         healthy |= dict.fromkeys(("", *self._services), all(healthy.values()))
         status = health_pb2.HealthCheckResponse
         for name in healthy:
@@ -249,12 +242,12 @@ def run(server: Server) -> None:
     gc.freeze()
     with server:
         rest = f", REST on http://{server.rest_address}" if server.rest_address else ""
-        versions = {name: " and ".join(map(str, numbers)) for name, numbers in server.serving().items()}
+        versions = {name: " and ".join(map(str, numbers)) for name, numbers in server.models.serving().items()}
         served = ", ".join(f"{name} {numbers or '(no version)'}" for name, numbers in versions.items())
         print(f"serving {served} on {server.address}{rest}", flush=True)
         server.stopping.wait()
         log.info("stopping: waiting for running requests")
-    if server.loading():
+    if server.models.loading(0):
         log.error("the process ends while a version is being loaded")
         logging.shutdown()
         os._exit(0)  # TensorFlow would crash in that thread while the interpreter ends
