@@ -96,7 +96,7 @@ class Server:
                 raise InputError(f"{name} must be 0 to 65535, got {number}")
         amounts = {"poll_seconds": poll_seconds, "cache_bytes": cache_bytes, "grace_seconds": grace_seconds}
         for name, amount in (amounts | limits._asdict()).items():
-            if not 0 < amount < 2**31:  # gRPC and timers have an int32
+            if not 0 < amount < (2**63 if name == "cache_bytes" else 2**31):  # gRPC and timers have an int32
                 raise InputError(f"{name} must be above 0 and below 2^31, got {amount}")
         if not 0 <= cache_seconds < 2**31:
             raise InputError(f"cache_seconds must be 0 or above and below 2^31, got {cache_seconds}")
