@@ -70,6 +70,7 @@ class RequestThreads(futures.Executor):
 
     def __init__(self, size: int = REGULAR) -> None:
         self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
+        self._newest = 0.0  # when the call arrived that was taken from them last
         self._waits: list[PeerWaits] = []
         self._regular = [self._start(self._work) for _ in range(size)]
         self._extra: list[threading.Thread] = []
@@ -104,6 +105,7 @@ class RequestThreads(futures.Executor):
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
+            self._newest = call[0]
             _complete(*call)
             del call  # it holds a request and its answer
 
@@ -112,15 +114,14 @@ class RequestThreads(futures.Executor):
             for waits in self._waits:
                 waits.end_late()
             self._extra = [thread for thread in self._extra if thread.is_alive()]
-            late = time.monotonic() - PATIENCE_SECONDS
-            while len(self._extra) < MAX_EXTRA and not self._calls.empty():
-                call = self._calls.get()
-                if call is None:  # it ends a regular thread
-                    self._calls.put(None)
-                    break
-                self._extra.append(self._start(_complete, *call))
-                if call[0] > late:
-                    break
+            with suppress(queue.Empty):
+                while self._newest < time.monotonic() - PATIENCE_SECONDS and len(self._extra) < MAX_EXTRA:
+                    call = self._calls.get_nowait()
+                    if call is None:  # it ends a regular thread
+                        self._calls.put(None)
+                        break
+                    self._newest = call[0]
+                    self._extra.append(self._start(_complete, *call))
 
 
 def _complete(_: float, future: futures.Future, function: Callable[[], Any]) -> None:
