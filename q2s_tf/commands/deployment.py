@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Literal
 
 from rich.console import Console
 from typer import Argument, Option
@@ -135,7 +135,7 @@ def serve(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     from q2s_tf.server import server_config
-    from q2s_tf.server.server import Server, run
+    from q2s_tf.server.server import run
 
     # TensorFlow is imported after these checks, so errors are reported immediately.
     if allow_reload and models is None:
@@ -144,26 +144,24 @@ def serve(
         raise InputError("give either --models, a folder, or --model-config-file, a file")
     if model_config_file is None and models is not None:
         models_in(models)
+    if monitoring_config_file is None:
+        metrics_path: str | None = server_config.METRICS_PATH
+    else:
+        metrics_path = server_config.read_metrics_path(monitoring_config_file)
     run(
-        Server(
-            server_config.read_model_configs(model_config_file) if model_config_file else cast(Path, models),
-            host,
-            port,
-            poll_seconds,
-            rest_port=rest_port,
-            metrics_path=(
-                server_config.read_metrics_path(monitoring_config_file)
-                if monitoring_config_file
-                else server_config.METRICS_PATH
-            ),
-            credentials=server_config.read_server_credentials(ssl_config_file) if ssl_config_file else None,
-            limits=server_config.RequestLimits(max_request_bytes, max_rows, max_results, max_seconds, receive_seconds),
-            cache_seconds=cache_seconds,
-            cache_bytes=cache_bytes,
-            grace_seconds=grace_seconds,
-            reload_below=models if allow_reload else None,
-            reflection=reflection,
-        )
+        models if model_config_file is None else server_config.read_model_configs(model_config_file),
+        host,
+        port,
+        poll_seconds,
+        rest_port=rest_port,
+        metrics_path=metrics_path,
+        credentials=None if ssl_config_file is None else server_config.read_server_credentials(ssl_config_file),
+        limits=server_config.RequestLimits(max_request_bytes, max_rows, max_results, max_seconds, receive_seconds),
+        cache_seconds=cache_seconds,
+        cache_bytes=cache_bytes,
+        grace_seconds=grace_seconds,
+        reload_below=models if allow_reload else None,
+        reflection=reflection,
     )
 
 

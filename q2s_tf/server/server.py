@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import grpc
 import uvicorn
@@ -216,11 +216,18 @@ class Server:
             self._health.set(name, status.SERVING if healthy[name] else status.NOT_SERVING)
 
 
-def run(server: Server) -> None:
-    """Serves until SIGTERM or SIGINT, then drains and returns; prints one line when ready.
+def run(*arguments: Any, **options: Any) -> None:
+    """Serves with a `Server` of these arguments until SIGTERM or SIGINT, then drains and returns.
 
-    A second signal ends the process at once.
+    Prints one line when it is ready. A second signal ends the process at once.
     """
+    # glibc keeps a pool of freed memory for each thread; in many pools the weights of old versions would remain.
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(-8, 2)  # M_ARENA_MAX of malloc.h; before the threads start
+    for output in logging.getLogger().handlers:
+        output.addFilter(_log_limit())
+    server = Server(*arguments, **options)
 
     def stop(*_: object) -> None:
         server.stopping.set()
@@ -229,12 +236,6 @@ def run(server: Server) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    for output in logging.getLogger().handlers:
-        output.addFilter(_log_limit())
-    # glibc keeps a pool of freed memory for each thread; in many pools the weights of old versions would remain.
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(-8, 2)  # M_ARENA_MAX of malloc.h
     # Without the modules in its generations, a garbage collection does not stop all requests for half a second.
     from q2s_tf.server import model_manager  # noqa: F401  (imports TensorFlow)
 
