@@ -1,5 +1,6 @@
 # make demo: everything, from a generated marketplace to answers over gRPC. make test: the tests.
-# make install, lint, test-slow, docs, lock, clean: see each rule. Needs Python 3.11, nothing else.
+# make test-slow: what takes longer, such as 10,000 random requests over each protocol and 400 damaged saved models.
+# make install, lint, docs, lock, clean: see each rule. Needs Python 3.11, nothing else.
 
 SHELL := /bin/bash
 PYTHON ?= python3.11

@@ -41,10 +41,14 @@ def run(*arguments: str) -> tuple[int, str, str]:
 class Process:
     """A server process with gRPC stubs for it."""
 
-    def __init__(self, *arguments: str, credentials: grpc.ChannelCredentials | None = None) -> None:
-        log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (open as long as the process runs)
+    def __init__(
+        self, *arguments: str, credentials: grpc.ChannelCredentials | None = None, max_files: int | None = None
+    ) -> None:
+        """Starts it; with ``max_files`` it may not open more files."""
+        self.log = log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (open as long as the process runs)
+        limited = ["sh", "-c", f'ulimit -n {max_files}; exec "$0" "$@"'] if max_files else []
         self.process = subprocess.Popen(
-            command(*arguments, "--port", "0", "--poll-seconds", "0.1"),
+            [*limited, *command(*arguments, "--port", "0", "--poll-seconds", "0.1")],
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
@@ -72,10 +76,16 @@ class Process:
         self.models = model_service_pb2_grpc.ModelServiceStub(self.channel)
         self.health = health_pb2_grpc.HealthStub(self.channel)
 
-    def status(self, model: str) -> dict[int, tuple[int, str]]:
+    def resident_bytes(self) -> int:
+        return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def log_bytes(self) -> int:
+        return os.fstat(self.log.fileno()).st_size
+
+    def status(self, model: str, timeout: float | None = None) -> dict[int, tuple[int, str]]:
         request = get_model_status_pb2.GetModelStatusRequest()
         request.model_spec.name = model
-        answer = self.models.GetModelStatus(request)
+        answer = self.models.GetModelStatus(request, timeout=timeout)
         return {status.version: (status.state, status.status.error_message) for status in answer.model_version_status}
 
     def healthy(self, service: str = "") -> int:

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import re
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -14,11 +15,13 @@ import serving_models
 import tensorflow as tf
 from server_process import Process, predict_request
 from tensorflow.core.framework import types_pb2
-from tensorflow_serving.apis import predict_pb2
+from tensorflow_serving.apis import model_pb2, predict_pb2
 
 from q2s_tf.server import json_tensors
-from q2s_tf.server.answer_cache import ENTRY_BYTES, AnswerCache, request_key
+from q2s_tf.server.model_manager import ModelManager
+from q2s_tf.server.request_handler import ENTRY_BYTES, RequestHandler
 from q2s_tf.server.servable import InputSpec
+from q2s_tf.server.server_config import RequestLimits
 from q2s_tf.serving import tensor_proto
 
 MAX_BYTES = 20_000
@@ -126,6 +129,7 @@ def test_status_and_metadata_are_the_messages_as_json(http: httpx.Client) -> Non
 
 ROW = {"query": "a", "country": "US"}
 COLUMNS = {"query": ["a"], "country": ["US"], "k": 1, "effort": 1, "min_score": 0}
+VECTOR = {"embedding": [[1.0] * serving_models.DIM], "k": 1, "effort": 1, "min_score": 0}
 BAD: list[tuple[str, Any, int, str]] = [
     ("toaster:predict", {"instances": [ROW]}, 404, 'no model "toaster"'),
     ("query_tower/versions/7:predict", {"instances": [ROW]}, 404, "no version 7 loaded"),
@@ -169,6 +173,27 @@ BAD: list[tuple[str, Any, int, str]] = [
         400,
         "too large for float32",
     ),
+    *(
+        ("retriever:predict", {"signature_name": name, "inputs": inputs}, 400, message)
+        for name, inputs, message in (
+            ("retrieve", {**COLUMNS, "min_score": math.nan}, 'input "min_score" must be finite'),
+            ("by_embedding", {**VECTOR, "embedding": [[math.nan] * 8]}, 'input "embedding" must be finite'),
+            ("by_embedding", {**VECTOR, "embedding": [[math.inf] * 8]}, 'input "embedding" must be finite'),
+            ("by_embedding", {**VECTOR, "min_score": math.nan}, 'input "min_score" must be finite'),
+            ("\ud83d", COLUMNS, "surrogates not allowed"),
+            ("retrieve", {**COLUMNS, "\ud83d": 1}, "surrogates not allowed"),
+            ("retrieve", {**COLUMNS, "query": ["\ud83d"]}, "is neither text nor base64"),
+        )
+    ),
+    ("query_tower:predict", b'{"inputs": ' + b"[" * 65 + b"1" + b"]" * 65 + b"}", 400, "name them: country, query"),
+    (
+        "query_tower:predict",
+        b'{"inputs": {"country": ["a"], "query": ' + b"[" * 65 + b"1" + b"]" * 65 + b"}}",
+        400,
+        "got more than 8 levels of lists",
+    ),
+    (f"query_tower/versions/{'9' * 4301}:predict", {"instances": [ROW]}, 400, "larger than an int64"),
+    ("query_tower:predict", b'{"inputs": ' + b"9" * 4301 + b"}", 400, "4300 digits"),
     ("query_tower:classify", {}, 501, "Classify is not supported"),
     ("query_tower:train", {}, 400, "Malformed request: POST /v1/models/query_tower:train"),
 ]
@@ -246,32 +271,51 @@ def test_versions_and_the_cache_are_counted(server: Process, http: httpx.Client)
     assert samples(http, "q2s_cache_bytes")[""] > 0
 
 
-def test_cached_answers_are_bounded_by_time_and_bytes() -> None:
+class CountedServable:
+    """Stands for a loaded version: counts its answers, of 1,000 bytes unless the request has another size."""
+
+    name = "query_tower"
+
+    def __init__(self) -> None:
+        self.loading = object()
+        self.answers: list[str] = []
+
+    def predict(self, request: predict_pb2.PredictRequest, _: object) -> SimpleNamespace:
+        self.answers.append(request.model_spec.signature_name)
+        size = int(request.model_spec.version_label or 1_000)
+        return SimpleNamespace(SerializeToString=lambda: b"x" * size)
+
+
+def test_cached_answers_are_bounded_by_time_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
+    models = ModelManager([])
+    version = CountedServable()
+    monkeypatch.setattr(models, "find", lambda spec: version)
     size = 1_000 + ENTRY_BYTES
-    cache = AnswerCache(seconds=10, max_bytes=3 * size, timer=lambda: now[0])
-    loading = object()
-    keys = [request_key(loading, predict_request(query=[str(number)], country=["US"])) for number in range(7)]
-    for key in keys[1:4]:
-        cache.put(key, b"x" * 1_000)
-    assert cache.get(keys[2]) == b"x" * 1_000 and cache.size_bytes() == 3 * size
-    assert cache.get(request_key(object(), predict_request(query=["2"], country=["US"]))) is None  # another version
-    cache.put(keys[4], b"x" * 1_000)
-    assert cache.get(keys[1]) is None and cache.get(keys[4]) is not None
-    cache.put(keys[5], b"x" * 4 * size)  # larger than the cache: nothing is evicted for it
-    assert cache.get(keys[5]) is None and cache.get(keys[4]) is not None
+    handler = RequestHandler(models, RequestLimits(), 10, 3 * size, timer=lambda: now[0])
+
+    def computed(*names: str, label: str = "") -> list[str]:
+        """The requests among these that are computed, not cached."""
+        version.answers.clear()
+        for name in names:
+            spec = model_pb2.ModelSpec(signature_name=name, version_label=label)
+            handler.predict(predict_pb2.PredictRequest(model_spec=spec))
+        return version.answers
+
+    assert computed("a", "b", "c", "b") == ["a", "b", "c"] and handler.cache_size() == 3 * size
+    assert computed("d", "b", "a") == ["d", "a"]  # "a", the least recently used, was evicted
+    assert computed("huge", label=str(4 * size)) == ["huge"] and computed("d", "b") == []  # nothing is evicted for it
+    version = CountedServable()
+    assert computed("b") == ["b"]  # another loading of the version
     now[0] = 10.1
-    assert cache.get(keys[4]) is None and cache.size_bytes() == 0
-    cache.put(keys[6], b"")
-    cache.clear()
-    assert cache.get(keys[6]) is None
+    assert handler.cache_size() == 0 and computed("b") == ["b"]
+    handler.clear_cache()
+    assert computed("b") == ["b"]
 
 
 def filled(body: str, **inputs: InputSpec) -> tuple[predict_pb2.PredictRequest, bool]:
     """The message that a body becomes for a signature with these inputs, and whether it is in row format."""
-    message = predict_pb2.PredictRequest()
-    rows = json_tensors.fill(message, body.encode(), lambda name: SimpleNamespace(inputs=inputs))
-    return message, rows
+    return json_tensors.read(body.encode(), model_pb2.ModelSpec(), lambda name: SimpleNamespace(inputs=inputs))
 
 
 def test_floats_have_only_the_digits_that_they_need() -> None:

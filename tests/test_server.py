@@ -20,7 +20,7 @@ import tensorflow as tf
 from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from server_process import Process, predict_request, run, wait_until
+from server_process import Process, predict_request, refusal, run, wait_until
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import (
     classification_pb2,
@@ -153,6 +153,18 @@ BAD = [
         "INVALID_ARGUMENT",
         'input "k" must be int32 [], got int64 []',
         predict_request("retriever", "retrieve", query=["a"], k=np.int64(3), effort=1, min_score=0.0, **US),
+    ),
+    bad(
+        "INVALID_ARGUMENT",
+        'input "embedding" must be finite',
+        predict_request(
+            "retriever", "by_embedding", embedding=np.full((1, 8), np.nan, "f"), k=1, effort=1, min_score=0.0
+        ),
+    ),
+    bad(
+        "INVALID_ARGUMENT",
+        'input "min_score" must be finite',
+        predict_request("retriever", "retrieve", query=["a"], k=1, effort=1, min_score=np.nan, **US),
     ),
     bad(
         "INVALID_ARGUMENT",
@@ -331,6 +343,12 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         Servable("retriever", 1, tmp_path)
 
 
+def load(models: ModelManager) -> None:
+    """Loads what is on disk."""
+    models.refresh()
+    assert not models.loading(seconds=60)
+
+
 @pytest.mark.parametrize("damage", ["truncated", "missing", "warm-up"])
 def test_a_corrupt_version_is_refused_and_the_old_one_stays(
     models: Path, tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
@@ -339,7 +357,7 @@ def test_a_corrupt_version_is_refused_and_the_old_one_stays(
         shutil.copytree(models / name, tmp_path / name)
     changes: list[dict[str, list[int]]] = []
     served = ModelManager(tmp_path, lambda: changes.append(served.serving()))
-    served.refresh()
+    load(served)
     for name in ("query_tower", "retriever"):
         shutil.copytree(models / name / "1", tmp_path / name / "2")
     version = tmp_path / "query_tower" / "2"
@@ -350,7 +368,7 @@ def test_a_corrupt_version_is_refused_and_the_old_one_stays(
         variables.unlink()
     else:
         serving_models.write_warmup(version, {"query": ["a", "b"], "country": ["US"]})
-    served.refresh()
+    load(served)
     assert served.serving() == {"query_tower": [1], "retriever": [2]}
     assert served.refused() == {"query_tower": [2], "retriever": []}
     spec = model_pb2.ModelSpec(name="query_tower")
@@ -359,9 +377,9 @@ def test_a_corrupt_version_is_refused_and_the_old_one_stays(
     response = served.find(spec).predict(predict_request())
     assert response.model_spec.version.value == 1
     monkeypatch.setattr("q2s_tf.server.model_manager.Servable", None)  # a second attempt would change the error
-    served.refresh()
+    load(served)
     assert served.statuses(spec)[0].status.error_message == error
-    assert changes == [{"query_tower": [1], "retriever": [1]}, {"query_tower": [1], "retriever": [2]}]
+    assert changes[-1] == {"query_tower": [1], "retriever": [2]}
 
 
 def test_an_unreadable_folder_does_not_affect_other_models(
@@ -370,7 +388,7 @@ def test_an_unreadable_folder_does_not_affect_other_models(
     shutil.copytree(models / "query_tower", tmp_path / "a")
     shutil.copytree(models / "query_tower", tmp_path / "b")
     served = ModelManager(tmp_path)
-    served.refresh()
+    load(served)
     shutil.copytree(models / "query_tower" / "1", tmp_path / "b" / "2")
 
     def stale(model: Path) -> dict[int, Path]:
@@ -379,12 +397,19 @@ def test_an_unreadable_folder_does_not_affect_other_models(
         return versions_in(model)
 
     monkeypatch.setattr("q2s_tf.server.model_manager.versions_in", stale)
-    served.refresh()
+    load(served)
     assert served.serving() == {"a": [1], "b": [2]}
 
 
-def test_reflection_lists_the_services(server: Process) -> None:
-    stub = reflection_pb2_grpc.ServerReflectionStub(server.channel)
+def test_reflection_lists_the_services_if_it_is_on(server: Process, counters: Path) -> None:
+    question = reflection_pb2.ServerReflectionRequest(list_services="")
+    refused = reflection_pb2_grpc.ServerReflectionStub(server.channel).ServerReflectionInfo(iter([question]))
+    assert refusal(lambda: next(refused))[0] == "UNIMPLEMENTED"
+    with Server(counters, port=0, reflection=True) as reflecting, grpc.insecure_channel(reflecting.address) as channel:
+        check_reflection(reflection_pb2_grpc.ServerReflectionStub(channel))
+
+
+def check_reflection(stub: reflection_pb2_grpc.ServerReflectionStub) -> None:
     question = reflection_pb2.ServerReflectionRequest(list_services="")
     (answer,) = stub.ServerReflectionInfo(iter([question]))
     names = {service.name for service in answer.list_services_response.service}
@@ -443,16 +468,19 @@ def test_an_endless_request_is_cancelled_after_the_grace_period(counters: Path) 
 
 def test_a_request_that_waited_too_long_for_a_thread_is_not_run(counters: Path) -> None:
     limits = RequestLimits(max_seconds=1e-9)  # every request waits longer
-    message = "s for a thread, and the limit is 1e-09 s"
+    message = "the request waited for longer than 1e-09 s"
     with Server(counters, port=0, limits=limits) as server, pytest.raises(grpc.RpcError, match=message) as caught:
         stub(server).Predict(predict_request("counter", n=1))
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 def test_a_request_whose_deadline_has_passed_is_not_run() -> None:
-    handler = RequestHandler(ModelManager([]), RequestLimits(), None)
-    with pytest.raises(ServingError, match="the deadline passed before") as caught:
-        handler.predict(predict_request("no such model"), arrival=time.monotonic(), remaining_seconds=0.0)
+    handler = RequestHandler(ModelManager([]), RequestLimits())
+    with (
+        pytest.raises(ServingError, match="the deadline passed before") as caught,
+        handler.turn("GRPC", arrival=time.monotonic(), remaining_seconds=0.0),
+    ):
+        raise AssertionError("the request runs")
     assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
 
 

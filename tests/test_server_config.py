@@ -10,7 +10,7 @@ import pytest
 import serving_models
 from google.protobuf import text_format
 from server_process import Process, predict_request, refusal, run, wait_until
-from tensorflow_serving.apis import model_management_pb2, prediction_service_pb2_grpc
+from tensorflow_serving.apis import model_management_pb2, model_service_pb2_grpc, prediction_service_pb2_grpc
 from tensorflow_serving.config.model_server_config_pb2 import ModelConfig, ModelServerConfig
 
 from q2s_tf.errors import InputError
@@ -53,7 +53,7 @@ def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
     file.write_text(
         config(folder, f"tower: model_version_policy {{ specific {{ versions: 1 versions: 4 }} }} {labels}")
     )
-    process = Process("--model-config-file", str(file))
+    process = Process("--model-config-file", str(file), "--models", str(folder), "--allow-reload")
     yield process
     assert process.stop() == (0, "")
 
@@ -306,3 +306,22 @@ def test_an_invalid_tls_config_is_refused(
     texts = {key: pem[value] if isinstance(value, str) else value for key, value in values.items()}
     with pytest.raises(InputError, match=message):
         read_server_credentials(ssl_config(tmp_path / "ssl.config", **texts))
+
+
+def test_a_reload_is_refused_unless_it_is_on_and_below_the_models(
+    server: Process, folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder / "tower" / "1", tmp_path / "elsewhere" / "1")
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    for text in (config(tmp_path, "elsewhere"), config(folder, "link"), config(folder / "tower" / ".." / "..", "x")):
+        code, details = refusal(lambda text=text: reload(server, text))  # type: ignore[misc]
+        assert code == "INVALID_ARGUMENT" and f"must be below {folder}, got " in details
+    (folder / "link").unlink()
+    with Server(folder, port=0) as closed, grpc.insecure_channel(closed.address) as channel:
+        stub = model_service_pb2_grpc.ModelServiceStub(channel)
+        assert refusal(lambda: stub.HandleReloadConfigRequest(model_management_pb2.ReloadConfigRequest())) == (
+            "UNIMPLEMENTED",
+            "HandleReloadConfigRequest is off; the option --allow-reload of the server switches it on",
+        )
+    status, _, errors = run("--allow-reload", "--model-config-file", "none")
+    assert status == 2 and "--allow-reload needs --models" in errors

@@ -36,6 +36,9 @@ use_alts_credentials version xla_cpu_compilation_enabled xla_gpu_compilation_ena
 METRICS = {
     ":tensorflow:serving:request_latency": {"model_name", "API", "entrypoint", "le"},
     ":tensorflow:serving:request_count": {"model_name", "status"},
+    # Of cc/saved_model/metrics.cc of TensorFlow and warmup of tensorflow_serving/servables/tensorflow/util.cc.
+    ":tensorflow:cc:saved_model:load_attempt": {"model_path", "status"},
+    ":tensorflow:serving:model_warmup_latency": {"model_path", "status"},
 }
 # kPathRegex of http_rest_api_util.cc for GET.
 STATUS_ROUTE = r"/v1/models(?:/([^/:]+))?(?:(?:/versions/(\d+))|(?:/labels/([^/:]+)))?(?:\/(metadata))?"
@@ -130,12 +133,32 @@ def started(tmp_path: Path) -> tuple[dict[str, str], dict[str, str]]:
 
 def test_the_script_starts_the_server_for_a_small_model(started: tuple[dict[str, str], dict[str, str]]) -> None:
     flags, environment = started
-    assert flags["tensorflow_intra_op_parallelism"] == flags["tensorflow_inter_op_parallelism"] == "1"
+    assert (flags["tensorflow_intra_op_parallelism"], flags["tensorflow_inter_op_parallelism"]) == ("1", "-1")
     assert (flags["enable_batching"], flags["enable_model_warmup"]) == ("false", "true")
     assert environment["TF_ENABLE_ONEDNN_OPTS"] == "0"
     assert flags["grpc_max_threads"] == "3"  # from the command line
     for name in ("model_config_file", "monitoring_config_file"):
         assert Path(flags[name]).parent == FOLDER and Path(flags[name]).is_file()
+
+
+def test_a_corrupt_version_does_not_block_other_loads(started: tuple[dict[str, str], dict[str, str]]) -> None:
+    flags, _ = started
+    assert int(flags["num_load_threads"]) > 1 and flags["max_num_load_retries"] == "1"
+    assert int(flags["load_retry_interval_micros"]) <= 1_000_000
+
+
+def test_the_proxy_forwards_only_what_clients_need() -> None:
+    text = (FOLDER / "nginx.conf").read_text()
+    methods = re.findall(r"location = /(\S+) \{ grpc_pass grpc_server; \}", text)
+    assert methods == [
+        "tensorflow.serving.PredictionService/Predict",
+        "tensorflow.serving.PredictionService/GetModelMetadata",
+        "tensorflow.serving.ModelService/GetModelStatus",
+        "grpc.health.v1.Health/Check",
+    ]
+    for setting in ("client_max_body_size 64k;", "client_header_timeout 5s;", "client_body_timeout 5s;"):
+        assert setting in text
+    assert {"127.0.0.1:8500", "127.0.0.1:8501"} == set(re.findall(r"server (\S+:\d+);", text))  # the ports of serve.sh
 
 
 def test_labels_work_from_the_start_and_can_be_moved(
@@ -164,7 +187,13 @@ def test_compose_mounts_the_exports_read_only_into_the_stock_image() -> None:
     assert (FOLDER / mounts["/serving_config"] / Path(script).name).resolve() == FOLDER / "serve.sh"
     assert service["image"] == stock_image()
     (route,) = re.findall(r"GET (\S+) HTTP", " ".join(service["healthcheck"]["test"]))
-    assert re.fullmatch(STATUS_ROUTE, route)
+    assert_fails_without_a_version(route)
+
+
+def assert_fails_without_a_version(route: str) -> None:
+    """The status route is 200 also if no version is served; that of the metadata is 404 then."""
+    match = re.fullmatch(STATUS_ROUTE, route)
+    assert match and match[4] == "metadata"
 
 
 def stock_image() -> str:
@@ -206,7 +235,8 @@ def test_a_pod_is_ready_when_its_models_are(objects: dict[str, dict[str, Any]]) 
     assert ports == {"grpc": 8500, "rest": 8501}
     for probe in ("startupProbe", "readinessProbe"):
         get = container[probe]["httpGet"]
-        assert re.fullmatch(STATUS_ROUTE, get["path"]) and get["port"] == "rest"
+        assert get["port"] == "rest"
+        assert_fails_without_a_version(get["path"])
     assert container["livenessProbe"]["tcpSocket"]["port"] == "grpc"
     assert set(container["resources"]["requests"]) == {"cpu", "memory"}
 
@@ -255,7 +285,8 @@ def test_alerts_use_existing_metrics() -> None:
             name = series if series in known else re.sub("_(bucket|count)$", "", series)
             assert name in known, series
             if name in METRICS:
-                assert {label.split("=")[0].strip(" !") for label in labels.split(",")} <= METRICS[name]
+                assert {re.split("[=!]", label)[0].strip() for label in labels.split(",")} <= METRICS[name]
+                assert "latency_bucket" not in series or 'API=~"[Pp]redict"' in labels  # not the probes
 
 
 def commands(page: str) -> list[tuple[str, set[str]]]:

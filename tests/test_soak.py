@@ -45,11 +45,6 @@ def publish(first: Path, models: Path, version: int) -> None:
     temporary.rename(models / str(version))
 
 
-def resident_bytes(process: Process) -> int:
-    pages = Path(f"/proc/{process.process.pid}/statm").read_text().split()[1]
-    return int(pages) * 4096
-
-
 @pytest.mark.parametrize("versions", [11, pytest.param(100, marks=pytest.mark.slow)])
 def test_versions_are_replaced_under_load(tmp_path: Path, versions: int) -> None:
     model = VersionedModel()
@@ -96,7 +91,7 @@ def test_versions_are_replaced_under_load(tmp_path: Path, versions: int) -> None
                     assert answered.wait_for(lambda version=version: is_answered(version), timeout=120)
                 if version > 3:
                     shutil.rmtree(models / str(version - 2))
-                memory.append(resident_bytes(server))
+                memory.append(server.resident_bytes())
         finally:
             done.set()
         received = [client.result() for client in clients]  # raises what a failed request raised

@@ -108,7 +108,8 @@ def _proto(dtype: int, dims: list[int], **fields: object) -> tensor_pb2.TensorPr
         (_proto(types_pb2.DT_FLOAT, [2], float_val=[1, 2, 3]), "has 2 values, got 3"),
         (_proto(types_pb2.DT_FLOAT, [2], tensor_content=b"1234"), "takes 8 bytes of tensor_content, got 4"),
         (_proto(types_pb2.DT_STRING, [1], tensor_content=b"1234"), "send them in string_val"),
-        (_proto(types_pb2.DT_FLOAT, [1 << 40, 1 << 40], float_val=[1]), "larger than 64 MiB"),
+        (_proto(types_pb2.DT_FLOAT, [1 << 40, 1 << 40], float_val=[1]), "and the limit is 67108864"),
+        (_proto(types_pb2.DT_STRING, [4096], string_val=[b"a" * 20_000]), "takes 82018304 bytes"),
     ],
 )
 def test_invalid_tensors_are_refused(proto: tensor_pb2.TensorProto, message: str) -> None:

@@ -12,6 +12,7 @@ from typer import Argument, Option
 import q2s_tf
 from q2s_tf import cli, extras
 from q2s_tf.errors import InputError
+from q2s_tf.serving.folders import models_in
 
 BYTES = 64 << 20
 SECONDS, PORT = {"min": 0, "max": 86_400}, {"min": 0, "max": 65_535}
@@ -122,7 +123,9 @@ def serve(
         int | None,
         Option(**PORT, help="Port of REST and metrics, usually 8501; 0 takes a free one. [default: no REST]"),
     ] = None,
-    host: Annotated[str, Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    host: Annotated[
+        str, Option(help="Address to listen on. Other machines are served only with another than the default.")
+    ] = "127.0.0.1",
     poll_seconds: Annotated[float, Option(min=0.01, max=86_400, help="How often to look for new versions.")] = 1.0,
     ssl_config_file: Annotated[
         Path | None, Option(help="TF Serving's SSLConfig: gRPC over TLS, or mutual TLS with client_verify.")
@@ -130,11 +133,18 @@ def serve(
     monitoring_config_file: Annotated[
         Path | None, Option(help="TF Serving's MonitoringConfig: whether and where REST shows metrics.")
     ] = None,
-    max_request_bytes: Annotated[int, Option(min=1, max=2**31 - 1, help="The largest request that is read.")] = BYTES,
+    max_request_bytes: Annotated[
+        int,
+        Option(
+            min=1, max=2**31 - 1, help="The largest request that is read, and the largest tensor that it expands to."
+        ),
+    ] = 4 << 20,
     max_rows: Annotated[int, Option(min=1, max=2**31 - 1, help="The largest batch.")] = 4096,
+    max_results: Annotated[int, Option(min=1, max=2**31 - 1, help="The largest product of rows and k.")] = 100_000,
     max_seconds: Annotated[
-        float, Option(**SECONDS, help="The longest a request may wait for a free thread before it is refused.")
+        float, Option(**SECONDS, help="The longest a request may wait for others before it is refused.")
     ] = 10.0,
+    receive_seconds: Annotated[float, Option(**SECONDS, help="The longest a client may take to send a request.")] = 5.0,
     cache_seconds: Annotated[
         float,
         Option(**SECONDS, help="How long an answer is kept for the same request; 0 for no cache. The paper: 28800."),
@@ -143,6 +153,10 @@ def serve(
     grace_seconds: Annotated[
         float, Option(**SECONDS, help="How long running requests may take to finish after SIGTERM.")
     ] = 10.0,
+    allow_reload: Annotated[
+        bool, Option("--allow-reload", help="Serve HandleReloadConfigRequest, for models below --models.")
+    ] = False,
+    reflection: Annotated[bool, Option("--reflection", help="Serve gRPC's reflection.")] = False,
 ) -> None:
     """Serve exported models over gRPC and REST.
 
@@ -150,24 +164,45 @@ def serve(
 
     Example: q2s serve --models saved_models --port 8500 --rest-port 8501
 
-    gRPC: PredictionService (Predict, GetModelMetadata), ModelService, grpc.health.v1.Health, reflection. REST: TF
+    gRPC: PredictionService (Predict, GetModelMetadata), ModelService, grpc.health.v1.Health. REST: TF
     Serving's /v1/models/M[/versions/V|/labels/L] with :predict and /metadata, and /monitoring/prometheus/metrics.
     """
     extras.require("server")
     # A small model loses more to hand-overs between threads than it gains; read when TensorFlow is first imported.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # errors are reported once, by q2s_tf
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    from q2s_tf.server.server import serve
-    from q2s_tf.server.server_config import RequestLimits
+    from q2s_tf.server import server_config
+    from q2s_tf.server.server import run
 
-    serve(
-        models, host=host, port=port, rest_port=rest_port, model_config_file=model_config_file,
-        poll_seconds=poll_seconds, ssl_config_file=ssl_config_file, monitoring_config_file=monitoring_config_file,
-        limits=RequestLimits(max_request_bytes, max_rows, max_seconds), cache_seconds=cache_seconds,
-        cache_bytes=cache_bytes, grace_seconds=grace_seconds,
-    )  # fmt: skip
+    # TensorFlow is imported after these checks, so errors are reported immediately.
+    if allow_reload and models is None:
+        raise InputError("--allow-reload needs --models, the folder below which models may be loaded")
+    if (models is None) == (model_config_file is None) and not (models and allow_reload):
+        raise InputError("give either --models, a folder, or --model-config-file, a file")
+    if model_config_file is None and models is not None:
+        models_in(models)
+    if monitoring_config_file is None:
+        metrics_path: str | None = server_config.METRICS_PATH
+    else:
+        metrics_path = server_config.read_metrics_path(monitoring_config_file)
+    run(
+        models if model_config_file is None else server_config.read_model_configs(model_config_file),
+        host,
+        port,
+        poll_seconds,
+        rest_port=rest_port,
+        metrics_path=metrics_path,
+        credentials=None if ssl_config_file is None else server_config.read_server_credentials(ssl_config_file),
+        limits=server_config.RequestLimits(max_request_bytes, max_rows, max_results, max_seconds, receive_seconds),
+        cache_seconds=cache_seconds,
+        cache_bytes=cache_bytes,
+        grace_seconds=grace_seconds,
+        reload_below=models if allow_reload else None,
+        reflection=reflection,
+    )
 
 
 def query(

@@ -15,80 +15,119 @@ import asyncio
 import json
 import re
 import time
-from concurrent.futures import Executor
+from typing import Any
 
 import grpc
+import h11
 from google.protobuf import json_format
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
-from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 from tensorflow_serving.apis.get_model_metadata_pb2 import GetModelMetadataRequest
 from tensorflow_serving.apis.get_model_status_pb2 import GetModelStatusRequest
 from tensorflow_serving.apis.model_pb2 import ModelSpec
-from tensorflow_serving.apis.predict_pb2 import PredictRequest, PredictResponse
+from tensorflow_serving.apis.predict_pb2 import PredictResponse
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from q2s_tf.server import json_tensors
 from q2s_tf.server.request_handler import RequestHandler, error_status
+from q2s_tf.server.request_threads import MAX_RECEIVING, PeerWaits, RequestThreads
 from q2s_tf.serving.serving_error import ServingError
 
-_MODEL = r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
-_POST = re.compile(_MODEL + r":(?P<method>classify|regress|predict)")
+_MODEL = r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"
 _GET = re.compile(_MODEL + r"(?P<metadata>/metadata)?")
+_ROUTES = {"GET": _GET, "HEAD": _GET, "POST": re.compile(_MODEL + r":(?P<method>classify|regress|predict)")}
 _HTTP_STATUS = {
     grpc.StatusCode.CANCELLED: 499,
     grpc.StatusCode.INVALID_ARGUMENT: 400,
     grpc.StatusCode.FAILED_PRECONDITION: 400,
     grpc.StatusCode.OUT_OF_RANGE: 400,
-    grpc.StatusCode.UNAUTHENTICATED: 401,
-    grpc.StatusCode.PERMISSION_DENIED: 403,
     grpc.StatusCode.NOT_FOUND: 404,
-    grpc.StatusCode.ALREADY_EXISTS: 409,
-    grpc.StatusCode.ABORTED: 409,
     grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
     grpc.StatusCode.UNIMPLEMENTED: 501,
     grpc.StatusCode.UNAVAILABLE: 503,
     grpc.StatusCode.DEADLINE_EXCEEDED: 504,
 }
+SEND_SECONDS = 30.0
+"""The longest time for a client to read its answer."""
 
 
-def make_app(handler: RequestHandler, workers: Executor, metrics_path: str | None) -> Starlette:
-    """The routes as an ASGI application; requests are answered in the threads of ``workers``."""
+def make_app(handler: RequestHandler, threads: RequestThreads, metrics_path: str | None) -> ASGIApp:
+    """The routes as an ASGI application, which answers in ``threads``."""
     max_bytes = handler.limits.max_request_bytes
 
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        try:
+            response = await respond(request)
+        except ClientDisconnect:
+            return
+        async with asyncio.timeout(SEND_SECONDS):
+            await response(scope, receive, send)
+
     async def respond(request: Request) -> Response:
-        arrival = time.monotonic()
-        match = (_POST if request.method == "POST" else _GET).fullmatch(request.scope["path"])
+        path = request.scope["path"]
+        if path == metrics_path and request.method in ("GET", "HEAD"):
+            return Response(generate_latest(handler.metrics.registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+        route = _ROUTES.get(request.method)
+        match = route.fullmatch(path) if route else None
         if match is None:
-            return await _no_route(request)
+            if path.startswith("/v1/"):
+                return _error(400, f"Malformed request: {request.method} {path[:200]}")
+            return _error(404, f"no route {path[:200]}; see GET /v1/models/<model>")
         body = bytearray()
         async for chunk in request.stream():
             body += chunk
             if len(body) > max_bytes:
-                return _error(413, f"a request may have at most {max_bytes} bytes; send a smaller batch")
-        run = asyncio.get_running_loop().run_in_executor
+                message = f"a request may have at most {max_bytes} bytes; send a smaller batch"
+                return JSONResponse({"error": message}, 413, {"connection": "close"})
+        answer = _post if request.method == "POST" else _get
+        loop = asyncio.get_running_loop()
         try:
-            if request.method == "POST":
-                content = await run(workers, _post, handler, match, body, arrival)
-            else:
-                content = await run(workers, _get, handler, match)
+            content = await loop.run_in_executor(threads, answer, handler, match, body, time.monotonic())
             return Response(content, media_type="application/json")
         except Exception as error:
             code, message = error_status(error)
             return _error(_HTTP_STATUS.get(code, 500), message)
 
-    async def metrics(request: Request) -> Response:
-        return Response(generate_latest(handler.metrics.registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
-
-    routes = [Route("/v1/{rest:path}", respond, methods=["GET", "POST"])]
-    if metrics_path is not None:
-        routes.insert(0, Route(metrics_path, metrics))
-    return Starlette(routes=routes, exception_handlers={404: _no_route, 405: _no_route})
+    return app
 
 
-def _get(handler: RequestHandler, match: re.Match[str]) -> bytes:
+def make_protocol(threads: RequestThreads, seconds: float, max_connections: int) -> type[H11Protocol]:
+    """An HTTP protocol that closes a connection whose headers or body are not complete after ``seconds``.
+
+    Above ``max_connections``, or `MAX_RECEIVING` incomplete bodies, the oldest of these connections is closed.
+    """
+    headers, bodies = threads.waits(seconds, max_connections), threads.waits(seconds, MAX_RECEIVING)
+
+    class BoundedProtocol(H11Protocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._await(headers)
+            if len(self.connections) > max_connections:
+                headers.end_oldest()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._await({h11.IDLE: headers, h11.SEND_BODY: bodies}.get(self.conn.their_state))
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._await(None)
+            super().connection_lost(exc)
+
+        def _await(self, wanted: PeerWaits | None) -> None:
+            for waits in (headers, bodies):
+                if waits is wanted:
+                    waits.start(self, lambda: self.loop.call_soon_threadsafe(self.transport.abort))
+                else:
+                    waits.finish(self)
+
+    return BoundedProtocol
+
+
+def _get(handler: RequestHandler, match: re.Match[str], *_: Any) -> bytes:
     spec = _model_spec(match)
     if match["metadata"]:
         response = handler.metadata(GetModelMetadataRequest(model_spec=spec, metadata_field=["signature_def"]))
@@ -106,29 +145,23 @@ def _post(handler: RequestHandler, match: re.Match[str], body: bytearray, arriva
     if match["method"] != "predict":
         message = f"{match['method'].capitalize()} is not supported; use Predict"
         raise ServingError(grpc.StatusCode.UNIMPLEMENTED, message)
-    message = PredictRequest(model_spec=_model_spec(match))
-    with handler.measure(message.model_spec, "REST"):
-        rows = json_tensors.fill(message, body, handler.models.find(message.model_spec).signature)
-        response = PredictResponse.FromString(handler.predict(message, arrival))
-        return json_tensors.render(response, rows)
+    with handler.turn("REST", arrival) as spec:
+        spec.CopyFrom(_model_spec(match))
+        request, rows = json_tensors.read(body, spec, handler.models.find(spec).signature)
+        spec.CopyFrom(request.model_spec)
+        return json_tensors.render(PredictResponse.FromString(handler.predict(request)), rows)
 
 
 def _model_spec(match: re.Match[str]) -> ModelSpec:
     spec = ModelSpec(name=match["name"])
     if match["version"]:
-        if int(match["version"]) >= 1 << 63:
-            raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, f"version {match['version']} is larger than an int64")
-        spec.version.value = int(match["version"])
+        number = match["version"]
+        if len(number) > 19 or int(number) >= 1 << 63:
+            raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, f"version {number[:40]} is larger than an int64")
+        spec.version.value = int(number)
     if match["label"]:
         spec.version_label = match["label"]
     return spec
-
-
-async def _no_route(request: Request, error: Exception | None = None) -> Response:
-    path = request.scope["path"]
-    if path.startswith("/v1/"):
-        return _error(400, f"Malformed request: {request.method} {path}")
-    return _error(404, f"no route {path}; see GET /v1/models/<model>")
 
 
 def _error(status: int, message: str) -> Response:

@@ -17,6 +17,7 @@ from tensorflow.core.framework import tensor_pb2
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, saved_model_pb2
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
+from q2s_tf.server.server_config import DEFAULT_LIMITS, RequestLimits
 from q2s_tf.serving import tensor_proto
 from q2s_tf.serving.serving_error import ServingError
 from q2s_tf.serving.warmup import WARMUP_FILE
@@ -42,15 +43,24 @@ class InputSpec(NamedTuple):
             return True
         return len(shape) == len(self.shape) and all(own in (None, n) for own, n in zip(self.shape, shape, strict=True))
 
+    def decode(self, tensor: tensor_pb2.TensorProto, max_bytes: int) -> np.ndarray:
+        """The array of a tensor; raises `ValueError` if it does not fit or is not finite."""
+        shape = [dim.size for dim in tensor.tensor_shape.dim]  # checked first, so that only valid tensors are decoded
+        if tensor.dtype != self.dtype or not self.accepts(shape):
+            received = f"{tensor_proto.dtype_name(tensor.dtype)} {shape}"
+            raise ValueError(f'input "{self.key}" must be {self}, got {received}')
+        try:
+            array = tensor_proto.decode(tensor, max_bytes)
+        except ValueError as error:
+            raise ValueError(f'input "{self.key}": {error}') from error
+        # A scalar may be infinite, as min_score can be.
+        if array.dtype.kind == "f" and (not np.isfinite(array).all() if shape else np.isnan(array)):
+            raise ValueError(f'input "{self.key}" must be finite, got NaN or Infinity')
+        return array
+
 
 class Signature:
-    """One signature of a loaded version; checks the inputs and runs the graph.
-
-    Attributes:
-        name: Its key in the saved model.
-        inputs: By name, sorted.
-        outputs: The names, sorted.
-    """
+    """One signature of a loaded version, with sorted ``inputs`` and ``outputs``; checks inputs and runs the graph."""
 
     def __init__(self, name: str, definition: meta_graph_pb2.SignatureDef, session: tf.compat.v1.Session) -> None:
         """Prepares the session call, so that a request looks up no tensor names."""
@@ -60,7 +70,9 @@ class Signature:
             for key, info in sorted(definition.inputs.items())
         }
         self.outputs = sorted(definition.outputs)
+        self.defaults = {key: tf.make_ndarray(value) for key, value in definition.defaults.items()}
         self._batched = [key for key, spec in self.inputs.items() if spec.shape and spec.shape[0] is None]
+        self._has_k = "k" in self.inputs and self.inputs["k"].shape == ()
         options = config_pb2.CallableOptions(
             feed=[definition.inputs[key].name for key in self.inputs],
             fetch=[definition.outputs[key].name for key in self.outputs],
@@ -71,61 +83,54 @@ class Signature:
         self._call = session._make_callable_from_options(options)
 
     def run(
-        self, tensors: Mapping[str, tensor_pb2.TensorProto], output_filter: Collection[str], max_rows: int | None
+        self, tensors: Mapping[str, tensor_pb2.TensorProto], output_filter: Collection[str], limits: RequestLimits
     ) -> dict[str, np.ndarray]:
         """The outputs of the signature; with an ``output_filter`` only those.
 
         Raises:
-            ServingError: INVALID_ARGUMENT if the inputs do not match the signature or each other, or have more rows
-                than ``max_rows``, or ``output_filter`` has another name; otherwise the error of the graph.
+            ServingError: INVALID_ARGUMENT if the inputs do not match the signature or each other, are not finite or
+                exceed the limits, or ``output_filter`` has another name; otherwise the error of the graph.
         """
-        for name in output_filter:
-            if name not in self.outputs:
-                raise self._invalid(f'no output "{name}" to filter by; the outputs are {", ".join(self.outputs)}')
-        if len(tensors) != len(self.inputs) or any(key not in tensors for key in self.inputs):
-            problems = [f'input "{key}" ({spec}) is missing' for key, spec in self.inputs.items() if key not in tensors]
+        code = grpc.StatusCode.INVALID_ARGUMENT
+        try:
+            for name in output_filter:
+                if name not in self.outputs:
+                    raise ValueError(f'no output "{name}" to filter by; the outputs are {", ".join(self.outputs)}')
+            values = self._call(*self._feeds(tensors, limits))
+        except ValueError as error:
+            problem = str(error)
+        except tf.errors.OpError as error:
+            code = _STATUS_CODES.get(error.error_code, grpc.StatusCode.INTERNAL)
+            problem = " ".join(error.message.split())
+        else:
+            outputs = dict(zip(self.outputs, values, strict=True))
+            return {key: np.asarray(outputs[key]) for key in output_filter or outputs}
+        raise ServingError(code, f'signature "{self.name}": {problem}')
+
+    def _feeds(self, tensors: Mapping[str, tensor_pb2.TensorProto], limits: RequestLimits) -> list[np.ndarray]:
+        missing = [key for key in self.inputs if key not in tensors]
+        if not self.defaults.keys() >= set(missing) or len(tensors) + len(missing) != len(self.inputs):
+            problems = [f'input "{key}" ({self.inputs[key]}) is missing' for key in missing if key not in self.defaults]
             problems += [f'input "{key}" is unknown' for key in sorted(tensors) if key not in self.inputs]
-            raise self._invalid(f"{'; '.join(problems)}; the inputs are {', '.join(self.inputs)}")
-        arrays = {key: self._decode(spec, tensors[key]) for key, spec in self.inputs.items()}
-        rows = {key: len(arrays[key]) for key in self._batched}  # the columns of one batch
+            raise ValueError(f"{'; '.join(problems)}; the inputs are {', '.join(self.inputs)}")
+        arrays = {
+            key: spec.decode(tensors[key], limits.max_request_bytes) if key in tensors else self.defaults[key]
+            for key, spec in self.inputs.items()
+        }
+        rows = {key: len(arrays[key]) for key in self._batched if key in tensors}  # the columns of one batch
         if len(set(rows.values())) > 1:
             received = ", ".join(f'"{key}" has {count}' for key, count in rows.items())
-            raise self._invalid(f"all inputs must have the same number of rows: {received}")
-        count = next(iter(rows.values()), 0)
-        if max_rows is not None and count > max_rows:
-            raise self._invalid(f"a batch may have at most {max_rows} rows, got {count}; send smaller batches")
-        try:
-            values = self._call(*arrays.values())
-        except tf.errors.OpError as error:
-            message = f'signature "{self.name}": {" ".join(error.message.split())}'
-            raise ServingError(_STATUS_CODES.get(error.error_code, grpc.StatusCode.INTERNAL), message) from error
-        outputs = dict(zip(self.outputs, values, strict=True))
-        return {key: np.asarray(outputs[key]) for key in output_filter or outputs}
-
-    def _decode(self, spec: InputSpec, tensor: tensor_pb2.TensorProto) -> np.ndarray:
-        shape = [dim.size for dim in tensor.tensor_shape.dim]  # checked first, so that only valid tensors are decoded
-        if tensor.dtype != spec.dtype or not spec.accepts(shape):
-            dtype = tensor_proto.dtype_name(tensor.dtype)
-            raise self._invalid(f'input "{spec.key}" must be {spec}, got {dtype} {shape}')
-        try:
-            return tensor_proto.decode(tensor)
-        except ValueError as error:
-            raise self._invalid(f'input "{spec.key}": {error}') from error
-
-    def _invalid(self, message: str) -> ServingError:
-        return ServingError(grpc.StatusCode.INVALID_ARGUMENT, f'signature "{self.name}": {message}')
+            raise ValueError(f"all inputs must have the same number of rows: {received}")
+        count, k = next(iter(rows.values()), 0), int(arrays["k"]) if self._has_k else 0
+        if count > limits.max_rows:
+            raise ValueError(f"a batch may have at most {limits.max_rows} rows, got {count}; send smaller batches")
+        if count * k > limits.max_results:
+            raise ValueError(f"rows × k may be at most {limits.max_results}, got {count} × {k}; send fewer rows")
+        return list(arrays.values())
 
 
 class Servable:
-    """A loaded version of a model.
-
-    Attributes:
-        name: The name of the model.
-        version: The number of the version.
-        loading: A unique object for each time that a version is loaded.
-        signature_defs: All signatures of the saved model by name.
-        signatures: The signatures for Predict by name.
-    """
+    """A loaded version of a model, with ``signatures`` for Predict, by name."""
 
     def __init__(self, name: str, version: int, folder: Path) -> None:
         """Loads the version in ``folder`` and sends it the requests of its warm-up file, if it has one.
@@ -139,7 +144,7 @@ class Servable:
         """
         self.name = name
         self.version = version
-        self.loading = object()
+        self.loading = object()  # another one for each time that a version is loaded
         _import_ops(folder)
         config = tf.compat.v1.ConfigProto(intra_op_parallelism_threads=1, inter_op_parallelism_threads=1)
         graph = tf.Graph()
@@ -173,14 +178,16 @@ class Servable:
             raise ServingError(grpc.StatusCode.NOT_FOUND, message)
         return signature
 
-    def predict(self, request: predict_pb2.PredictRequest, max_rows: int | None = None) -> predict_pb2.PredictResponse:
+    def predict(
+        self, request: predict_pb2.PredictRequest, limits: RequestLimits = DEFAULT_LIMITS
+    ) -> predict_pb2.PredictResponse:
         """The response to a request; does not check that the request names this model and version.
 
         Raises:
             ServingError: See `signature` and `Signature.run`.
         """
         signature = self.signature(request.model_spec.signature_name)
-        arrays = signature.run(request.inputs, request.output_filter, max_rows)
+        arrays = signature.run(request.inputs, request.output_filter, limits)
         response = predict_pb2.PredictResponse()
         response.model_spec.name = self.name
         response.model_spec.version.value = self.version

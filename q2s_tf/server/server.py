@@ -1,36 +1,44 @@
 """The embedded server: TensorFlow Serving's gRPC and REST APIs in this process.
 
 It replaces TensorFlow Serving in development and in small deployments, with the same services, routes, config files
-and, where known, the same error codes. Differences: an unknown signature is NOT_FOUND (in TensorFlow Serving
-FAILED_PRECONDITION), a batch whose inputs differ in length is refused before the graph runs, ``Classify``, ``Regress``
-and ``MultiInference`` are UNIMPLEMENTED, requests are not batched, and the model config file is read only at start;
-HandleReloadConfigRequest changes it later. See also `model_manager`, `server_config` and `json_tensors`.
+and, where known, the same error codes. docs/operating.md lists the differences.
 """
 
 import ctypes
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent import futures
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import grpc
 import uvicorn
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from cachetools import TTLCache
+from grpc_health.v1 import health, health_pb2
 
 from q2s_tf.errors import InputError
 from q2s_tf.server import server_config
-from q2s_tf.server.answer_cache import AnswerCache
-from q2s_tf.serving.folders import models_in
+from q2s_tf.server.request_threads import RequestThreads
 
 log = logging.getLogger(__name__)
+
+FIRST_LOAD_SECONDS = 60.0
+"""How long `Server.start` waits for models; one that takes longer is served as soon as it is loaded."""
+MAX_CONNECTIONS = 1000
+"""Of gRPC, and as many of REST; fewer if the process may not open so many files."""
+IDLE_SECONDS = 60
+"""After which a gRPC connection without calls is closed; a client connects again with its next call."""
+MAX_STREAMS = 100
+"""Calls of one gRPC connection at once; a client lets further ones wait."""
+LOG_LINES = 10
+"""Records in the log in a second; further ones are dropped."""
 
 
 class Server:
@@ -42,6 +50,8 @@ class Server:
     Attributes:
         address: ``host:port`` of gRPC, with the actual port.
         rest_address: The same for REST; None without REST.
+        models: The `ModelManager`, after `start`.
+        stopping: An event; when it is set, no further versions are loaded.
     """
 
     def __init__(
@@ -54,10 +64,12 @@ class Server:
         rest_port: int | None = None,
         metrics_path: str | None = server_config.METRICS_PATH,
         credentials: grpc.ServerCredentials | None = None,
-        limits: server_config.RequestLimits | None = None,
+        limits: server_config.RequestLimits = server_config.DEFAULT_LIMITS,
         cache_seconds: float = 0.0,
         cache_bytes: int = 64 << 20,
         grace_seconds: float = 10.0,
+        reload_below: Path | None = None,
+        reflection: bool = False,
     ) -> None:
         """Binds the ports, so that a port in use is reported before a model is loaded.
 
@@ -69,42 +81,45 @@ class Server:
             rest_port: The port of REST, 0 takes a free one; None for neither REST nor metrics.
             metrics_path: The URL path of the metrics, None for no metrics.
             credentials: For gRPC over TLS: see `q2s_tf.server.server_config.read_server_credentials`.
-            limits: The limits of a request; None for the defaults.
+            limits: The limits of a request.
             cache_seconds: How long to keep an answer for equal requests; 0 for no cache.
             cache_bytes: The size of the cache.
             grace_seconds: How long `stop` waits for running requests.
+            reload_below: The folder of the models that HandleReloadConfigRequest may load; None refuses the request.
+            reflection: Whether to serve gRPC's reflection.
 
         Raises:
             InputError: A port cannot be bound, or an argument is out of range.
         """
-        self._limits = limits = limits or server_config.RequestLimits()
         for name, number in {"port": port, "rest_port": rest_port or 0}.items():
             if not 0 <= number <= 65535:
                 raise InputError(f"{name} must be 0 to 65535, got {number}")
         amounts = {"poll_seconds": poll_seconds, "cache_bytes": cache_bytes, "grace_seconds": grace_seconds}
         for name, amount in (amounts | limits._asdict()).items():
-            if amount <= 0:
-                raise InputError(f"{name} must be above 0, got {amount}")
-        if limits.max_request_bytes >= 2**31:  # gRPC has an int32
-            raise InputError(f"max_request_bytes must be below 2^31, got {limits.max_request_bytes}")
-        if cache_seconds < 0:
-            raise InputError(f"cache_seconds must be 0 or above, got {cache_seconds}")
-        self._source = models
-        self._metrics_path = metrics_path
-        self._poll_seconds = poll_seconds
-        self._grace_seconds = grace_seconds
-        self._cache = AnswerCache(cache_seconds, cache_bytes) if cache_seconds else None
-        self._stopping = threading.Event()
+            if not 0 < amount < (2**63 if name == "cache_bytes" else 2**31):  # gRPC and timers have an int32
+                raise InputError(f"{name} must be above 0 and below 2^31, got {amount}")
+        if not 0 <= cache_seconds < 2**31:
+            raise InputError(f"cache_seconds must be 0 or above and below 2^31, got {cache_seconds}")
+        self.stopping = threading.Event()
+        self._source, self._poll_seconds, self._grace_seconds = models, poll_seconds, grace_seconds
+        self._metrics_path, self._reflection = metrics_path, reflection
+        self._handler_options = (limits, cache_seconds, cache_bytes, reload_below)
+        self._limits = limits
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        self._max_connections = min(MAX_CONNECTIONS, most // 4)
         self._health = health.HealthServicer()
-        # A request occupies one thread from start to end. Several threads even on one core, so that a large batch does
-        # not block queries; not more, because each further thread makes all of them slightly slower.
-        self._workers = futures.ThreadPoolExecutor(max(4, os.cpu_count() or 1), thread_name_prefix="request")
+        self._threads = RequestThreads()
         options = [
             ("grpc.so_reuseport", 0),
-            ("grpc.max_receive_message_length", self._limits.max_request_bytes),
+            ("grpc.max_receive_message_length", limits.max_request_bytes),
             ("grpc.max_send_message_length", -1),
+            ("grpc.max_concurrent_streams", MAX_STREAMS),
+            ("grpc.max_allowed_incoming_connections", self._max_connections),
+            ("grpc.max_connection_idle_ms", IDLE_SECONDS * 1000),
+            ("grpc.server_handshake_timeout_ms", int(1000 * min(limits.receive_seconds, 1e6))),
         ]
-        self._grpc = grpc.server(self._workers, options=options)
+        self._grpc = grpc.server(self._threads, options=options)
         with _binding(f"{host}:{port}", "--port"):
             credentials = credentials or grpc.insecure_server_credentials()
             self.address = f"{host}:{self._grpc.add_secure_port(f'{host}:{port}', credentials)}"
@@ -119,30 +134,34 @@ class Server:
             self.rest_address = f"{host}:{self._rest_socket.getsockname()[1]}"
 
     def start(self) -> None:
-        """Loads all models, then starts to answer.
+        """Loads all models, then starts to answer, at the latest after `FIRST_LOAD_SECONDS`.
 
         Raises:
             InputError: The folder has no model.
         """
-        from grpc_reflection.v1alpha import reflection
-
         from q2s_tf.server.grpc_services import SERVICES, GrpcServices
         from q2s_tf.server.model_manager import ModelManager
         from q2s_tf.server.request_handler import RequestHandler
-        from q2s_tf.server.rest import make_app
+        from q2s_tf.server.rest import make_app, make_protocol
 
         self._services = SERVICES
-        self._models = ModelManager(self._source, self._after_change)
-        self._models.refresh()
+        self.models = ModelManager(self._source, self._after_change)
+        self._handler = RequestHandler(self.models, *self._handler_options)
+        self.models.refresh()
+        end = time.monotonic() + FIRST_LOAD_SECONDS
+        while self.models.loading(0.1) and time.monotonic() < end and not self.stopping.is_set():
+            pass
         self._after_change()  # also if no version could be loaded
-        handler = RequestHandler(self._models, self._limits, self._cache)
-        self._grpc.add_generic_rpc_handlers([GrpcServices(handler)])
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
+        services = GrpcServices(self._handler, self._health, self._threads, self._reflection)
+        self._grpc.add_generic_rpc_handlers([services])
         self._grpc.start()
         if self.rest_address is not None:
             config = uvicorn.Config(
-                make_app(handler, self._workers, self._metrics_path),
+                make_app(self._handler, self._threads, self._metrics_path),
+                http=make_protocol(self._threads, self._limits.receive_seconds, self._max_connections),
+                ws="none",
+                h11_max_incomplete_event_size=16 << 10,
+                backlog=128,  # asyncio logs as many errors at once when file descriptors are exhausted
                 log_config=None,
                 access_log=False,
                 lifespan="off",
@@ -154,32 +173,25 @@ class Server:
                 target=self._rest.run, args=([self._rest_socket],), name="rest-server", daemon=True
             )
             self._rest_thread.start()
-        self._poller = threading.Thread(target=self._poll, name="model-poller", daemon=True)
-        self._poller.start()
+        threading.Thread(target=self._poll, name="model-poller", daemon=True).start()
 
     def stop(self) -> None:
         """Sets the health status, refuses new requests, and returns when the running requests have been answered.
 
-        After `grace_seconds` running requests are cancelled. The loading of a version is always completed.
+        After `grace_seconds` running requests are cancelled. A version that is being loaded is awaited as long.
         """
-        self._stopping.set()
+        self.stopping.set()
         self._health.enter_graceful_shutdown()
         end = time.monotonic() + self._grace_seconds
         self._grpc.stop(self._grace_seconds)
         if self.rest_address is not None:
             self._rest.should_exit = True
             self._rest_thread.join()
-        drain = threading.Thread(target=self._workers.shutdown, name="drain", daemon=True)
-        drain.start()
-        drain.join(max(0.0, end - time.monotonic()))
+        self._threads.drain(end - time.monotonic())
         # What remains are answers that are being sent, and health watches, which never end by themselves.
         self._grpc.stop(min(0.2, self._grace_seconds)).wait()
-        self._poller.join()  # loading cannot be cancelled, and the process must not end meanwhile
-        self._models.close()
-
-    def serving(self) -> dict[str, list[int]]:
-        """The served versions of each model, newest last; an empty list if no version could be loaded."""
-        return self._models.serving()
+        self.models.loading(end - time.monotonic())
+        self.models.close()
 
     def __enter__(self) -> Self:
         self.start()
@@ -189,62 +201,41 @@ class Server:
         self.stop()
 
     def _poll(self) -> None:
-        while not self._stopping.wait(self._poll_seconds):
+        while not self.stopping.wait(self._poll_seconds):
             try:
-                self._models.refresh()
+                self.models.refresh()
             except (OSError, InputError) as error:  # the folder is being changed; the next poll tries again
                 log.warning("could not look for new versions: %s", error)
 
     def _after_change(self) -> None:
-        if self._cache is not None:
-            self._cache.clear()
-        healthy = {name: bool(versions) for name, versions in self._models.serving().items()}
+        self._handler.clear_cache()
+        healthy = {name: bool(versions) for name, versions in self.models.serving().items()}
         healthy |= dict.fromkeys(("", *self._services), all(healthy.values()))
         status = health_pb2.HealthCheckResponse
         for name in healthy:
             self._health.set(name, status.SERVING if healthy[name] else status.NOT_SERVING)
 
 
-def serve(
-    models: Path | None,
-    *,
-    model_config_file: Path | None = None,
-    ssl_config_file: Path | None = None,
-    monitoring_config_file: Path | None = None,
-    **options: Any,
-) -> None:
-    """Serves until SIGTERM or SIGINT, then drains and returns; prints one line when ready.
+def run(*arguments: Any, **options: Any) -> None:
+    """Serves with a `Server` of these arguments until SIGTERM or SIGINT, then drains and returns.
 
-    Args:
-        models: The folder of the models; None with ``model_config_file``.
-        model_config_file: TensorFlow Serving's ``ModelServerConfig`` in text format.
-        ssl_config_file: Its ``SSLConfig``.
-        monitoring_config_file: Its ``MonitoringConfig``.
-        options: Arguments of `Server`.
-
-    Raises:
-        InputError: There is no model, a config file is invalid, or a port cannot be bound.
+    Prints one line when it is ready. A second signal ends the process at once.
     """
-    # TensorFlow is imported after these checks, so errors are reported immediately.
-    if models is not None and model_config_file is None:
-        models_in(models)
-        options["models"] = models
-    elif model_config_file is not None and models is None:
-        options["models"] = server_config.read_model_configs(model_config_file)
-    else:
-        raise InputError("give either --models, a folder, or --model-config-file, a file")
-    if ssl_config_file is not None:
-        options["credentials"] = server_config.read_server_credentials(ssl_config_file)
-    if monitoring_config_file is not None:
-        options["metrics_path"] = server_config.read_metrics_path(monitoring_config_file)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     # glibc keeps a pool of freed memory for each thread; in many pools the weights of old versions would remain.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(-8, 2)  # M_ARENA_MAX of malloc.h
-    server = Server(**options)
+        mallopt(-8, 2)  # M_ARENA_MAX of malloc.h; before the threads start
+    for output in logging.getLogger().handlers:
+        output.addFilter(_log_limit())
+    server = Server(*arguments, **options)
+
+    def stop(*_: object) -> None:
+        server.stopping.set()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
     # Without the modules in its generations, a garbage collection does not stop all requests for half a second.
     from q2s_tf.server import model_manager  # noqa: F401  (imports TensorFlow)
 
@@ -252,11 +243,29 @@ def serve(
     gc.freeze()
     with server:
         rest = f", REST on http://{server.rest_address}" if server.rest_address else ""
-        versions = {name: " and ".join(map(str, numbers)) for name, numbers in server.serving().items()}
+        versions = {name: " and ".join(map(str, numbers)) for name, numbers in server.models.serving().items()}
         served = ", ".join(f"{name} {numbers or '(no version)'}" for name, numbers in versions.items())
         print(f"serving {served} on {server.address}{rest}", flush=True)
-        stop.wait()
+        server.stopping.wait()
         log.info("stopping: waiting for running requests")
+    if server.models.loading(0):
+        log.error("the process ends while a version is being loaded")
+        logging.shutdown()
+        os._exit(0)  # TensorFlow would crash in that thread while the interpreter ends
+
+
+def _log_limit() -> Callable[[logging.LogRecord], bool]:
+    """A filter for `LOG_LINES` records a second, so that bad requests do not fill the disk."""
+    written: TTLCache = TTLCache(LOG_LINES, ttl=1.0)
+
+    def admits(record: logging.LogRecord) -> bool:
+        written.expire()
+        if len(written) == LOG_LINES:
+            return False
+        written[record] = None
+        return True
+
+    return admits
 
 
 @contextmanager

@@ -2,10 +2,6 @@
 
 ``ModelServerConfig`` comes with ``tensorflow-serving-api``. ``SSLConfig`` and ``MonitoringConfig`` do not, so they are
 declared here as tensorflow/serving publishes them (``tensorflow_serving/config/*.proto``).
-
-Differences from TensorFlow Serving: a relative ``base_path`` is resolved against the working directory (TensorFlow
-Serving refuses it), a ``base_path`` on a remote file system is refused, and so is a ``specific`` policy without
-versions. ``logging_config`` is ignored.
 """
 
 import ssl
@@ -44,14 +40,21 @@ class RequestLimits(NamedTuple):
     """A request that exceeds one of these limits is refused before its graph runs.
 
     Attributes:
-        max_request_bytes: The largest request that is read.
+        max_request_bytes: The largest request that is read, and the largest tensor that it may expand to.
         max_rows: The largest batch.
-        max_seconds: The longest time that a request may wait for a thread. A graph that runs is not interrupted.
+        max_results: The largest product of rows and ``k``.
+        max_seconds: The longest time that a request may wait to run. A graph that runs is not interrupted.
+        receive_seconds: The longest time for the headers, and for the body or the message, of a request to arrive.
     """
 
-    max_request_bytes: int = 64 << 20
+    max_request_bytes: int = 4 << 20
     max_rows: int = 4096
+    max_results: int = 100_000
     max_seconds: float = 10.0
+    receive_seconds: float = 5.0
+
+
+DEFAULT_LIMITS = RequestLimits()
 
 
 def read_model_configs(path: Path) -> list[ModelConfig]:
@@ -63,19 +66,17 @@ def read_model_configs(path: Path) -> list[ModelConfig]:
     configs = check_model_configs(_parse(path, ModelServerConfig))
     for config in configs:
         if not Path(config.base_path).is_dir():
-            raise InputError(
-                f'model "{config.name}" of {path}: its base_path {config.base_path} is not a folder; '
-                "mount the exports there, or change the path"
-            )
+            problem = f"its base_path {config.base_path} is not a folder; mount the exports there, or change the path"
+            raise InputError(f'model "{config.name}" of {path}: {problem}')
     return configs
 
 
-def check_model_configs(config: ModelServerConfig) -> list[ModelConfig]:
-    """The models of a config, if this server supports all of it.
+def check_model_configs(config: ModelServerConfig, below: Path | None = None) -> list[ModelConfig]:
+    """The models of a config, if this server supports all of it and their folders are ``below`` another.
 
     Raises:
         InputError: The config has no model; or a model has no name, the name of another model, no ``base_path`` or one
-            on a remote file system, another platform than ``tensorflow``, or a ``specific`` policy without versions.
+            elsewhere, another platform than ``tensorflow``, or a ``specific`` policy without versions.
     """
     if config.WhichOneof("config") != "model_config_list" or not config.model_config_list.config:
         raise InputError("a model config must be a model_config_list with at least one config; add one")
@@ -91,6 +92,8 @@ def check_model_configs(config: ModelServerConfig) -> list[ModelConfig]:
             raise InputError(f'model_platform of {name} must be "tensorflow", got "{platform}"')
         if "://" in model.base_path:
             raise InputError(f"base_path of {name} must be a local folder, got {model.base_path}")
+        if below is not None and not Path(model.base_path).resolve().is_relative_to(below.resolve()):
+            raise InputError(f"base_path of {name} must be below {below}, got {model.base_path}")
         policy = model.model_version_policy
         if policy.WhichOneof("policy_choice") == "specific" and not policy.specific.versions:
             raise InputError(f"the specific policy of {name} lists no versions; add some")

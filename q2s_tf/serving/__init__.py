@@ -9,5 +9,5 @@ DEFAULT_EFFORT = 0
 """The `effort` that stands for the default of the index."""
 DEFAULT_LEXICAL_WEIGHT = -1.0
 """The `lexical_weight` that stands for the one that the export chose."""
-MAX_RESULTS = 2**20
+MAX_RESULTS = 100_000
 """Results of one request at most, k times its queries."""

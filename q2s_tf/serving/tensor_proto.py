@@ -12,6 +12,8 @@ from tensorflow.core.framework import tensor_pb2, tensor_shape_pb2, types_pb2
 
 MAX_BYTES = 64 << 20
 """The largest decoded tensor: a message of a few bytes can have a shape of any size."""
+_STRING_BYTES = 24
+"""What TensorFlow takes for a string in addition to its bytes."""
 
 _FORMATS: dict[int, tuple[np.dtype[Any], str, Any]] = {  # the field of the values, the default value
     types_pb2.DT_FLOAT: (np.dtype(np.float32), "float_val", 0),
@@ -39,15 +41,15 @@ def static_shape(proto: tensor_shape_pb2.TensorShapeProto) -> tuple[int | None, 
     return None if proto.unknown_rank else tuple(None if dim.size < 0 else dim.size for dim in proto.dim)
 
 
-def decode(proto: tensor_pb2.TensorProto) -> np.ndarray:
+def decode(proto: tensor_pb2.TensorProto, max_bytes: int = MAX_BYTES) -> np.ndarray:
     """The array of a ``TensorProto``; strings are an object array of ``bytes``.
 
     As in TensorFlow, the values are in ``tensor_content`` or in the field of their dtype. If there are fewer values
     than the shape has, the last one is repeated; if there are none, they are zero (or ``b""``).
 
     Raises:
-        ValueError: The dtype is not supported, the shape is unknown or takes more than `MAX_BYTES`, or the number of
-            values does not match the shape.
+        ValueError: The dtype is not supported, the shape is unknown, the number of values does not match it, or the
+            tensor would take more than ``max_bytes``, with the repetitions of the last value.
     """
     if proto.dtype not in _FORMATS:
         raise ValueError(f"dtype {dtype_name(proto.dtype)} is not supported; send one of {_SUPPORTED}")
@@ -56,9 +58,15 @@ def decode(proto: tensor_pb2.TensorProto) -> np.ndarray:
     if proto.tensor_shape.unknown_rank or (shape and min(shape) < 0):
         raise ValueError(f"the shape of a tensor must be known, got {list(shape)}; send every dimension")
     count = math.prod(shape)
+    values = getattr(proto, field)
+    if len(values) > count:
+        raise ValueError(f"shape {list(shape)} has {count} values, got {len(values)}; send as many as the shape has")
     size = count * dtype.itemsize
-    if size > MAX_BYTES:
-        raise ValueError(f"shape {list(shape)} is larger than {MAX_BYTES >> 20} MiB; send a smaller batch")
+    if field == "string_val":
+        repeated = (count - len(values)) * len(values[-1] if values else b"")
+        size = count * _STRING_BYTES + sum(map(len, values)) + repeated
+    if size > max_bytes:
+        raise ValueError(f"shape {list(shape)} takes {size} bytes, and the limit is {max_bytes}; send a smaller batch")
     content = proto.tensor_content
     if content:
         if field == "string_val":
@@ -67,9 +75,6 @@ def decode(proto: tensor_pb2.TensorProto) -> np.ndarray:
             sizes = f"takes {size} bytes of tensor_content, got {len(content)}"
             raise ValueError(f"shape {list(shape)} of {dtype} {sizes}; send all of them")
         return np.frombuffer(content, dtype).reshape(shape)
-    values = getattr(proto, field)
-    if len(values) > count:
-        raise ValueError(f"shape {list(shape)} has {count} values, got {len(values)}; send as many as the shape has")
     array = np.empty(count, dtype)
     array[: len(values)] = values
     if len(values) < count:
