@@ -244,7 +244,7 @@ def test_a_slice_is_weak_when_its_interval_is_below_that_of_all(evaluation: RunE
     values = [entry("weak", whole["low"] - 0.01), entry("chance", whole["low"] + 0.01), entry("few", 0.1, small=True)]
     slices = [{"name": "language", "about": "language", "values": values}]
     found = summarise(results_with(evaluation, slices=slices), analysis)
-    (text,) = [finding.text for finding in found if finding.section == "slices"]
+    (text,) = [text for text in texts(found) if "without overlap" in text]
     assert text == (
         f"The recall@10 of the model is below that of all queries, {whole['value']:.2f}, without overlap of the "
         f"intervals, in: language weak ({whole['low'] - 0.11:.2f})."
