@@ -221,7 +221,7 @@ def query(
     min_score: Annotated[float, Option(help="Lowest score of a result.")] = -1.0,
     lexical_weight: Annotated[
         float,
-        Option(max=1_000, help="Weight of BM25 beside the cosine; 0 for none, below 0 for the default of the export."),
+        Option(max=100, help="Weight of BM25 beside the cosine; 0 for none, below 0 for the default of the export."),
     ] = -1.0,
     version: Annotated[str | None, Option(help="Of the retriever: a number, or a label such as canary.")] = None,
     models: ChannelNames = Path("saved_models"),
