@@ -468,12 +468,13 @@ def test_the_query_tool_prints_a_ranked_table(server: Server, client: Client, mo
     )  # fmt: skip
     assert status == 0, errors
     header, *lines, weights = output.splitlines()
-    assert header.split() == ["rank", "score", "document_id", "language", "title"]
+    assert header.split() == ["rank", "score", "cosine", "BM25", "document_id", "language", "title"]
     expected = serving_models.scores(client.embed_query(["red sofa"], ["US"]).embedding[0])
-    assert [line.split()[:3] for line in lines] == [
-        [str(rank), f"{score:.4f}", name] for rank, (name, score) in enumerate(expected, start=1)
+    lexical = f"{serving_models.LEXICAL:.4f}"
+    assert [line.split()[:5] for line in lines] == [
+        [str(rank), f"{score:.4f}", f"{score:.4f}", lexical, name] for rank, (name, score) in enumerate(expected, 1)
     ]
-    titles = {line.split()[2]: line.split()[4:] for line in lines}
+    titles = {line.split()[4]: line.split()[6:] for line in lines}
     assert titles["d0"] == ["red", "[bold]sofa[/bold]"] and titles["d9"] == []
     assert f"warning: 1 of 30 results are not in --documents {documents}, for example d9: give the" in errors
     assert "\x1b" not in output and "đỏ" in output
@@ -485,9 +486,9 @@ def test_the_query_tool_prints_pages(server: Server, client: Client, models: Pat
     status, output, errors = run(*arguments, "--models", str(models))
     assert status == 0, errors
     header, *lines, _ = output.splitlines()
-    assert header.split() == ["page", "rank", "score", "document_id"]
+    assert header.split() == ["page", "rank", "score", "cosine", "BM25", "document_id"]
     expected = [name for name, _ in serving_models.scores(client.embed_query(["lamp"], [""]).embedding[0])]
-    shown = [(int(page), int(rank), name) for page, rank, _, name in map(str.split, lines)]
+    shown = [(int(page), int(rank), name) for page, rank, *_, name in map(str.split, lines)]
     assert shown == [(1 + index // 12, 1 + index, name) for index, name in enumerate(expected)]
 
 

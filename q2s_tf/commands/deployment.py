@@ -12,7 +12,6 @@ from typer import Argument, Option
 import q2s_tf
 from q2s_tf import cli, extras
 from q2s_tf.errors import InputError
-from q2s_tf.serving.folders import models_in
 
 BYTES = 64 << 20
 SECONDS, PORT = {"min": 0, "max": 86_400}, {"min": 0, "max": 65_535}
@@ -57,7 +56,7 @@ def export(
     ] = None,
     lexical_weight: Annotated[
         float | None,
-        Option(help="Default weight of BM25 beside the cosine, 0 for none. [default: chosen on --queries, or 0.3]"),
+        Option(help="Default weight of BM25 beside the cosine, 0 for none. [default: chosen on --queries, or 0.2]"),
     ] = None,
     keep: Keep = None,
 ) -> None:
@@ -176,6 +175,7 @@ def serve(
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     from q2s_tf.server import server_config
     from q2s_tf.server.server import run
+    from q2s_tf.serving.folders import models_in
 
     # TensorFlow is imported after these checks, so errors are reported immediately.
     if allow_reload and models is None:
