@@ -84,7 +84,8 @@ def test_row_and_columnar_responses_equal_those_over_grpc(server: Process, http:
 
 
 def test_columnar_requests_can_have_scalars(server: Process, http: httpx.Client) -> None:
-    columns: dict[str, Any] = {"query": ["lamp"], "country": ["FR"], "k": 3, "effort": 1, "min_score": -1}
+    numbers = {"k": 3, "effort": 1, "min_score": -1, "lexical_weight": 0}
+    columns: dict[str, Any] = {"query": ["lamp"], "country": ["FR"], **numbers}
     outputs = predict(http, {"signature_name": "retrieve", "inputs": columns}, "retriever")["outputs"]
     vector = over_grpc(server, predict_request(query=["lamp"], country=["FR"]))["embedding"][0]
     best = serving_models.scores(vector)[:3]
@@ -128,7 +129,7 @@ def test_status_and_metadata_are_the_messages_as_json(http: httpx.Client) -> Non
 
 
 ROW = {"query": "a", "country": "US"}
-COLUMNS = {"query": ["a"], "country": ["US"], "k": 1, "effort": 1, "min_score": 0}
+COLUMNS = {"query": ["a"], "country": ["US"], "k": 1, "effort": 1, "min_score": 0, "lexical_weight": 0}
 VECTOR = {"embedding": [[1.0] * serving_models.DIM], "k": 1, "effort": 1, "min_score": 0}
 BAD: list[tuple[str, Any, int, str]] = [
     ("toaster:predict", {"instances": [ROW]}, 404, 'no model "toaster"'),

@@ -6,7 +6,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,6 +34,7 @@ from tensorflow_serving.apis import (
 
 from q2s_tf.server.model_manager import ModelManager
 from q2s_tf.server.request_handler import RequestHandler
+from q2s_tf.server.request_waits import MAX_RUNNING
 from q2s_tf.server.servable import Servable
 from q2s_tf.server.server import Server
 from q2s_tf.server.server_config import RequestLimits
@@ -88,7 +88,9 @@ def test_k_and_the_minimum_score_are_inputs(server: Process, signature: str) -> 
     ranked = serving_models.scores(vector)
     min_score = (ranked[2][1] + ranked[3][1]) / 2
     inputs: dict[str, Any] = (
-        {"query": ["lamp"], "country": ["FR"]} if signature == "retrieve" else {"embedding": vector[None]}
+        {"query": ["lamp"], "country": ["FR"], "lexical_weight": 0.0}
+        if signature == "retrieve"
+        else {"embedding": vector[None]}
     )
     options = {"k": 5, "effort": 3, "min_score": np.float32(min_score)}
     outputs = server.prediction.Predict(predict_request("retriever", signature, **inputs, **options)).outputs
@@ -121,6 +123,7 @@ def bad(code: str, fragment: str, request: predict_pb2.PredictRequest, **spec: A
 
 
 US: dict[str, Any] = {"country": ["US"]}
+RETRIEVE: dict[str, Any] = {"query": ["a"], "lexical_weight": 0.0, **US}
 BAD = [
     bad(
         "INVALID_ARGUMENT",
@@ -152,7 +155,7 @@ BAD = [
     bad(
         "INVALID_ARGUMENT",
         'input "k" must be int32 [], got int64 []',
-        predict_request("retriever", "retrieve", query=["a"], k=np.int64(3), effort=1, min_score=0.0, **US),
+        predict_request("retriever", "retrieve", k=np.int64(3), effort=1, min_score=0.0, **RETRIEVE),
     ),
     bad(
         "INVALID_ARGUMENT",
@@ -164,12 +167,12 @@ BAD = [
     bad(
         "INVALID_ARGUMENT",
         'input "min_score" must be finite',
-        predict_request("retriever", "retrieve", query=["a"], k=1, effort=1, min_score=np.nan, **US),
+        predict_request("retriever", "retrieve", k=1, effort=1, min_score=np.nan, **RETRIEVE),
     ),
     bad(
         "INVALID_ARGUMENT",
         'signature "retrieve"',  # an error of the graph
-        predict_request("retriever", "retrieve", query=["a"], k=-3, effort=1, min_score=0.0, **US),
+        predict_request("retriever", "retrieve", k=-3, effort=1, min_score=0.0, **RETRIEVE),
     ),
 ]
 
@@ -466,19 +469,23 @@ def test_an_endless_request_is_cancelled_after_the_grace_period(counters: Path) 
             assert not thread.is_alive()
 
 
-def test_a_request_that_waited_too_long_for_a_thread_is_not_run(counters: Path) -> None:
-    limits = RequestLimits(max_seconds=1e-9)  # every request waits longer
-    message = "the request waited for longer than 1e-09 s"
-    with Server(counters, port=0, limits=limits) as server, pytest.raises(grpc.RpcError, match=message) as caught:
-        stub(server).Predict(predict_request("counter", n=1))
+def test_a_request_that_waited_too_long_is_not_run(counters: Path) -> None:
+    limits = RequestLimits(max_seconds=1.0)
+    with Server(counters, port=0, limits=limits, grace_seconds=0.2) as server:
+        for _ in range(MAX_RUNNING):
+            stub(server).Predict.future(predict_request("counter", n=2**31 - 1))
+        with pytest.raises(grpc.RpcError) as caught:  # at the latest when the endless ones run
+            for _ in range(1000):
+                stub(server).Predict(predict_request("counter", n=1))
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert "the request could not run within 1 s" in caught.value.details()
 
 
 def test_a_request_whose_deadline_has_passed_is_not_run() -> None:
     handler = RequestHandler(ModelManager([]), RequestLimits())
     with (
-        pytest.raises(ServingError, match="the deadline passed before") as caught,
-        handler.turn("GRPC", arrival=time.monotonic(), remaining_seconds=0.0),
+        pytest.raises(ServingError, match="could not run within 0 s") as caught,
+        handler.turn("GRPC", remaining_seconds=0.0),
     ):
         raise AssertionError("the request runs")
     assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED

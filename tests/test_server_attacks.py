@@ -21,7 +21,8 @@ from server_process import Process, predict_request, refusal, wait_until
 from tensorflow.core.framework import tensor_pb2, tensor_shape_pb2, types_pb2
 
 from q2s_tf.server.model_manager import ModelManager
-from q2s_tf.server.request_threads import PeerWaits, RequestThreads
+from q2s_tf.server.request_waits import MAX_RUNNING, MAX_WAITING, PeerWaits, Turns
+from q2s_tf.serving.serving_error import ServingError
 
 MEBIBYTE = 1 << 20
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
@@ -200,7 +201,7 @@ def test_large_texts_are_refused_before_they_cost_memory(strict: Process) -> Non
 
 
 def test_rows_times_k_is_limited(strict: Process) -> None:
-    options = {"k": 1000, "effort": 1, "min_score": np.float32(0)}
+    options = {"k": 1000, "effort": 1, "min_score": np.float32(0), "lexical_weight": np.float32(0)}
     request = predict_request("retriever", "retrieve", query=["a"] * 101, country=["US"] * 101, **options)
     code, message = refusal(lambda: strict.prediction.Predict(request))
     assert code == "INVALID_ARGUMENT" and "rows × k may be at most 100000, got 101 × 1000" in message
@@ -248,14 +249,40 @@ def test_a_wait_ends_when_it_is_late_or_one_too_many() -> None:
     wait_until(lambda: waits.end_late() or ended == ["a", "c"])  # type: ignore[func-returns-value]
 
 
-def test_calls_behind_blocked_ones_get_threads() -> None:
-    threads = RequestThreads(2)
-    blocked = threading.Event()
-    waiting = [threads.submit(blocked.wait) for _ in range(20)]
-    assert threads.submit(lambda: "health").result(timeout=60) == "health"
-    blocked.set()
-    assert all(future.result(timeout=60) for future in waiting)
-    threads.drain(60)
+def test_requests_run_in_the_order_of_their_arrival() -> None:
+    turns = Turns()
+    for _ in range(MAX_RUNNING):
+        turns.begin(seconds=60)
+    order: list[int] = []
+
+    def wait(number: int) -> None:
+        turns.begin(seconds=60)
+        order.append(number)
+        turns.end()
+
+    threads = []
+    for number in range(MAX_WAITING):
+        threads.append(threading.Thread(target=wait, args=(number,)))
+        threads[-1].start()
+        wait_until(lambda number=number: len(turns.waiting) == number + 1)  # type: ignore[misc]
+    with pytest.raises(ServingError, match=f"{MAX_WAITING} requests wait already") as caught:
+        turns.begin(seconds=60)
+    assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+    turns.end()
+    for thread in threads:
+        thread.join()
+    assert order == list(range(MAX_WAITING))
+
+
+def test_a_turn_that_does_not_come_is_not_waited_for() -> None:
+    turns = Turns()
+    for _ in range(MAX_RUNNING):
+        turns.begin(seconds=60)
+    with pytest.raises(ServingError, match="could not run within 0.001 s") as caught:
+        turns.begin(seconds=0.001)
+    assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    turns.end()
+    turns.begin(seconds=60)  # not given to the one that has left
 
 
 # --- versions that cannot be loaded

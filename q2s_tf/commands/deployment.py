@@ -130,9 +130,6 @@ def serve(
     ssl_config_file: Annotated[
         Path | None, Option(help="TF Serving's SSLConfig: gRPC over TLS, or mutual TLS with client_verify.")
     ] = None,
-    monitoring_config_file: Annotated[
-        Path | None, Option(help="TF Serving's MonitoringConfig: whether and where REST shows metrics.")
-    ] = None,
     max_request_bytes: Annotated[
         int,
         Option(
@@ -153,9 +150,6 @@ def serve(
     grace_seconds: Annotated[
         float, Option(**SECONDS, help="How long running requests may take to finish after SIGTERM.")
     ] = 10.0,
-    allow_reload: Annotated[
-        bool, Option("--allow-reload", help="Serve HandleReloadConfigRequest, for models below --models.")
-    ] = False,
     reflection: Annotated[bool, Option("--reflection", help="Serve gRPC's reflection.")] = False,
 ) -> None:
     """Serve exported models over gRPC and REST.
@@ -178,29 +172,21 @@ def serve(
     from q2s_tf.server.server import run
 
     # TensorFlow is imported after these checks, so errors are reported immediately.
-    if allow_reload and models is None:
-        raise InputError("--allow-reload needs --models, the folder below which models may be loaded")
-    if (models is None) == (model_config_file is None) and not (models and allow_reload):
+    if (models is None) == (model_config_file is None):
         raise InputError("give either --models, a folder, or --model-config-file, a file")
-    if model_config_file is None and models is not None:
+    if models is not None:
         models_in(models)
-    if monitoring_config_file is None:
-        metrics_path: str | None = server_config.METRICS_PATH
-    else:
-        metrics_path = server_config.read_metrics_path(monitoring_config_file)
     run(
         models if model_config_file is None else server_config.read_model_configs(model_config_file),
         host,
         port,
         poll_seconds,
         rest_port=rest_port,
-        metrics_path=metrics_path,
         credentials=None if ssl_config_file is None else server_config.read_server_credentials(ssl_config_file),
         limits=server_config.RequestLimits(max_request_bytes, max_rows, max_results, max_seconds, receive_seconds),
         cache_seconds=cache_seconds,
         cache_bytes=cache_bytes,
         grace_seconds=grace_seconds,
-        reload_below=models if allow_reload else None,
         reflection=reflection,
     )
 

@@ -40,13 +40,13 @@ def read(
     """
     try:
         return _read(json.loads(body), spec, find_signature)
-    except RecursionError as error:
-        message = "the body is not JSON: it has too many levels"
+    except (
+        RecursionError,
+        ValueError,
+    ) as error:  # also of half a surrogate pair in a name
+        problem = "the body is not JSON: " if isinstance(error, RecursionError | json.JSONDecodeError) else ""
+        message = " ".join(f"{problem}{error}".split())
         raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, message) from error
-    except json.JSONDecodeError as error:
-        raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, f"the body is not JSON: {error}") from error
-    except ValueError as error:  # also of names that are not text ("\\ud83d"), and numbers of more than 4,300 digits
-        raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, " ".join(str(error).split())) from error
 
 
 def _read(request: Any, spec: ModelSpec, find_signature: Callable[[str], Signature]) -> tuple[PredictRequest, bool]:

@@ -6,28 +6,23 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import grpc
 from cachetools import TTLCache
 from tensorflow_serving.apis import get_model_metadata_pb2 as metadata_pb2
 from tensorflow_serving.apis.get_model_status_pb2 import GetModelStatusRequest, GetModelStatusResponse
-from tensorflow_serving.apis.model_management_pb2 import ReloadConfigRequest, ReloadConfigResponse
 from tensorflow_serving.apis.model_pb2 import ModelSpec
 from tensorflow_serving.apis.predict_pb2 import PredictRequest
 
-from q2s_tf.errors import InputError
 from q2s_tf.server.model_manager import ModelManager
-from q2s_tf.server.request_threads import REGULAR
+from q2s_tf.server.request_waits import Turns
 from q2s_tf.server.servable import DEFAULT_SIGNATURE
-from q2s_tf.server.server_config import DEFAULT_LIMITS, RequestLimits, check_model_configs
+from q2s_tf.server.server_config import DEFAULT_LIMITS, RequestLimits
 from q2s_tf.server.server_metrics import ServerMetrics
 from q2s_tf.serving.serving_error import ServingError
 
 log = logging.getLogger(__name__)
 
-MAX_WAITING = 32
-"""Predict requests that may hold a thread while they wait to run."""
 ENTRY_BYTES = 450
 """Memory of an entry of the cache in addition to its answer (measured: 408)."""
 MAX_MESSAGE_CHARACTERS = 500
@@ -47,12 +42,10 @@ class RequestHandler:
         limits: RequestLimits = DEFAULT_LIMITS,
         cache_seconds: float = 0.0,
         cache_bytes: int = 0,
-        reload_below: Path | None = None,
         timer: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Keeps answers for ``cache_seconds`` (0: no cache); serves reloads of models in ``reload_below`` only."""
-        self.models, self.limits, self._reload_below = models, limits, reload_below
-        self._running, self._waiting = threading.Semaphore(REGULAR), threading.Semaphore(MAX_WAITING)
+        """Keeps answers for ``cache_seconds``; 0 for no cache."""
+        self.models, self.limits, self._turns = models, limits, Turns()
         size = cache_bytes if cache_seconds else 0
         self._cache: TTLCache = TTLCache(size, cache_seconds, timer, lambda answer: len(answer) + ENTRY_BYTES)
         self._cache_lock = threading.Lock()
@@ -60,22 +53,20 @@ class RequestHandler:
         self.metrics.cache_bytes.set_function(self.cache_size)
 
     @contextmanager
-    def turn(self, entrypoint: str, arrival: float, remaining_seconds: float | None = None) -> Iterator[ModelSpec]:
+    def turn(self, entrypoint: str, remaining_seconds: float | None = None) -> Iterator[ModelSpec]:
         """Waits until a Predict request may run, runs the block, and records it in the metrics.
 
-        ``arrival`` is the `time.monotonic` at which it arrived; it may have waited for a thread since. Yields a
-        `ModelSpec` to copy that of the request to, for the metrics.
+        Waits for ``remaining_seconds`` at most, the time until the client's deadline. Yields a `ModelSpec` to copy that
+        of the request to, for the metrics.
         """
         start, spec, code = time.monotonic(), ModelSpec(), grpc.StatusCode.INTERNAL
+        seconds = self.limits.max_seconds
         try:
-            if remaining_seconds is not None and remaining_seconds <= 0:
-                message = "the deadline passed before the request could run"
-                raise ServingError(grpc.StatusCode.DEADLINE_EXCEEDED, message)
-            self._wait_to_run(arrival + self.limits.max_seconds - start)
+            self._turns.begin(seconds if remaining_seconds is None else min(remaining_seconds, seconds))
             try:
                 yield spec
             finally:
-                self._running.release()
+                self._turns.end()
             code = grpc.StatusCode.OK
         except ServingError as error:
             code = error.code
@@ -83,23 +74,10 @@ class RequestHandler:
         finally:
             model, signature = spec.name, spec.signature_name or DEFAULT_SIGNATURE
             if code is not grpc.StatusCode.OK:  # the names may not exist
-                signatures = self.models.signature_names(model)
+                signatures = self.models.signatures(model)
                 model, signature = model if signatures else "", signature if signature in signatures else ""
             labels = self.metrics.request_seconds.labels(model, signature, entrypoint, code.name)
             labels.observe(time.monotonic() - start)
-
-    def _wait_to_run(self, seconds: float) -> None:
-        if seconds > 0 and self._running.acquire(blocking=False):
-            return
-        overload = "the server receives more requests than it can answer"
-        if not self._waiting.acquire(blocking=False):
-            raise ServingError(grpc.StatusCode.UNAVAILABLE, f"{MAX_WAITING} requests wait already; {overload}")
-        try:
-            if seconds <= 0 or not self._running.acquire(timeout=seconds):
-                limit = f"the request waited for longer than {self.limits.max_seconds:g} s"
-                raise ServingError(grpc.StatusCode.DEADLINE_EXCEEDED, f"{limit}; {overload}")
-        finally:
-            self._waiting.release()
 
     def predict(self, request: PredictRequest) -> bytes:
         """Runs one signature of one model and returns the serialized ``PredictResponse``."""
@@ -144,18 +122,6 @@ class RequestHandler:
     def status(self, request: GetModelStatusRequest) -> GetModelStatusResponse:
         """The states of a model's versions, newest first, with the errors of those that failed to load."""
         return GetModelStatusResponse(model_version_status=self.models.statuses(request.model_spec))
-
-    def reload(self, request: ReloadConfigRequest) -> ReloadConfigResponse:
-        """Replaces the served models by those of another config; returns when they are loaded."""
-        if self._reload_below is None:
-            message = "HandleReloadConfigRequest is off; the option --allow-reload of the server switches it on"
-            raise ServingError(grpc.StatusCode.UNIMPLEMENTED, message)
-        try:
-            configs = check_model_configs(request.config, self._reload_below)
-        except InputError as error:
-            raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, f"{error}; the old config stays") from error
-        self.models.reload(configs)
-        return ReloadConfigResponse()
 
 
 def error_status(error: Exception) -> tuple[grpc.StatusCode, str]:

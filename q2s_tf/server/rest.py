@@ -5,7 +5,7 @@ r"""TensorFlow Serving's REST routes, and the metrics.
 | `GET /v1/models/M[/versions/V\|/labels/L]` | the state of each version |
 | `GET /v1/models/M[/versions/V\|/labels/L]/metadata` | the signatures |
 | `POST /v1/models/M[/versions/V\|/labels/L]:predict` | Predict; see `q2s_tf.server.json_tensors` for the formats |
-| `GET /monitoring/prometheus/metrics`, or the path in the monitoring config | see `q2s_tf.server.server_metrics` |
+| `GET /monitoring/prometheus/metrics` | see `q2s_tf.server.server_metrics` |
 
 An error is ``{"error": "…"}`` with the HTTP status that TensorFlow Serving uses for the gRPC code; ``:classify`` and
 ``:regress`` return 501. As in TensorFlow Serving, REST is never encrypted; TLS is only for gRPC.
@@ -14,8 +14,7 @@ An error is ``{"error": "…"}`` with the HTTP status that TensorFlow Serving us
 import asyncio
 import json
 import re
-import time
-from typing import Any
+from concurrent.futures import Executor
 
 import grpc
 import h11
@@ -33,7 +32,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from q2s_tf.server import json_tensors
 from q2s_tf.server.request_handler import RequestHandler, error_status
-from q2s_tf.server.request_threads import MAX_RECEIVING, PeerWaits, RequestThreads
+from q2s_tf.server.request_waits import PeerWaits
 from q2s_tf.serving.serving_error import ServingError
 
 _MODEL = r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"
@@ -50,12 +49,11 @@ _HTTP_STATUS = {
     grpc.StatusCode.UNAVAILABLE: 503,
     grpc.StatusCode.DEADLINE_EXCEEDED: 504,
 }
-SEND_SECONDS = 30.0
-"""The longest time for a client to read its answer."""
+METRICS_PATH = "/monitoring/prometheus/metrics"
 
 
-def make_app(handler: RequestHandler, threads: RequestThreads, metrics_path: str | None) -> ASGIApp:
-    """The routes as an ASGI application, which answers in ``threads``."""
+def make_app(handler: RequestHandler, threads: Executor, send_seconds: float) -> ASGIApp:
+    """The routes as an ASGI application, which answers in ``threads``; a client has ``send_seconds`` to read."""
     max_bytes = handler.limits.max_request_bytes
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -64,12 +62,12 @@ def make_app(handler: RequestHandler, threads: RequestThreads, metrics_path: str
             response = await respond(request)
         except ClientDisconnect:
             return
-        async with asyncio.timeout(SEND_SECONDS):
+        async with asyncio.timeout(send_seconds):
             await response(scope, receive, send)
 
     async def respond(request: Request) -> Response:
         path = request.scope["path"]
-        if path == metrics_path and request.method in ("GET", "HEAD"):
+        if path == METRICS_PATH and request.method in ("GET", "HEAD"):
             return Response(generate_latest(handler.metrics.registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
         route = _ROUTES.get(request.method)
         match = route.fullmatch(path) if route else None
@@ -86,7 +84,7 @@ def make_app(handler: RequestHandler, threads: RequestThreads, metrics_path: str
         answer = _post if request.method == "POST" else _get
         loop = asyncio.get_running_loop()
         try:
-            content = await loop.run_in_executor(threads, answer, handler, match, body, time.monotonic())
+            content = await loop.run_in_executor(threads, answer, handler, match, body)
             return Response(content, media_type="application/json")
         except Exception as error:
             code, message = error_status(error)
@@ -95,12 +93,11 @@ def make_app(handler: RequestHandler, threads: RequestThreads, metrics_path: str
     return app
 
 
-def make_protocol(threads: RequestThreads, seconds: float, max_connections: int) -> type[H11Protocol]:
-    """An HTTP protocol that closes a connection whose headers or body are not complete after ``seconds``.
+def make_protocol(headers: PeerWaits, bodies: PeerWaits, max_connections: int) -> type[H11Protocol]:
+    """An HTTP protocol that closes a connection whose ``headers`` or ``bodies`` are not complete in time.
 
-    Above ``max_connections``, or `MAX_RECEIVING` incomplete bodies, the oldest of these connections is closed.
+    Above ``max_connections`` the oldest one that waits for a request is closed.
     """
-    headers, bodies = threads.waits(seconds, max_connections), threads.waits(seconds, MAX_RECEIVING)
 
     class BoundedProtocol(H11Protocol):
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -127,7 +124,7 @@ def make_protocol(threads: RequestThreads, seconds: float, max_connections: int)
     return BoundedProtocol
 
 
-def _get(handler: RequestHandler, match: re.Match[str], *_: Any) -> bytes:
+def _get(handler: RequestHandler, match: re.Match[str], _: bytearray) -> bytes:
     spec = _model_spec(match)
     if match["metadata"]:
         response = handler.metadata(GetModelMetadataRequest(model_spec=spec, metadata_field=["signature_def"]))
@@ -141,11 +138,11 @@ def _get(handler: RequestHandler, match: re.Match[str], *_: Any) -> bytes:
     return json.dumps(content, indent=1, ensure_ascii=False).encode()
 
 
-def _post(handler: RequestHandler, match: re.Match[str], body: bytearray, arrival: float) -> bytes:
+def _post(handler: RequestHandler, match: re.Match[str], body: bytearray) -> bytes:
     if match["method"] != "predict":
         message = f"{match['method'].capitalize()} is not supported; use Predict"
         raise ServingError(grpc.StatusCode.UNIMPLEMENTED, message)
-    with handler.turn("REST", arrival) as spec:
+    with handler.turn("REST") as spec:
         spec.CopyFrom(_model_spec(match))
         request, rows = json_tensors.read(body, spec, handler.models.find(spec).signature)
         spec.CopyFrom(request.model_spec)

@@ -1,17 +1,11 @@
 """The metrics of the embedded server for Prometheus.
 
-| metric | labels | value |
-|---|---|---|
-| `q2s_request_seconds` (histogram) | `model`, `signature`, `entrypoint` (`GRPC`, `REST`), `code` | Predict requests and their duration, without the wait for a thread |
-| `q2s_cache_requests_total` | `model`, `result` (`hit`, `miss`) | look-ups in the answer cache, if it is enabled |
-| `q2s_cache_bytes` | | size of the answer cache |
-| `q2s_version_loaded` | `model`, `version` | 1 for each version that is served |
-| `q2s_version_refused` | `model`, `version` | 1 for each version on disk that failed to load |
-| `process_*` | | memory, CPU and open files of the process |
-
-`code` is the name of the gRPC code, also over REST and for success (`OK`). The label of an unknown model or signature is
-`""`, so that requests for random names do not add time series.
-"""  # noqa: E501
+`q2s_request_seconds` is a histogram of Predict requests, with their wait to run, by `model`, `signature`, `entrypoint`
+(`GRPC`, `REST`) and `code`, the name of the gRPC code, also over REST and for success (`OK`). The label of an unknown
+model or signature is `""`, so that requests for random names do not add time series. `q2s_cache_requests_total` counts
+look-ups in the answer cache by `model` and `result` (`hit`, `miss`), and `q2s_cache_bytes` is its size.
+`q2s_version_loaded` and `q2s_version_refused` are 1 for each `model` and `version` that is served or failed to load.
+"""
 
 from collections.abc import Iterator
 
