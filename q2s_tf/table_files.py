@@ -37,8 +37,6 @@ class TableFile(NamedTuple):
     """Its columns."""
     read: Callable[[Sequence[str], int], Iterator[pa.RecordBatch]]
     """From some of the columns and a number of rows to batches of at most so many rows."""
-    typed: bool
-    """Whether the format tells numbers from text; TSV and CSV do not."""
     num_rows: int | None
     """The number of rows, where the format stores it."""
 
@@ -88,7 +86,7 @@ def _open_parquet(path: Path, kind: str) -> TableFile:
         fields = {name: ds.field(name) for name in columns}
         yield from dataset.to_batches(columns=fields, batch_size=rows, use_threads=False)
 
-    return TableFile(path, names, read, typed=True, num_rows=dataset.count_rows())
+    return TableFile(path, names, read, num_rows=dataset.count_rows())
 
 
 def _open_json(path: Path, kind: str) -> TableFile:
@@ -111,7 +109,7 @@ def _open_json(path: Path, kind: str) -> TableFile:
             yield pa.RecordBatch.from_arrays(arrays, list(columns))
 
     names = list(dict.fromkeys(name for record in records() for name in record))
-    return TableFile(path, names, read, typed=True, num_rows=None)
+    return TableFile(path, names, read, num_rows=None)
 
 
 def _json_column(values: list[object]) -> pa.Array:
@@ -150,7 +148,7 @@ def _open_delimited(path: Path, kind: str, delimiter: str, is_csv: bool) -> Tabl
                 for start in range(0, len(batch), rows):
                     yield batch.slice(start, rows)
 
-    return TableFile(path, names, read, typed=False, num_rows=None)
+    return TableFile(path, names, read, num_rows=None)
 
 
 def _check_names(names: Sequence[str], origin: str, received: str) -> None:

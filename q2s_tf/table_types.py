@@ -30,7 +30,6 @@ _PLAIN_ISO = r"^\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:?\d\d)?
 """The notation that Arrow reads too, and faster."""
 _ZONE = r"(Z|[+-]\d\d:?\d\d)$"
 _EPOCH = r"^(\d{9,18}|[1-8]\d{18})(\.\d+)?$"
-_FRACTION = r"^-?\d+\.\d*[1-9]\d*$"
 _EPOCH_LIMITS = (10**8, 10**11, 10**14, 10**17, 9 * 10**18)
 """An epoch number below each limit is ambiguous, in seconds, milliseconds, microseconds, nanoseconds."""
 
@@ -43,13 +42,12 @@ class CellError(Exception):
         self.rule, self.row = rule, row
 
 
-def as_text(values: pa.Array, column: str, typed: bool = True) -> pa.Array:
+def as_text(values: pa.Array, column: str) -> pa.Array:
     """Text, with empty cells as nulls. Numbers must be whole; UUIDs have their canonical form.
 
     Args:
         values: The column.
         column: Its name. Queries lose surrounding white space; `IDS` that are whole numbers lose a fraction of zeros.
-        typed: Whether the file tells numbers from text. If not, document ids that are all numbers must be whole.
 
     Raises:
         CellError: The type holds no text or whole number, or a value is not whole.
@@ -68,9 +66,6 @@ def as_text(values: pa.Array, column: str, typed: bool = True) -> pa.Array:
         text = pc.utf8_trim(text, SPACE)
     if column in IDS and pc.any(pc.match_substring(text, ".")).as_py():
         text = pc.replace_substring_regex(text, r"^(-?\d+)\.0+$", r"\1")
-        if column == "document_id" and not typed and pc.all(pc.match_substring_regex(text, r"^-?\d+(\.\d+)?$")).as_py():
-            rule = "must be text or whole numbers (text that looks like numbers: write Parquet)"
-            _check(pc.invert(pc.match_substring_regex(text, _FRACTION)), text, rule)
     return pc.if_else(pc.equal(text, ""), None, text)
 
 

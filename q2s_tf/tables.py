@@ -163,7 +163,7 @@ class Table:
                 values = batch.column(source)
             try:
                 with readable(f"{self.kind} {part.file.path}: column {column}"):
-                    converted[column] = self._cast(column, values, part.file.typed, converted)
+                    converted[column] = self._cast(column, values, converted)
             except CellError as error:
                 place = f"{self.kind} {part.file.path}: "
                 if error.row is not None:
@@ -172,14 +172,14 @@ class Table:
                 raise InputError(f"{place}column {column} {error.rule}") from None
         return pa.RecordBatch.from_pydict(converted, schema)
 
-    def _cast(self, column: str, values: pa.Array, typed: bool, converted: dict[str, pa.Array]) -> pa.Array:
+    def _cast(self, column: str, values: pa.Array, converted: dict[str, pa.Array]) -> pa.Array:
         if column in self._widths:
             return as_vectors(values, self._widths[column])
         kind = TYPES.get(column, TEXT)
         if kind == NUMBER:
             return as_number(values, minimum=0 if column == "weight" else None)
         if kind != TIME:
-            return as_text(values, column, typed)
+            return as_text(values, column)
         times, unparsable = as_times(values)
         if self.mark_unparsable:
             converted["unparsable"] = unparsable

@@ -22,7 +22,7 @@ from q2s_tf.evaluation.collection import MODEL, rank_documents, score_documents
 from q2s_tf.evaluation.compare import compare
 from q2s_tf.evaluation.evaluate import evaluate
 from q2s_tf.evaluation.judgements import read_judgements
-from q2s_tf.evaluation.rankers import Bm25, top_k
+from q2s_tf.evaluation.rankers import Bm25, LexicalPart, top_k
 from q2s_tf.evaluation.results import RunEvaluation, metrics_table
 from q2s_tf.evaluation.slices import frequencies
 from q2s_tf.models import Towers, encode
@@ -155,24 +155,19 @@ def test_recall_of_later_days_is_over_their_own_queries(results: dict[str, Any],
     assert results["sizes"]["later_pairs"] == sum(map(len, relevant_ids(rows).values()))
 
 
-def test_the_fusion_combines_both_rankings(
+def test_the_hybrid_adds_bm25_to_the_cosines(
     results: dict[str, Any], cosines: Cosines, market: TinyMarket, judged: Rows
 ) -> None:
-    bm25 = Bm25(open_documents(market.documents))
+    part = LexicalPart(open_documents(market.documents), {"title": 2.0, "description": 1.0}, 1.0)
     ids = [row["document_id"] for row in market.document_rows]
-    fused = {}
+    weight, hybrid = results["lexical_weight"], {}
     for (query, country), by_document in cosines.items():
-        lexical = dict(zip(ids, next(bm25.rows([query])).tolist(), strict=True))
-        places = best_first(by_document)
-        fused[query, country] = {
-            # Equal scores of BM25 share the better rank, and what shares no word with the query has none.
-            each: 1 / (61 + places.index(each))
-            + (1 / (61 + sum(other > lexical[each] for other in lexical.values())) if lexical[each] else 0)
-            for each in ids
-        }
-    figure = results["systems"]["RRF"]["recall@10"]["value"]
-    assert figure == pytest.approx(mean_recall(judged, fused, 10))
-    assert results["systems"]["RRF"]["roc_auc"]["value"] == pytest.approx(auc(judged, fused), abs=1e-3)
+        shares = dict(zip(ids, next(part.rows([query])).tolist(), strict=True))
+        assert max(shares.values()) == pytest.approx(1) or not any(shares.values())
+        hybrid[query, country] = {each: by_document[each] + weight * shares[each] for each in ids}
+    figures = results["systems"]["hybrid"]
+    assert figures["recall@10"]["value"] == pytest.approx(mean_recall(judged, hybrid, 10))
+    assert figures["roc_auc"]["value"] == pytest.approx(auc(judged, hybrid), abs=1e-3)
 
 
 def test_an_exact_index_finds_what_exact_search_finds(results: dict[str, Any], models: Path) -> None:
@@ -294,7 +289,7 @@ def test_slices_sum_up_to_the_whole(results: dict[str, Any]) -> None:
     nothing = {"value": 0.0, "queries": 0}
     for slicing in results["slices"][: names.index("language_pair")]:
         assert sum(part["queries"] for part in slicing["values"]) == results["sizes"]["queries"]
-        for system in ("q2s_tf", "q2s_tf index", "BM25", "RRF"):
+        for system in ("q2s_tf", "q2s_tf index", "BM25", "hybrid"):
             for metric in ("mrr@100", "recall@10"):
                 parts = [part["systems"][system].get(metric, nothing) for part in slicing["values"]]
                 whole = sum(part["value"] * part["queries"] for part in parts) / sum(part["queries"] for part in parts)

@@ -13,12 +13,12 @@ from q2s_tf.cli import track
 from q2s_tf.config import Config
 from q2s_tf.errors import InputError
 from q2s_tf.evaluation.judgements import Judgements, read_judgements, relevant_pairs
-from q2s_tf.evaluation.rankers import Bm25, cosine_rows, reciprocal_rank_fusion, top_k
+from q2s_tf.evaluation.rankers import Bm25, LexicalPart, cosine_rows, top_k
 from q2s_tf.models import Towers, encode, read_ids
 from q2s_tf.models.encoding import documents_named
 from q2s_tf.tables import Table, open_documents, open_judgements
 
-MODEL, INDEX, LEXICAL, FUSED = "q2s_tf", "q2s_tf index", "BM25", "RRF"
+MODEL, INDEX, LEXICAL, HYBRID = "q2s_tf", "q2s_tf index", "BM25", "hybrid"
 """Names of the systems."""
 DEPTH = 100
 """Documents that are kept of each ranking."""
@@ -125,24 +125,26 @@ def _is_missing(column: pa.Array) -> np.ndarray:
     return missing.to_numpy(zero_copy_only=False)
 
 
-def score_documents(collection: Collection, lexical: Bm25 | None = None) -> Iterator[dict[str, np.ndarray]]:
+def score_documents(
+    collection: Collection, lexical: Bm25 | None = None, part: LexicalPart | None = None
+) -> Iterator[dict[str, np.ndarray]]:
     """For each query, by system the score of every document, `[N]`; −∞ where the system does not retrieve it.
 
     Args:
         collection: the embedded catalogue and queries.
-        lexical: BM25 of the same catalogue, which then is a system too, and so is its fusion with the run. BM25
-            retrieves only documents that share a word with the query. The run retrieves no document without any input,
-            as the exported retriever does.
+        lexical: BM25 of the same catalogue, which then is a system too. It retrieves only documents that share a word
+            with the query. The run retrieves no document without any input, as the exported retriever does.
+        part: what is added to the cosines in the hybrid system, which needs `lexical`.
     """
     present = np.any(collection.document_embeddings != 0, axis=1)
     rows = cosine_rows(collection.query_embeddings, collection.document_embeddings)
     cosines = (np.where(present, row, -np.inf) for row in rows)
-    if lexical is None:
+    if lexical is None or part is None:
         yield from ({MODEL: row} for row in cosines)
         return
-    for cosine, words in zip(cosines, lexical.rows(collection.judged.queries["query"]), strict=True):
-        row = np.where(words > 0, words, -np.inf)
-        yield {MODEL: cosine, LEXICAL: row, FUSED: reciprocal_rank_fusion([cosine, row])}
+    queries = collection.judged.queries["query"]
+    for cosine, words, added in zip(cosines, lexical.rows(queries), part.rows(queries), strict=True):
+        yield {MODEL: cosine, LEXICAL: np.where(words > 0, words, -np.inf), HYBRID: cosine + added}
 
 
 def rank_documents(

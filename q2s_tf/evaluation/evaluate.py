@@ -1,4 +1,4 @@
-"""Evaluation of a run on judgements, compared with BM25 and with the fusion of both."""
+"""Evaluation of a run on judgements, alone and with BM25 added, compared with BM25."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 from q2s_tf.cli import console, track
 from q2s_tf.evaluation.collection import (
     DEPTH,
-    FUSED,
+    HYBRID,
     INDEX,
     LEXICAL,
     MODEL,
@@ -22,11 +22,12 @@ from q2s_tf.evaluation.collection import (
 )
 from q2s_tf.evaluation.exported_index import find_retriever, search_index
 from q2s_tf.evaluation.metrics import Run, as_run, batch_hits, mean_by_query, overlap_at_k
-from q2s_tf.evaluation.rankers import Bm25
+from q2s_tf.evaluation.rankers import Bm25, LexicalPart
 from q2s_tf.evaluation.results import RunEvaluation, check_out, describe, replace_files, write_evaluation
 from q2s_tf.evaluation.slices import Slicing, make_slicings
 from q2s_tf.evaluation.system_metrics import measure_systems
 from q2s_tf.models import load
+from q2s_tf.serving.lexical_weight import DEFAULT_WEIGHT, default_columns
 from q2s_tf.tables import open_documents, open_positives
 
 SMALL = 30
@@ -45,7 +46,7 @@ def evaluate(
     positives: Path | None = None,
     models: Path | None = None,
 ) -> RunEvaluation:
-    """Evaluates a run, BM25 and their fusion; see `q2s_tf.evaluate`. Nothing is written if `out` is None.
+    """Evaluates a run, BM25 and the hybrid of both; see `q2s_tf.evaluate`. Nothing is written if `out` is None.
 
     Raises:
         InputError: not a trained run, a table that breaks its contract, judgements of another catalogue, no relevant
@@ -61,8 +62,12 @@ def evaluate(
     need_grades = (relevant_at, recall_relevant_at) != (None, None)
     judged, later_positives = read_judged(documents, judgements, later, seed, grades, need_grades)
     collection = embed_collection(towers, documents, judged, later_positives)
-    scores, retrieved = rank_documents(judged, score_documents(collection, Bm25(collection.table)))
-    compared = [(MODEL, LEXICAL), (FUSED, MODEL), (FUSED, LEXICAL)]
+    table, columns, weight = collection.table, default_columns(collection.table), DEFAULT_WEIGHT
+    if exported and exported[1]["lexical"]:
+        columns, weight = exported[1]["lexical"]["columns"], exported[1]["lexical_weight"]
+    systems = score_documents(collection, Bm25(table), LexicalPart(table, columns, weight))
+    scores, retrieved = rank_documents(judged, systems)
+    compared = [(MODEL, LEXICAL), (HYBRID, MODEL), (HYBRID, LEXICAL)]
     if exported:
         ids = collection.documents["document_id"].combine_chunks()
         from_index = search_index(*exported, collection.query_embeddings, ids, DEPTH)
@@ -81,6 +86,7 @@ def evaluate(
         "run": run.resolve().name,
         "judgements": judgements.name,
         "later": later.name if later else None,
+        "lexical_weight": weight,
         "index": {key: exported[1][key] for key in ("version", "index")} if exported else None,
         **describe(collection, grades),
         "systems": figures,

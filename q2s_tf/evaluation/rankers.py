@@ -1,6 +1,6 @@
-"""Scores of every document of a catalogue for a query: by cosine, by BM25, by reciprocal-rank fusion."""
+"""Scores of every document of a catalogue for a query: by cosine, by BM25, by the lexical index of a retriever."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 
 import bm25s
 import numpy as np
@@ -8,12 +8,13 @@ import Stemmer
 import tensorflow as tf
 
 from q2s_tf.cli import track
+from q2s_tf.index.lexical import LexicalIndex
+from q2s_tf.index.postings import build_postings, count_words
 from q2s_tf.tables import Table
 from q2s_tf.text import normalise
 
 CHUNK = 1 << 24
 """Scores that are computed at a time: 64 MB, whatever the size of the catalogue."""
-RRF_K = 60
 
 
 def cosine_rows(queries: np.ndarray, documents: np.ndarray) -> Iterator[np.ndarray]:
@@ -21,30 +22,6 @@ def cosine_rows(queries: np.ndarray, documents: np.ndarray) -> Iterator[np.ndarr
     step = max(1, CHUNK // len(documents))
     for start in range(0, len(queries), step):
         yield from queries[start : start + step] @ documents.T
-
-
-def reciprocal_rank_fusion(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """Fuses the rankings of several systems into one score for each document.
-
-        RRF(d) = Σ_s 1 / (60 + rank_s(d))
-
-    Equal scores share the better rank. A score of −∞ means that the system does not retrieve the document; it then
-    adds nothing. Cormack, Clarke and Büttcher, SIGIR 2009, with their k = 60.
-
-    Args:
-        rows: by system its score of every document, `[N]`.
-
-    Returns:
-        Float64 `[N]`.
-    """
-    fused = np.zeros(len(rows[0]))
-    for row in rows:
-        retrieved = np.flatnonzero(row > -np.inf)
-        order = retrieved[np.argsort(-row[retrieved])]
-        new = np.diff(row[order], prepend=np.nan) != 0
-        rank = np.maximum.accumulate(np.where(new, np.arange(1, len(order) + 1), 0))
-        fused[order] += 1 / (RRF_K + rank)
-    return fused
 
 
 def top_k(scores: np.ndarray, k: int) -> np.ndarray:
@@ -85,6 +62,26 @@ class Bm25:
                 yield self._index.get_scores(words)
             else:
                 yield np.zeros(self._count, np.float32)
+
+
+class LexicalPart:
+    """λ · BM25 / max BM25, which a retriever adds to the cosines, from its lexical index.
+
+    Args:
+        documents: the catalogue.
+        columns: weights of its text columns.
+        weight: λ.
+    """
+
+    def __init__(self, documents: Table, columns: Mapping[str, float], weight: float):
+        counts = count_words(track(documents.batches(), "counting words", documents.num_batches(8_192)), columns)
+        index = LexicalIndex(build_postings(counts, columns), len(counts.lengths))
+        self._score = tf.function(lambda text: weight * index.score(text)[0])
+
+    def rows(self, queries: list[str | None]) -> Iterator[np.ndarray]:
+        """For each query what is added to the cosine of every document, `[N]`."""
+        for text in normalise(tf.constant([query or "" for query in queries], tf.string)):
+            yield self._score(text).numpy()
 
 
 def normalised(texts: list[str]) -> list[str]:

@@ -8,14 +8,14 @@ import plotly.express as px
 import plotly.graph_objects as go
 import pyarrow as pa
 
-from q2s_tf.evaluation.collection import FUSED, INDEX, LEXICAL, MODEL
+from q2s_tf.evaluation.collection import HYBRID, INDEX, LEXICAL, MODEL
 
 INK, GRID = "#1b1f24", "#d8dee4"
 # The palette of Okabe and Ito, which colour-blind readers can distinguish, without yellow, which is too light on white.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#6e7781", "#7a3e9d", "#8c5a2b", "#1b1f24")
 PATTERNS = ("", "/", ".", "x", "-", "\\", "|")
-SYSTEM_COLOURS = {MODEL: PALETTE[0], INDEX: PALETTE[4], LEXICAL: PALETTE[1], FUSED: PALETTE[2]}
-SYSTEM_SYMBOLS = {MODEL: "circle", INDEX: "circle-open", LEXICAL: "square", FUSED: "diamond"}
+SYSTEM_COLOURS = {MODEL: PALETTE[0], INDEX: PALETTE[4], LEXICAL: PALETTE[1], HYBRID: PALETTE[2]}
+SYSTEM_SYMBOLS = {MODEL: "circle", INDEX: "circle-open", LEXICAL: "square", HYBRID: "diamond"}
 ALL = ""
 """The column of a chart with a single column."""
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-from q2s_tf.evaluation.collection import FUSED, INDEX, LEXICAL, MODEL
+from q2s_tf.evaluation.collection import HYBRID, INDEX, LEXICAL, MODEL
 from q2s_tf.report.analysis import Analysis
 
 LEVEL = 0.05
@@ -38,7 +38,7 @@ def summarise(results: dict[str, Any], analysis: Analysis) -> list[Finding]:
     """The findings about the content of `metrics.json` and the analysis of the same run, problems first."""
     findings = [
         *_against_bm25(results),
-        *_fusion(results),
+        *_hybrid(results),
         *_index_loss(results),
         *_weak_slices(results),
         *_data_problems(analysis),
@@ -72,19 +72,19 @@ def _against_bm25(results: dict[str, Any]) -> Iterator[Finding]:
         yield _finding("undecided_bm25", metrics=undecided)
 
 
-def _fusion(results: dict[str, Any]) -> Iterator[Finding]:
-    model, lexical = (significant_difference(results, FUSED, name, RECALL) for name in (MODEL, LEXICAL))
+def _hybrid(results: dict[str, Any]) -> Iterator[Finding]:
+    model, lexical = (significant_difference(results, HYBRID, name, RECALL) for name in (MODEL, LEXICAL))
     if model is None or lexical is None:
         return
-    figures = [results["systems"][name][RECALL] for name in (FUSED, MODEL, LEXICAL)]
+    figures = [results["systems"][name][RECALL] for name in (HYBRID, MODEL, LEXICAL)]
     shown = "{:.3f}, against {:.3f} of the model and {:.3f} of BM25".format(*(figure["value"] for figure in figures))
     if min(model, lexical) < 0:
         worse = " and ".join(name for name, value in (("the model", model), ("BM25", lexical)) if value < 0)
-        yield _finding("fusion_worse", worse=worse, shown=shown)
+        yield _finding("hybrid_worse", worse=worse, shown=shown)
     elif min(model, lexical) > 0:
-        yield _finding("fusion_better", shown=shown)
+        yield _finding("hybrid_better", shown=shown)
     else:
-        yield _finding("fusion_undecided", shown=shown, queries=figures[0]["queries"])
+        yield _finding("hybrid_undecided", shown=shown, queries=figures[0]["queries"])
 
 
 def _index_loss(results: dict[str, Any]) -> Iterator[Finding]:

@@ -19,7 +19,7 @@ from q2s_tf.index import DEFAULT_RECALL, DocumentRows, Index, IndexedDocuments, 
 from q2s_tf.index.postings import WordCounts, build_postings, count_words
 from q2s_tf.models import Tower, Towers, embed_catalogue, encode, load
 from q2s_tf.serving.folders import MANIFEST_FILE
-from q2s_tf.serving.lexical_weight import DEFAULT_WEIGHT, choose_weight
+from q2s_tf.serving.lexical_weight import DEFAULT_WEIGHT, choose_weight, default_columns
 from q2s_tf.serving.retriever import RetrieverServable
 from q2s_tf.serving.tower_servable import TowerServable, declare_optional
 from q2s_tf.serving.versions import keep_newest, new_version
@@ -29,8 +29,6 @@ from q2s_tf.text import normalise
 
 MAX_SAMPLE_QUERIES = 1_000
 """Different queries of the table that are embedded, at most."""
-LEXICAL = {"title": 2.0, "description": 1.0}
-"""The columns of the lexical index by default, and their weights."""
 
 
 def export(
@@ -61,8 +59,8 @@ def export(
             validation set choose `lexical_weight` too.
         collapse: A text column of the documents: of those with the same value, compared as filters are, only the best
             is returned. Documents without a value are never collapsed.
-        lexical: Weights of text columns in the lexical index (BM25). None: `LEXICAL`, as far as the catalogue has these
-            columns; empty: no lexical index.
+        lexical: Weights of text columns in the lexical index (BM25). None: those of `default_columns`; empty: no
+            lexical index.
         lexical_weight: λ, the weight of BM25 in the score of requests that give none. None: chosen on judged `queries`.
         keep: Remove all but this many of the newest versions.
 
@@ -80,7 +78,7 @@ def export(
         raise InputError(f"--out {models}: must be a folder; it is a file")
     table = open_documents(documents)
     if lexical is None:
-        lexical = {name: weight for name, weight in LEXICAL.items() if name in table.columns}
+        lexical = default_columns(table)
     for name, weight in {**lexical, "weight": lexical_weight or 0.0}.items():
         if not 0 <= weight < float("inf") or (weight == 0 and name in lexical):
             raise InputError(f"lexical {name}={weight}: the weight must be a number above 0")

@@ -14,9 +14,16 @@ from q2s_tf.text import normalise
 
 DEFAULT_WEIGHT = 0.3
 """λ without judged queries: between the best for a pretrained encoder (.5) and for a fine-tuned one (.2)."""
+COLUMNS = {"title": 2.0, "description": 1.0}
+"""The columns of the lexical index by default, and their weights."""
 WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8)
 DEPTH = 10
 MAX_QUERIES = 1_000
+
+
+def default_columns(documents: Table) -> dict[str, float]:
+    """`COLUMNS`, as far as a catalogue has them."""
+    return {name: weight for name, weight in COLUMNS.items() if name in documents.columns}
 
 
 def choose_weight(
