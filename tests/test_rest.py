@@ -269,7 +269,6 @@ def test_versions_and_the_cache_are_counted(server: Process, http: httpx.Client)
     assert first == second
     after = samples(http, "q2s_cache_requests_total")
     assert (after[hit] - before.get(hit, 0), after[miss] - before.get(miss, 0)) == (1, 1)
-    assert samples(http, "q2s_cache_bytes")[""] > 0
 
 
 class CountedServable:
@@ -303,14 +302,12 @@ def test_cached_answers_are_bounded_by_time_and_bytes(monkeypatch: pytest.Monkey
             handler.predict(predict_pb2.PredictRequest(model_spec=spec))
         return version.answers
 
-    assert computed("a", "b", "c", "b") == ["a", "b", "c"] and handler.cache_size() == 3 * size
+    assert computed("a", "b", "c", "b") == ["a", "b", "c"]
     assert computed("d", "b", "a") == ["d", "a"]  # "a", the least recently used, was evicted
     assert computed("huge", label=str(4 * size)) == ["huge"] and computed("d", "b") == []  # nothing is evicted for it
     version = CountedServable()
     assert computed("b") == ["b"]  # another loading of the version
     now[0] = 10.1
-    assert handler.cache_size() == 0 and computed("b") == ["b"]
-    handler.clear_cache()
     assert computed("b") == ["b"]
 
 

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -19,15 +20,16 @@ import tensorflow as tf
 from grpc_health.v1 import health_pb2
 from server_process import Process, predict_request, refusal, wait_until
 from tensorflow.core.framework import tensor_pb2, tensor_shape_pb2, types_pb2
+from tensorflow_serving.apis import model_pb2
 
 from q2s_tf.server.model_manager import ModelManager
-from q2s_tf.server.request_waits import MAX_RUNNING, MAX_WAITING, PeerWaits, Turns
+from q2s_tf.server.request_handler import RequestHandler
+from q2s_tf.server.request_waits import MAX_RUNNING, MAX_WAITING, PeerWaits, RequestThreads
 from q2s_tf.serving.serving_error import ServingError
 
 MEBIBYTE = 1 << 20
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
 WATCH = "/grpc.health.v1.Health/Watch"
-REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def patient(models: Path) -> Iterator[Process]:
     """A server that awaits messages for so long that no idle call ends in a test."""
     process = Process(
-        *("--models", str(models), "--rest-port", "0", "--reflection", "--receive-seconds", "600"),
+        *("--models", str(models), "--rest-port", "0", "--receive-seconds", "600"),
         *("--grace-seconds", "1"),
     )
     yield process
@@ -78,7 +80,7 @@ def everything_is_answered(server: Process, seconds: float = 5) -> None:
     assert httpx.get(f"{server.rest}/v1/models/query_tower", timeout=seconds).status_code == 200
 
 
-@pytest.mark.parametrize("method", [PREDICT, WATCH, REFLECTION])
+@pytest.mark.parametrize("method", [PREDICT, WATCH])
 @pytest.mark.parametrize("count", [4, 400])
 def test_calls_without_a_message_do_not_hold_what_others_need(patient: Process, method: str, count: int) -> None:
     with ExitStack() as stack:
@@ -249,40 +251,34 @@ def test_a_wait_ends_when_it_is_late_or_one_too_many() -> None:
     wait_until(lambda: waits.end_late() or ended == ["a", "c"])  # type: ignore[func-returns-value]
 
 
-def test_requests_run_in_the_order_of_their_arrival() -> None:
-    turns = Turns()
-    for _ in range(MAX_RUNNING):
-        turns.begin(seconds=60)
-    order: list[int] = []
-
-    def wait(number: int) -> None:
-        turns.begin(seconds=60)
-        order.append(number)
-        turns.end()
-
-    threads = []
-    for number in range(MAX_WAITING):
-        threads.append(threading.Thread(target=wait, args=(number,)))
-        threads[-1].start()
-        wait_until(lambda number=number: len(turns.waiting) == number + 1)  # type: ignore[misc]
-    with pytest.raises(ServingError, match=f"{MAX_WAITING} requests wait already") as caught:
-        turns.begin(seconds=60)
-    assert caught.value.code is grpc.StatusCode.UNAVAILABLE
-    turns.end()
-    for thread in threads:
-        thread.join()
-    assert order == list(range(MAX_WAITING))
+def test_calls_behind_blocked_ones_get_threads() -> None:
+    threads = RequestThreads(2)
+    blocked = threading.Event()
+    waiting = [threads.submit(blocked.wait) for _ in range(20)]
+    health = threads.submit(lambda: "health")
+    wait_until(lambda: threads.run_late() or health.done())  # type: ignore[func-returns-value]
+    assert health.result() == "health"
+    blocked.set()
+    assert all(future.result(timeout=60) for future in waiting)
+    threads.shutdown()
 
 
-def test_a_turn_that_does_not_come_is_not_waited_for() -> None:
-    turns = Turns()
-    for _ in range(MAX_RUNNING):
-        turns.begin(seconds=60)
-    with pytest.raises(ServingError, match="could not run within 0.001 s") as caught:
-        turns.begin(seconds=0.001)
-    assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
-    turns.end()
-    turns.begin(seconds=60)  # not given to the one that has left
+def test_more_requests_than_can_wait_are_refused() -> None:
+    handler = RequestHandler(ModelManager([]))
+    with ExitStack() as running, ThreadPoolExecutor(MAX_WAITING + 1) as threads:
+        for _ in range(MAX_RUNNING):
+            running.enter_context(handler.turn("GRPC"))
+
+        def wait() -> str:
+            with handler.turn("GRPC"):
+                return "answered"
+
+        waiting = [threads.submit(wait) for _ in range(MAX_WAITING + 1)]
+        refused = next(as_completed(waiting)).exception()
+        running.close()
+        answers = [future.result(timeout=60) for future in waiting if future.exception() is not refused]
+    assert isinstance(refused, ServingError) and refused.code is grpc.StatusCode.UNAVAILABLE
+    assert answers == ["answered"] * MAX_WAITING
 
 
 # --- versions that cannot be loaded
@@ -338,7 +334,11 @@ def test_a_pipe_in_a_version_is_refused_at_once(models: Path, tmp_path: Path) ->
     served = ModelManager(tmp_path)
     served.refresh()
     assert not served.loading(60)
-    assert served.serving() == {"query_tower": [1]} and served.refused() == {"query_tower": [2]}
+    assert served.serving() == {"query_tower": [1]}
+    assert (
+        "is neither a file nor a folder"
+        in served.statuses(model_pb2.ModelSpec(name="query_tower"))[0].status.error_message
+    )
 
 
 def test_a_repaired_version_with_its_old_times_is_loaded(models: Path, tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from typer import Argument, Option
 import q2s_tf
 from q2s_tf import cli, extras
 from q2s_tf.errors import InputError
-from q2s_tf.serving.folders import models_in
 
 BYTES = 64 << 20
 SECONDS, PORT = {"min": 0, "max": 86_400}, {"min": 0, "max": 65_535}
+POSITIVE_SECONDS = SECONDS | {"min": 0.001}
 """Ranges of options."""
 TLS = "PEM file; any of the three makes the connection encrypted."
 
@@ -139,18 +139,19 @@ def serve(
     max_rows: Annotated[int, Option(min=1, max=2**31 - 1, help="The largest batch.")] = 4096,
     max_results: Annotated[int, Option(min=1, max=2**31 - 1, help="The largest product of rows and k.")] = 100_000,
     max_seconds: Annotated[
-        float, Option(**SECONDS, help="The longest a request may wait for others before it is refused.")
+        float, Option(**POSITIVE_SECONDS, help="The longest a request may wait for others before it is refused.")
     ] = 10.0,
-    receive_seconds: Annotated[float, Option(**SECONDS, help="The longest a client may take to send a request.")] = 5.0,
+    receive_seconds: Annotated[
+        float, Option(**POSITIVE_SECONDS, help="The longest a client may take to send a request.")
+    ] = 5.0,
     cache_seconds: Annotated[
         float,
         Option(**SECONDS, help="How long an answer is kept for the same request; 0 for no cache. The paper: 28800."),
     ] = 0.0,
     cache_bytes: Annotated[int, Option(min=0, max=2**40, help="The largest total size of the kept answers.")] = BYTES,
     grace_seconds: Annotated[
-        float, Option(**SECONDS, help="How long running requests may take to finish after SIGTERM.")
+        float, Option(**POSITIVE_SECONDS, help="How long running requests may take to finish after SIGTERM.")
     ] = 10.0,
-    reflection: Annotated[bool, Option("--reflection", help="Serve gRPC's reflection.")] = False,
 ) -> None:
     """Serve exported models over gRPC and REST.
 
@@ -164,12 +165,13 @@ def serve(
     extras.require("server")
     # A small model loses more to hand-overs between threads than it gains; read when TensorFlow is first imported.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # errors are reported once, by q2s_tf
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # errors are reported once, by q2s_tf; read when it is imported
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     from q2s_tf.server import server_config
     from q2s_tf.server.server import run
+    from q2s_tf.serving.folders import models_in
 
     # TensorFlow is imported after these checks, so errors are reported immediately.
     if (models is None) == (model_config_file is None):
@@ -187,7 +189,6 @@ def serve(
         cache_seconds=cache_seconds,
         cache_bytes=cache_bytes,
         grace_seconds=grace_seconds,
-        reflection=reflection,
     )
 
 

@@ -1,15 +1,12 @@
 """TensorFlow Serving's gRPC services and the health service, over a `RequestHandler`."""
 
-import importlib
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
-from grpc_reflection.v1alpha import reflection, reflection_pb2
 from tensorflow_serving.apis.get_model_metadata_pb2 import GetModelMetadataRequest
 from tensorflow_serving.apis.get_model_status_pb2 import GetModelStatusRequest
 from tensorflow_serving.apis.predict_pb2 import PredictRequest
@@ -24,24 +21,18 @@ SERVICES = (PREDICTION_SERVICE, MODEL_SERVICE)
 UNREAD_BYTES = 64 << 10
 """A client that does not read a larger answer is a `PeerWaits`."""
 
-# The import adds the services to the descriptor pool, from which the reflection service reads them. Current protobuf
-# cannot import the rest of these generated modules.
-for module in ("prediction_service_pb2", "model_service_pb2"):
-    with suppress(AttributeError):
-        importlib.import_module(f"tensorflow_serving.apis.{module}")
-
 
 def make_services(
-    handler: RequestHandler, checks: health.HealthServicer, receiving: PeerWaits, unread: PeerWaits, reflect: bool
+    handler: RequestHandler, checks: health.HealthServicer, receiving: PeerWaits, unread: PeerWaits
 ) -> list[grpc.GenericRpcHandler]:
-    """All services, with health from ``checks``, and gRPC's reflection if ``reflect``.
+    """All services, with health from ``checks``.
 
     gRPC would wait for a request's message itself, without a limit. So every method is registered as one that reads a
     stream of messages. A call is cancelled if its message (``receiving``) or its reader (``unread``) is late.
     """
 
     def receive(messages: Iterator[Any], context: grpc.ServicerContext) -> Any:
-        """The next message, None at the end."""
+        """The message of a call, None if it has none."""
         receiving.start(context, context.cancel)
         try:
             return next(messages, None)
@@ -91,15 +82,6 @@ def make_services(
             ),
         },
     }
-    if reflect:
-        answers = reflection.ReflectionServicer((*services, reflection.SERVICE_NAME)).ServerReflectionInfo
-        services[reflection.SERVICE_NAME] = {
-            "ServerReflectionInfo": grpc.stream_stream_rpc_method_handler(
-                lambda messages, context: answers(iter(lambda: receive(messages, context), None), context),
-                reflection_pb2.ServerReflectionRequest.FromString,
-                reflection_pb2.ServerReflectionResponse.SerializeToString,
-            )
-        }
     return [grpc.method_handlers_generic_handler(name, methods) for name, methods in services.items()]
 
 

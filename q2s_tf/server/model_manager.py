@@ -21,6 +21,7 @@ import grpc
 from tensorflow_serving.apis.get_model_status_pb2 import ModelVersionStatus
 from tensorflow_serving.apis.model_pb2 import ModelSpec
 
+from q2s_tf.server import server_metrics
 from q2s_tf.server.servable import Servable
 from q2s_tf.server.server_config import ModelConfig, select_versions
 from q2s_tf.serving.folders import models_in, versions_in
@@ -55,7 +56,10 @@ class ServedModel:
         except OSError as error:
             log.warning("could not look for new versions of %s: %s", self.config.name, error)
             return False
-        self.statuses = {v: status for v, status in self.statuses.items() if v in on_disk or v in previous}
+        removed = self.statuses.keys() - on_disk.keys() - previous.keys()
+        for version in removed:
+            server_metrics.version_refused.labels(self.config.name, str(version)).set(0)
+        self.statuses = {version: status for version, status in self.statuses.items() if version not in removed}
         selected: dict[int, Servable] = {}
         allowed, count = select_versions(self.config, on_disk)
         for version in allowed:
@@ -99,6 +103,9 @@ class ServedModel:
         status.status.error_code = grpc.StatusCode.UNKNOWN.value[0] if error else 0
         status.status.error_message = error
         self.statuses = {**self.statuses, version: status}
+        labels = self.config.name, str(version)
+        server_metrics.version_loaded.labels(*labels).set(state == ModelVersionStatus.AVAILABLE)
+        server_metrics.version_refused.labels(*labels).set(bool(error))
 
 
 class ModelManager:
@@ -179,13 +186,6 @@ class ModelManager:
     def serving(self) -> dict[str, list[int]]:
         """The served versions of each model, newest last."""
         return {name: sorted(model.loaded) for name, model in self._models.items()}
-
-    def refused(self) -> dict[str, list[int]]:
-        """The versions of each model that are on disk and failed to load, newest last."""
-        return {
-            name: sorted(version for version, status in model.statuses.items() if status.status.error_message)
-            for name, model in self._models.items()
-        }
 
     def _resolve(self, spec: ModelSpec) -> tuple[ServedModel, int | None]:
         """The model, and the version that a request names by number or by label; None if it names neither."""

@@ -14,11 +14,11 @@ from tensorflow_serving.apis.get_model_status_pb2 import GetModelStatusRequest, 
 from tensorflow_serving.apis.model_pb2 import ModelSpec
 from tensorflow_serving.apis.predict_pb2 import PredictRequest
 
+from q2s_tf.server import server_metrics
 from q2s_tf.server.model_manager import ModelManager
-from q2s_tf.server.request_waits import Turns
+from q2s_tf.server.request_waits import MAX_RUNNING, MAX_WAITING
 from q2s_tf.server.servable import DEFAULT_SIGNATURE
 from q2s_tf.server.server_config import DEFAULT_LIMITS, RequestLimits
-from q2s_tf.server.server_metrics import ServerMetrics
 from q2s_tf.serving.serving_error import ServingError
 
 log = logging.getLogger(__name__)
@@ -45,28 +45,27 @@ class RequestHandler:
         timer: Callable[[], float] = time.monotonic,
     ) -> None:
         """Keeps answers for ``cache_seconds``; 0 for no cache."""
-        self.models, self.limits, self._turns = models, limits, Turns()
+        self.models, self.limits = models, limits
+        self._running, self._waiting = threading.Semaphore(MAX_RUNNING), threading.Semaphore(MAX_WAITING)
         size = cache_bytes if cache_seconds else 0
         self._cache: TTLCache = TTLCache(size, cache_seconds, timer, lambda answer: len(answer) + ENTRY_BYTES)
         self._cache_lock = threading.Lock()
-        self.metrics = ServerMetrics(models)
-        self.metrics.cache_bytes.set_function(self.cache_size)
 
     @contextmanager
     def turn(self, entrypoint: str, remaining_seconds: float | None = None) -> Iterator[ModelSpec]:
         """Waits until a Predict request may run, runs the block, and records it in the metrics.
 
-        Waits for ``remaining_seconds`` at most, the time until the client's deadline. Yields a `ModelSpec` to copy that
-        of the request to, for the metrics.
+        ``remaining_seconds`` is the time until the client's deadline, None without one. Yields a `ModelSpec` to copy
+        that of the request to, for the metrics.
         """
         start, spec, code = time.monotonic(), ModelSpec(), grpc.StatusCode.INTERNAL
-        seconds = self.limits.max_seconds
         try:
-            self._turns.begin(seconds if remaining_seconds is None else min(remaining_seconds, seconds))
+            seconds = self.limits.max_seconds
+            self._wait_to_run(seconds if remaining_seconds is None else min(remaining_seconds, seconds))
             try:
                 yield spec
             finally:
-                self._turns.end()
+                self._running.release()
             code = grpc.StatusCode.OK
         except ServingError as error:
             code = error.code
@@ -76,8 +75,21 @@ class RequestHandler:
             if code is not grpc.StatusCode.OK:  # the names may not exist
                 signatures = self.models.signatures(model)
                 model, signature = model if signatures else "", signature if signature in signatures else ""
-            labels = self.metrics.request_seconds.labels(model, signature, entrypoint, code.name)
+            labels = server_metrics.request_seconds.labels(model, signature, entrypoint, code.name)
             labels.observe(time.monotonic() - start)
+
+    def _wait_to_run(self, seconds: float) -> None:
+        if seconds > 0 and self._running.acquire(blocking=False):
+            return
+        overload = "the server receives more requests than it can answer"
+        if not self._waiting.acquire(blocking=False):
+            raise ServingError(grpc.StatusCode.UNAVAILABLE, f"{MAX_WAITING} requests wait already; {overload}")
+        try:
+            if seconds <= 0 or not self._running.acquire(timeout=seconds):
+                limit = f"the request could not run within {max(0.0, seconds):.3g} s"
+                raise ServingError(grpc.StatusCode.DEADLINE_EXCEEDED, f"{limit}; {overload}")
+        finally:
+            self._waiting.release()
 
     def predict(self, request: PredictRequest) -> bytes:
         """Runs one signature of one model and returns the serialized ``PredictResponse``."""
@@ -88,23 +100,12 @@ class RequestHandler:
         key = servable.loading, hashlib.blake2b(content, digest_size=32).digest()
         with self._cache_lock:
             answer = self._cache.get(key)
-        self.metrics.cache_requests.labels(servable.name, "miss" if answer is None else "hit").inc()
+        server_metrics.cache_requests.labels(servable.name, "miss" if answer is None else "hit").inc()
         if answer is None:
             answer = servable.predict(request, self.limits).SerializeToString()
             with suppress(ValueError), self._cache_lock:  # an answer may be larger than the cache
                 self._cache[key] = answer
         return answer
-
-    def clear_cache(self) -> None:
-        """Removes all answers."""
-        with self._cache_lock:
-            self._cache.clear()
-
-    def cache_size(self) -> float:
-        """The memory of all answers in bytes, keys included."""
-        with self._cache_lock:
-            self._cache.expire()
-            return self._cache.currsize
 
     def metadata(self, request: metadata_pb2.GetModelMetadataRequest) -> metadata_pb2.GetModelMetadataResponse:
         """The signatures of a model."""
@@ -113,9 +114,8 @@ class RequestHandler:
             message = f"metadata_field must be signature_def, got {received}"
             raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, message)
         servable = self.models.find(request.model_spec)
-        response = metadata_pb2.GetModelMetadataResponse()
-        response.model_spec.name = servable.name
-        response.model_spec.version.value = servable.version
+        spec = ModelSpec(name=servable.name, version={"value": servable.version})
+        response = metadata_pb2.GetModelMetadataResponse(model_spec=spec)
         response.metadata["signature_def"].Pack(metadata_pb2.SignatureDefMap(signature_def=servable.signature_defs))
         return response
 

@@ -1,4 +1,9 @@
-"""Waits of requests and of peers, and their bounds: a thread is always free for a call that needs none of them."""
+"""The threads that answer requests, and the bounds of what peers can hold by sending or reading nothing.
+
+A call of gRPC's Python server holds a thread from its headers to its answer. Few threads are the fastest: each further
+one makes all of them slower. But calls without a message and long graphs can hold all of them, while a health check
+waits. So there are a few regular threads, and spare ones, more than can be held, for calls that wait behind others.
+"""
 
 import math
 import os
@@ -6,58 +11,58 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent import futures
 from contextlib import suppress
-
-import grpc
-
-from q2s_tf.serving.serving_error import ServingError
+from functools import partial
+from typing import Any
 
 MAX_RUNNING = max(4, os.cpu_count() or 1)
 """Predict requests that run at once: several even on one core, so that a large batch blocks no queries."""
-MAX_WAITING = 64
-"""Predict requests that wait to run, each in a thread and with its message in memory."""
+MAX_WAITING = 32
+"""Predict requests that may hold a thread while they wait to run."""
 MAX_RECEIVING = 32
-"""Requests of one protocol of which only a part has arrived; one of gRPC holds a thread."""
-MAX_THREADS = MAX_RUNNING + MAX_WAITING + MAX_RECEIVING + 12
-"""More than requests can hold, so that calls for health and status wait for nothing."""
+"""Requests of one protocol of which only a part has arrived; a further one ends the oldest."""
+PATIENCE_SECONDS = 0.2
 
 
-class Turns:
-    """Runs at most `MAX_RUNNING` requests at once, in the order of their arrival, which no semaphore keeps."""
+class RequestThreads(futures.Executor):
+    """The regular threads, and the spare ones for calls that have waited for too long."""
 
-    def __init__(self) -> None:
-        self._running, self.waiting, self._lock = 0, deque[threading.Lock](), threading.Lock()
+    def __init__(self, regular: int = MAX_RUNNING) -> None:
+        self._regular = futures.ThreadPoolExecutor(regular, "request")
+        self._spare = futures.ThreadPoolExecutor(MAX_WAITING + MAX_RECEIVING + 8, "request-spare")
+        self._calls = deque[tuple[float, futures.Future, Callable[[], Any]]]()  # that wait for a thread, oldest first
 
-    def begin(self, seconds: float) -> None:
-        """Waits for a turn, at most ``seconds``; `end` must be called after it.
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> futures.Future:
+        """See `concurrent.futures.Executor.submit`."""
+        future: futures.Future = futures.Future()
+        self._calls.append((time.monotonic(), future, partial(function, *args, **kwargs)))
+        self._regular.submit(self._run_oldest)
+        return future
 
-        Raises:
-            ServingError: DEADLINE_EXCEEDED if there was none in time, UNAVAILABLE if `MAX_WAITING` wait already.
-        """
-        overload = "the server receives more requests than it can answer"
-        with self._lock:
-            if self._running < MAX_RUNNING and seconds > 0:
-                self._running += 1
-                return
-            if len(self.waiting) >= MAX_WAITING:
-                raise ServingError(grpc.StatusCode.UNAVAILABLE, f"{MAX_WAITING} requests wait already; {overload}")
-            turn = threading.Lock()
-            turn.acquire()
-            self.waiting.append(turn)
-        if not turn.acquire(timeout=max(0.0, seconds)):
-            with self._lock:
-                if turn in self.waiting:  # otherwise it was given meanwhile
-                    self.waiting.remove(turn)
-                    limit = f"the request could not run within {max(0.0, seconds):.3g} s"
-                    raise ServingError(grpc.StatusCode.DEADLINE_EXCEEDED, f"{limit}; {overload}")
+    def run_late(self) -> None:
+        """Runs the calls that have waited for too long in spare threads; to be called often."""
+        while self._calls and self._calls[0][0] < time.monotonic() - PATIENCE_SECONDS:
+            with suppress(IndexError):  # a regular thread has taken it
+                self._spare.submit(_run, *self._calls.popleft())
 
-    def end(self) -> None:
-        """Gives the turn to the request that has waited for the longest time."""
-        with self._lock:
-            if self.waiting:
-                self.waiting.popleft().release()
-            else:
-                self._running -= 1
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """See `concurrent.futures.Executor.shutdown`."""
+        self._regular.shutdown(wait, cancel_futures=cancel_futures)
+        self._spare.shutdown(wait, cancel_futures=cancel_futures)
+
+    def _run_oldest(self) -> None:
+        with suppress(IndexError):  # a spare thread has taken it
+            call = self._calls.popleft()
+            _run(*call)
+
+
+def _run(_: float, future: futures.Future, call: Callable[[], Any]) -> None:
+    if future.set_running_or_notify_cancel():
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
 
 
 class PeerWaits:

@@ -68,7 +68,7 @@ def make_app(handler: RequestHandler, threads: Executor, send_seconds: float) ->
     async def respond(request: Request) -> Response:
         path = request.scope["path"]
         if path == METRICS_PATH and request.method in ("GET", "HEAD"):
-            return Response(generate_latest(handler.metrics.registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+            return Response(generate_latest(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
         route = _ROUTES.get(request.method)
         match = route.fullmatch(path) if route else None
         if match is None:
@@ -124,7 +124,7 @@ def make_protocol(headers: PeerWaits, bodies: PeerWaits, max_connections: int) -
     return BoundedProtocol
 
 
-def _get(handler: RequestHandler, match: re.Match[str], _: bytearray) -> bytes:
+def _get(handler: RequestHandler, match: re.Match[str], *_: object) -> bytes:
     spec = _model_spec(match)
     if match["metadata"]:
         response = handler.metadata(GetModelMetadataRequest(model_spec=spec, metadata_field=["signature_def"]))
@@ -150,15 +150,11 @@ def _post(handler: RequestHandler, match: re.Match[str], body: bytearray) -> byt
 
 
 def _model_spec(match: re.Match[str]) -> ModelSpec:
-    spec = ModelSpec(name=match["name"])
-    if match["version"]:
-        number = match["version"]
-        if len(number) > 19 or int(number) >= 1 << 63:
-            raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, f"version {number[:40]} is larger than an int64")
-        spec.version.value = int(number)
-    if match["label"]:
-        spec.version_label = match["label"]
-    return spec
+    number = match["version"]
+    if number and (len(number) > 19 or int(number) >= 1 << 63):
+        raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, f"version {number[:40]} is larger than an int64")
+    version = {"value": int(number)} if number else None
+    return ModelSpec(name=match["name"], version=version, version_label=match["label"])
 
 
 def _error(status: int, message: str) -> Response:

@@ -17,6 +17,7 @@ from tensorflow.core.framework import tensor_pb2
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, saved_model_pb2
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
+from q2s_tf import extras
 from q2s_tf.server.server_config import DEFAULT_LIMITS, RequestLimits
 from q2s_tf.serving import tensor_proto
 from q2s_tf.serving.serving_error import ServingError
@@ -140,7 +141,7 @@ class Servable:
         Raises:
             Exception: TensorFlow cannot load the version.
             ServingError: A warm-up request failed.
-            ImportError: The model needs ops of a package that is not installed.
+            InputError: The model needs ops of a package that is not installed.
         """
         self.name = name
         self.version = version
@@ -202,8 +203,5 @@ def _import_ops(folder: Path) -> None:
     model = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
     ops = [op.name for meta_graph in model.meta_graphs for op in meta_graph.meta_info_def.stripped_op_list.op]
     if any(op.startswith("Scann>") for op in ops):
-        try:
-            importlib.import_module("scann")
-        except ImportError as error:
-            message = "the model has ScaNN's ops, and scann is not installed; pip install 'q2s_tf[scann]'"
-            raise ImportError(message) from error
+        extras.require("scann")
+        importlib.import_module("scann")

@@ -16,7 +16,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent import futures
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -27,7 +26,7 @@ from grpc_health.v1 import health, health_pb2
 
 from q2s_tf.errors import InputError
 from q2s_tf.server import server_config
-from q2s_tf.server.request_waits import MAX_RECEIVING, MAX_THREADS, PeerWaits
+from q2s_tf.server.request_waits import MAX_RECEIVING, PeerWaits, RequestThreads
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +64,6 @@ class Server:
         cache_seconds: float = 0.0,
         cache_bytes: int = 64 << 20,
         grace_seconds: float = 10.0,
-        reflection: bool = False,
     ) -> None:
         """Binds the ports, so that a port in use is reported before a model is loaded.
 
@@ -80,14 +78,13 @@ class Server:
             cache_seconds: How long to keep an answer for equal requests; 0 for no cache.
             cache_bytes: The size of the cache.
             grace_seconds: How long `stop` waits for running requests.
-            reflection: Whether to serve gRPC's reflection.
 
         Raises:
             InputError: A port cannot be bound.
         """
         self.stopping, self._stopped = threading.Event(), threading.Event()
         self._source, self._poll_seconds, self._grace_seconds = models, poll_seconds, grace_seconds
-        self._handler_options, self._reflection = (limits, cache_seconds, cache_bytes), reflection
+        self._handler_options = limits, cache_seconds, cache_bytes
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         self._max_connections = min(MAX_CONNECTIONS, most // 4)
@@ -95,7 +92,7 @@ class Server:
         self._messages, self._bodies = PeerWaits(seconds, MAX_RECEIVING), PeerWaits(seconds, MAX_RECEIVING)
         self._headers, self._unread = PeerWaits(seconds, self._max_connections), PeerWaits(SEND_SECONDS, MAX_RECEIVING)
         self._health = health.HealthServicer()
-        self._threads = futures.ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="request")
+        self._threads = RequestThreads()
         options = [
             ("grpc.so_reuseport", 0),
             ("grpc.max_receive_message_length", limits.max_request_bytes),
@@ -138,7 +135,7 @@ class Server:
         while self.models.loading(0.1) and time.monotonic() < end and not self.stopping.is_set():
             pass
         self._after_change()  # also if no version could be loaded
-        services = make_services(self._handler, self._health, self._messages, self._unread, self._reflection)
+        services = make_services(self._handler, self._health, self._messages, self._unread)
         self._grpc.add_generic_rpc_handlers(services)
         self._grpc.start()
         if self.rest_address is not None:
@@ -155,11 +152,9 @@ class Server:
                 timeout_graceful_shutdown=max(1, round(self._grace_seconds)),
             )
             self._rest = uvicorn.Server(config)
-            self._rest_thread = threading.Thread(
-                target=self._rest.run, args=([self._rest_socket],), name="rest-server", daemon=True
-            )
+            self._rest_thread = threading.Thread(target=self._rest.run, args=([self._rest_socket],), daemon=True)
             self._rest_thread.start()
-        threading.Thread(target=self._end_late_waits, name="peer-waits", daemon=True).start()
+        threading.Thread(target=self._watch, name="request-watch", daemon=True).start()
         threading.Thread(target=self._poll, name="model-poller", daemon=True).start()
 
     def stop(self) -> None:
@@ -190,8 +185,9 @@ class Server:
     def __exit__(self, *error: object) -> None:
         self.stop()
 
-    def _end_late_waits(self) -> None:
+    def _watch(self) -> None:
         while not self._stopped.wait(0.05):
+            self._threads.run_late()
             for waits in (self._messages, self._unread, self._headers, self._bodies):
                 waits.end_late()
 
@@ -203,7 +199,6 @@ class Server:
                 log.warning("could not look for new versions: %s", error)
 
     def _after_change(self) -> None:
-        self._handler.clear_cache()
         healthy = {name: bool(versions) for name, versions in self.models.serving().items()}
         healthy |= dict.fromkeys(("", *self._services), all(healthy.values()))
         status = health_pb2.HealthCheckResponse
@@ -217,8 +212,7 @@ def run(*arguments: Any, **options: Any) -> None:
     Prints one line when it is ready. A second signal ends the process at once.
     """
     # glibc keeps a pool of freed memory for each thread; in many pools the weights of old versions would remain.
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(-8, 2)  # M_ARENA_MAX of malloc.h; before the threads start
     for output in logging.getLogger().handlers:
         output.addFilter(_log_limit())
@@ -238,8 +232,8 @@ def run(*arguments: Any, **options: Any) -> None:
     gc.freeze()
     with server:
         rest = f", REST on http://{server.rest_address}" if server.rest_address else ""
-        versions = {name: " and ".join(map(str, numbers)) for name, numbers in server.models.serving().items()}
-        served = ", ".join(f"{name} {numbers or '(no version)'}" for name, numbers in versions.items())
+        versions = server.models.serving().items()
+        served = ", ".join(f"{name} {' and '.join(map(str, v)) or '(no version)'}" for name, v in versions)
         print(f"serving {served} on {server.address}{rest}", flush=True)
         server.stopping.wait()
         log.info("stopping: waiting for running requests")

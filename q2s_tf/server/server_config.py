@@ -60,17 +60,16 @@ def read_model_configs(path: Path) -> list[ModelConfig]:
     names = [model.name for model in models]
     for model in models:
         name, policy = f'model "{model.name}" of {path}', model.model_version_policy
-        platform = model.model_platform or ("tensorflow" if model.model_type == 1 else "")
         if not model.name:
             raise InputError(f"name of {name} is empty; every model needs one")
         if names.count(model.name) > 1:
             raise InputError(f"{name} is listed {names.count(model.name)} times; list every model once")
-        if platform != "tensorflow":
-            raise InputError(f'model_platform of {name} must be "tensorflow", got "{platform}"')
+        if model.model_platform != "tensorflow":
+            raise InputError(f'model_platform of {name} must be "tensorflow", got "{model.model_platform}"')
         if not model.base_path or not Path(model.base_path).is_dir():
             problem = f'base_path of {name} must be a local folder, got "{model.base_path}"'
             raise InputError(f"{problem}; mount the exports there, or change the path")
-        if policy.WhichOneof("policy_choice") == "specific" and not policy.specific.versions:
+        if policy.HasField("specific") and not policy.specific.versions:
             raise InputError(f"the specific policy of {name} lists no versions; add some")
     return models
 
@@ -83,12 +82,10 @@ def select_versions(model: ModelConfig, versions: Iterable[int]) -> tuple[list[i
     """
     policy = model.model_version_policy
     newest_first = sorted(versions, reverse=True)
-    if policy.WhichOneof("policy_choice") == "all":
-        return newest_first, len(newest_first)
-    if policy.WhichOneof("policy_choice") == "specific":
-        listed = [version for version in newest_first if version in policy.specific.versions]
-        return listed, len(listed)
-    return newest_first, policy.latest.num_versions or 1
+    if policy.HasField("specific"):
+        newest_first = [version for version in newest_first if version in policy.specific.versions]
+    count = len(newest_first) if policy.HasField("specific") or policy.HasField("all") else policy.latest.num_versions
+    return newest_first, count or 1
 
 
 def read_server_credentials(path: Path) -> grpc.ServerCredentials:
