@@ -480,14 +480,7 @@ def test_bad_input_is_one_line_and_exit_status_2(models: Path, tmp_path: Path) -
             "holds no <model>/<version>/": ["--models", str(tmp_path)],
             f"cannot listen on 127.0.0.1:{port}": ["--models", str(models), "--port", port],
             "'--port': 70000 is not in the range": ["--models", str(models), "--port", "70000"],
-            "'--poll-seconds': 0.0 is not in the range": [
-                "--models",
-                str(models),
-                "--port",
-                "0",
-                "--poll-seconds",
-                "0",
-            ],
+            "'--poll-seconds': 0.0 is not in": ["--models", str(models), "--port", "0", "--poll-seconds", "0"],
             "give either --models, a folder, or --model-config-file, a file": [],
             f"cannot listen on 127.0.0.1:{port}: the port is in use or not allowed; give another --rest-port": [
                 *("--models", str(models), "--port", "0", "--rest-port", port)

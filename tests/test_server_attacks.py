@@ -260,7 +260,7 @@ def test_calls_behind_blocked_ones_get_threads() -> None:
     assert health.result() == "health"
     blocked.set()
     assert all(future.result(timeout=60) for future in waiting)
-    threads.shutdown()
+    threads.drain(60)
 
 
 def test_more_requests_than_can_wait_are_refused() -> None:

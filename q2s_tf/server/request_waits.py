@@ -2,14 +2,14 @@
 
 A call of gRPC's Python server holds a thread from its headers to its answer. Few threads are the fastest: each further
 one makes all of them slower. But calls without a message and long graphs can hold all of them, while a health check
-waits. So there are a few regular threads, and spare ones, more than can be held, for calls that wait behind others.
+waits. So there are a few regular threads, and spare ones, more than can be held, for calls that wait behind those.
 """
 
 import math
 import os
+import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent import futures
 from contextlib import suppress
@@ -22,39 +22,58 @@ MAX_WAITING = 32
 """Predict requests that may hold a thread while they wait to run."""
 MAX_RECEIVING = 32
 """Requests of one protocol of which only a part has arrived; a further one ends the oldest."""
+MAX_SPARE = MAX_WAITING + MAX_RECEIVING + 8
 PATIENCE_SECONDS = 0.2
 
 
+Call = tuple[float, futures.Future, Callable[[], Any]]
+
+
 class RequestThreads(futures.Executor):
-    """The regular threads, and the spare ones for calls that have waited for too long."""
+    """The regular threads, and a thread of its own for each call that has waited for too long."""
 
     def __init__(self, regular: int = MAX_RUNNING) -> None:
-        self._regular = futures.ThreadPoolExecutor(regular, "request")
-        self._spare = futures.ThreadPoolExecutor(MAX_WAITING + MAX_RECEIVING + 8, "request-spare")
-        self._calls = deque[tuple[float, futures.Future, Callable[[], Any]]]()  # that wait for a thread, oldest first
+        self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
+        self._taken = 0.0  # when the call arrived that was taken last
+        self._regular = [self._start(self._work) for _ in range(regular)]
+        self._spare: list[threading.Thread] = []
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> futures.Future:
         """See `concurrent.futures.Executor.submit`."""
         future: futures.Future = futures.Future()
-        self._calls.append((time.monotonic(), future, partial(function, *args, **kwargs)))
-        self._regular.submit(self._run_oldest)
+        self._calls.put((time.monotonic(), future, partial(function, *args, **kwargs)))
         return future
 
     def run_late(self) -> None:
-        """Runs the calls that have waited for too long in spare threads; to be called often."""
-        while self._calls and self._calls[0][0] < time.monotonic() - PATIENCE_SECONDS:
-            with suppress(IndexError):  # a regular thread has taken it
-                self._spare.submit(_run, *self._calls.popleft())
+        """Starts threads for the calls that have waited for too long; must be called often."""
+        self._spare = [thread for thread in self._spare if thread.is_alive()]
+        with suppress(queue.Empty):
+            while self._taken < time.monotonic() - PATIENCE_SECONDS and len(self._spare) < MAX_SPARE:
+                call = self._calls.get_nowait()
+                if call is None:  # it ends a regular thread
+                    return self._calls.put(None)
+                self._taken = call[0]
+                self._spare.append(self._start(_run, *call))
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """See `concurrent.futures.Executor.shutdown`."""
-        self._regular.shutdown(wait, cancel_futures=cancel_futures)
-        self._spare.shutdown(wait, cancel_futures=cancel_futures)
+    def drain(self, seconds: float) -> None:
+        """Waits until all calls are complete, at most ``seconds``; none may be submitted afterwards."""
+        end = time.monotonic() + seconds
+        for _ in self._regular:
+            self._calls.put(None)
+        for thread in self._regular + self._spare:
+            thread.join(max(0.0, end - time.monotonic()))
 
-    def _run_oldest(self) -> None:
-        with suppress(IndexError):  # a spare thread has taken it
-            call = self._calls.popleft()
+    @staticmethod
+    def _start(target: Callable[..., object], *args: Any) -> threading.Thread:
+        thread = threading.Thread(target=target, args=args, name="request", daemon=True)
+        thread.start()
+        return thread
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            self._taken = call[0]
             _run(*call)
+            del call  # it holds a request and its answer
 
 
 def _run(_: float, future: futures.Future, call: Callable[[], Any]) -> None:

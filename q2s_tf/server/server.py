@@ -169,9 +169,7 @@ class Server:
         if self.rest_address is not None:
             self._rest.should_exit = True
             self._rest_thread.join()
-        drain = threading.Thread(target=self._threads.shutdown, name="drain", daemon=True)
-        drain.start()
-        drain.join(max(0.0, end - time.monotonic()))
+        self._threads.drain(end - time.monotonic())
         # What remains are answers that are being sent, and health watches, which never end by themselves.
         self._grpc.stop(min(0.2, self._grace_seconds)).wait()
         self.models.loading(end - time.monotonic())
