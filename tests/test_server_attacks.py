@@ -25,6 +25,7 @@ from tensorflow_serving.apis import model_pb2
 from q2s_tf.server.model_manager import ModelManager
 from q2s_tf.server.request_handler import RequestHandler
 from q2s_tf.server.request_waits import MAX_RUNNING, MAX_WAITING, PeerWaits, RequestThreads
+from q2s_tf.server.server_config import RequestLimits
 from q2s_tf.serving.serving_error import ServingError
 
 MEBIBYTE = 1 << 20
@@ -264,7 +265,7 @@ def test_calls_behind_blocked_ones_get_threads() -> None:
 
 
 def test_more_requests_than_can_wait_are_refused() -> None:
-    handler = RequestHandler(ModelManager([]))
+    handler = RequestHandler(ModelManager([]), RequestLimits())
     with ExitStack() as running, ThreadPoolExecutor(MAX_WAITING + 1) as threads:
         for _ in range(MAX_RUNNING):
             running.enter_context(handler.turn("GRPC"))

@@ -5,6 +5,7 @@ from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError, Message
+from grpc import StatusCode
 from grpc_health.v1 import health
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from tensorflow_serving.apis.get_model_metadata_pb2 import GetModelMetadataRequest
@@ -62,7 +63,7 @@ def make_services(
             return handler.predict(request)
 
     def refuse(message: bytes, context: grpc.ServicerContext) -> bytes:
-        raise ServingError(grpc.StatusCode.UNIMPLEMENTED, "this method is not supported; use Predict")
+        raise ServingError(StatusCode.UNIMPLEMENTED, "this method is not supported; use Predict")
 
     def watch(messages: Iterator[Any], context: grpc.ServicerContext, send: Callable[[Any], None]) -> None:
         checks.Watch(receive(messages, context) or HealthCheckRequest(), context, send)
@@ -90,4 +91,4 @@ def _parse(message_class: Any, content: bytes) -> Any:
         return message_class.FromString(content)
     except DecodeError as error:
         message = f"the message is not a {message_class.DESCRIPTOR.full_name}"
-        raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, message) from error
+        raise ServingError(StatusCode.INVALID_ARGUMENT, message) from error

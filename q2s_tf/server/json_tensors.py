@@ -14,8 +14,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-import grpc
 import numpy as np
+from grpc import StatusCode
 from tensorflow_serving.apis.model_pb2 import ModelSpec
 from tensorflow_serving.apis.predict_pb2 import PredictRequest, PredictResponse
 
@@ -40,13 +40,9 @@ def read(
     """
     try:
         return _read(json.loads(body), spec, find_signature)
-    except (
-        RecursionError,
-        ValueError,
-    ) as error:  # also of half a surrogate pair in a name
+    except (RecursionError, ValueError) as error:
         problem = "the body is not JSON: " if isinstance(error, RecursionError | json.JSONDecodeError) else ""
-        message = " ".join(f"{problem}{error}".split())
-        raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, message) from error
+        raise ServingError(StatusCode.INVALID_ARGUMENT, " ".join(f"{problem}{error}".split())) from error
 
 
 def _read(request: Any, spec: ModelSpec, find_signature: Callable[[str], Signature]) -> tuple[PredictRequest, bool]:
@@ -87,7 +83,7 @@ def render(response: PredictResponse, rows: bool) -> bytes:
     if rows and len({array.shape[:1] for array in arrays.values()} | {()}) != 2:
         shapes = ", ".join(f'"{key}" {list(array.shape)}' for key, array in arrays.items())
         message = f'the outputs do not have one row per instance ({shapes}); use "inputs"'
-        raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, message)
+        raise ServingError(StatusCode.INVALID_ARGUMENT, message)
     values: Any = columns
     if len(columns) == 1:
         (values,) = columns.values()

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import grpc
+from grpc import StatusCode
 from tensorflow_serving.apis.get_model_status_pb2 import ModelVersionStatus
 from tensorflow_serving.apis.model_pb2 import ModelSpec
 
@@ -63,11 +63,10 @@ class ServedModel:
         selected: dict[int, Servable] = {}
         allowed, count = select_versions(self.config, on_disk)
         for version in allowed:
-            servable = self.loaded.get(version) or self._load(version, on_disk[version])
-            if servable is not None:
+            if len(selected) < count and (
+                servable := self.loaded.get(version) or self._load(version, on_disk[version])
+            ):
                 selected[version] = servable
-            if len(selected) == count:
-                break
         if selected:
             self.loaded = selected
             for version in previous.keys() - selected.keys():
@@ -100,7 +99,7 @@ class ServedModel:
 
     def _set_status(self, version: int, state: ModelVersionStatus.State.ValueType, error: str = "") -> None:
         status = ModelVersionStatus(version=version, state=state)
-        status.status.error_code = grpc.StatusCode.UNKNOWN.value[0] if error else 0
+        status.status.error_code = StatusCode.UNKNOWN.value[0] if error else 0
         status.status.error_message = error
         self.statuses = {**self.statuses, version: status}
         labels = self.config.name, str(version)
@@ -166,7 +165,7 @@ class ModelManager:
             asked = "" if version is None else f" {version}"
             label = f' (label "{spec.version_label}")' if spec.version_label else ""
             message = f'model "{spec.name}" has no version{asked}{label} loaded; served versions: {_numbers(loaded)}'
-            raise ServingError(grpc.StatusCode.NOT_FOUND, message)
+            raise ServingError(StatusCode.NOT_FOUND, message)
         return loaded[version]
 
     def statuses(self, spec: ModelSpec) -> list[ModelVersionStatus]:
@@ -175,7 +174,7 @@ class ModelManager:
         if version is None:
             return [status for _, status in sorted(model.statuses.items(), reverse=True)]
         if version not in model.statuses:
-            raise ServingError(grpc.StatusCode.NOT_FOUND, f'model "{spec.name}" has no version {version}')
+            raise ServingError(StatusCode.NOT_FOUND, f'model "{spec.name}" has no version {version}')
         return [model.statuses[version]]
 
     def signatures(self, model: str) -> Collection[str]:
@@ -190,18 +189,18 @@ class ModelManager:
     def _resolve(self, spec: ModelSpec) -> tuple[ServedModel, int | None]:
         """The model, and the version that a request names by number or by label; None if it names neither."""
         if not spec.name:
-            raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, "model_spec.name is empty; name the model")
+            raise ServingError(StatusCode.INVALID_ARGUMENT, "model_spec.name is empty; name the model")
         model = self._models.get(spec.name)
         if model is None:
             message = f'there is no model "{spec.name}"; the models are {", ".join(self._models)}'
-            raise ServingError(grpc.StatusCode.NOT_FOUND, message)
+            raise ServingError(StatusCode.NOT_FOUND, message)
         if not spec.HasField("version_label"):
             return model, spec.version.value if spec.HasField("version") else None
         labels = model.config.version_labels
         if spec.version_label not in labels:
             known = ", ".join(sorted(labels)) or "none"
             message = f'model "{spec.name}" has no version label "{spec.version_label}"; its labels: {known}'
-            raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, message)
+            raise ServingError(StatusCode.INVALID_ARGUMENT, message)
         return model, labels[spec.version_label]
 
     def _refresh(self, model: ServedModel) -> None:

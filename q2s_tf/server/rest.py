@@ -7,18 +7,19 @@ r"""TensorFlow Serving's REST routes, and the metrics.
 | `POST /v1/models/M[/versions/V\|/labels/L]:predict` | Predict; see `q2s_tf.server.json_tensors` for the formats |
 | `GET /monitoring/prometheus/metrics` | see `q2s_tf.server.server_metrics` |
 
-An error is ``{"error": "…"}`` with the HTTP status that TensorFlow Serving uses for the gRPC code; ``:classify`` and
-``:regress`` return 501. As in TensorFlow Serving, REST is never encrypted; TLS is only for gRPC.
+An error is ``{"error": "…"}`` with the HTTP status that TensorFlow Serving uses for the gRPC code. As in TensorFlow
+Serving, TLS is only for gRPC.
 """
 
 import asyncio
 import json
 import re
 from concurrent.futures import Executor
+from contextlib import suppress
 
-import grpc
 import h11
 from google.protobuf import json_format
+from grpc import StatusCode
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.requests import ClientDisconnect, Request
@@ -39,15 +40,15 @@ _MODEL = r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>[0-9]+)|/labels/(
 _GET = re.compile(_MODEL + r"(?P<metadata>/metadata)?")
 _ROUTES = {"GET": _GET, "HEAD": _GET, "POST": re.compile(_MODEL + r":(?P<method>classify|regress|predict)")}
 _HTTP_STATUS = {
-    grpc.StatusCode.CANCELLED: 499,
-    grpc.StatusCode.INVALID_ARGUMENT: 400,
-    grpc.StatusCode.FAILED_PRECONDITION: 400,
-    grpc.StatusCode.OUT_OF_RANGE: 400,
-    grpc.StatusCode.NOT_FOUND: 404,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
-    grpc.StatusCode.UNIMPLEMENTED: 501,
-    grpc.StatusCode.UNAVAILABLE: 503,
-    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
+    StatusCode.CANCELLED: 499,
+    StatusCode.INVALID_ARGUMENT: 400,
+    StatusCode.FAILED_PRECONDITION: 400,
+    StatusCode.OUT_OF_RANGE: 400,
+    StatusCode.NOT_FOUND: 404,
+    StatusCode.RESOURCE_EXHAUSTED: 429,
+    StatusCode.UNIMPLEMENTED: 501,
+    StatusCode.UNAVAILABLE: 503,
+    StatusCode.DEADLINE_EXCEEDED: 504,
 }
 METRICS_PATH = "/monitoring/prometheus/metrics"
 
@@ -58,12 +59,10 @@ def make_app(handler: RequestHandler, threads: Executor, send_seconds: float) ->
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        try:
+        with suppress(ClientDisconnect):
             response = await respond(request)
-        except ClientDisconnect:
-            return
-        async with asyncio.timeout(send_seconds):
-            await response(scope, receive, send)
+            async with asyncio.timeout(send_seconds):
+                await response(scope, receive, send)
 
     async def respond(request: Request) -> Response:
         path = request.scope["path"]
@@ -140,8 +139,7 @@ def _get(handler: RequestHandler, match: re.Match[str], *_: object) -> bytes:
 
 def _post(handler: RequestHandler, match: re.Match[str], body: bytearray) -> bytes:
     if match["method"] != "predict":
-        message = f"{match['method'].capitalize()} is not supported; use Predict"
-        raise ServingError(grpc.StatusCode.UNIMPLEMENTED, message)
+        raise ServingError(StatusCode.UNIMPLEMENTED, f"{match['method'].capitalize()} is not supported; use Predict")
     with handler.turn("REST") as spec:
         spec.CopyFrom(_model_spec(match))
         request, rows = json_tensors.read(body, spec, handler.models.find(spec).signature)
@@ -152,7 +150,7 @@ def _post(handler: RequestHandler, match: re.Match[str], body: bytearray) -> byt
 def _model_spec(match: re.Match[str]) -> ModelSpec:
     number = match["version"]
     if number and (len(number) > 19 or int(number) >= 1 << 63):
-        raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, f"version {number[:40]} is larger than an int64")
+        raise ServingError(StatusCode.INVALID_ARGUMENT, f"version {number[:40]} is larger than an int64")
     version = {"value": int(number)} if number else None
     return ModelSpec(name=match["name"], version=version, version_label=match["label"])
 

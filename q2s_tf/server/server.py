@@ -25,8 +25,8 @@ import uvicorn
 from grpc_health.v1 import health, health_pb2
 
 from q2s_tf.errors import InputError
-from q2s_tf.server import server_config
 from q2s_tf.server.request_waits import MAX_RECEIVING, PeerWaits, RequestThreads
+from q2s_tf.server.server_config import ModelConfig, RequestLimits
 
 log = logging.getLogger(__name__)
 
@@ -53,14 +53,14 @@ class Server:
 
     def __init__(
         self,
-        models: Path | Sequence[server_config.ModelConfig],
+        models: Path | Sequence[ModelConfig],
         host: str = "127.0.0.1",
         port: int = 8500,
         poll_seconds: float = 1.0,
         *,
         rest_port: int | None = None,
         credentials: grpc.ServerCredentials | None = None,
-        limits: server_config.RequestLimits = server_config.DEFAULT_LIMITS,
+        limits: RequestLimits = RequestLimits(),
         cache_seconds: float = 0.0,
         cache_bytes: int = 64 << 20,
         grace_seconds: float = 10.0,

@@ -43,9 +43,6 @@ class RequestLimits(NamedTuple):
     receive_seconds: float = 5.0
 
 
-DEFAULT_LIMITS = RequestLimits()
-
-
 def read_model_configs(path: Path) -> list[ModelConfig]:
     """The models of a ``--model_config_file``.
 
@@ -101,7 +98,7 @@ def read_server_credentials(path: Path) -> grpc.ServerCredentials:
     for name in ("server_key", "server_cert", *(["custom_ca"] if config.client_verify else [])):
         if not getattr(config, name):
             raise InputError(f"{name} of {path} is empty; give it as PEM text")
-    key, certificate, authority = (v.encode() for v in (config.server_key, config.server_cert, config.custom_ca))
+    key, certificate, authority = config.server_key.encode(), config.server_cert.encode(), config.custom_ca.encode()
     # OpenSSL reports what is wrong with them; gRPC would only report that it cannot listen.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     with tempfile.NamedTemporaryFile() as file:  # OpenSSL reads files; only the owner can read this one
