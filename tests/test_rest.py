@@ -312,7 +312,9 @@ def test_cached_answers_are_bounded_by_time_and_bytes(monkeypatch: pytest.Monkey
 
 def filled(body: str, **inputs: InputSpec) -> tuple[predict_pb2.PredictRequest, bool]:
     """The message that a body becomes for a signature with these inputs, and whether it is in row format."""
-    return json_tensors.read(body.encode(), model_pb2.ModelSpec(), lambda name: SimpleNamespace(inputs=inputs))
+    return json_tensors.read(
+        bytearray(body.encode()), model_pb2.ModelSpec(), lambda name: SimpleNamespace(inputs=inputs)
+    )
 
 
 def test_floats_have_only_the_digits_that_they_need() -> None:

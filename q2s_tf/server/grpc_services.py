@@ -19,8 +19,7 @@ from q2s_tf.serving.serving_error import ServingError
 PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
 MODEL_SERVICE = "tensorflow.serving.ModelService"
 SERVICES = (PREDICTION_SERVICE, MODEL_SERVICE)
-UNREAD_BYTES = 64 << 10
-"""A client that does not read a larger answer is a `PeerWaits`."""
+UNREAD_BYTES = 64 << 10  # a larger answer is one of ``unread`` until its client has read it
 
 
 def make_services(

@@ -23,15 +23,13 @@ from q2s_tf.server.servable import InputSpec, Signature
 from q2s_tf.serving import tensor_proto
 from q2s_tf.serving.serving_error import ServingError
 
-MAX_LEVELS = 8
-"""Levels of lists in a value."""
+FindSignature = Callable[[str], Signature]
+MAX_LEVELS = 8  # of lists in a value
 _JSON_TYPES: dict[str, Any] = {"string": str, "bool": bool}
 _JSON_TYPES |= dict.fromkeys(("int32", "int64"), int) | dict.fromkeys(("float32", "float64"), (int, float))
 
 
-def read(
-    body: bytes | bytearray, spec: ModelSpec, find_signature: Callable[[str], Signature]
-) -> tuple[PredictRequest, bool]:
+def read(body: bytearray, spec: ModelSpec, find_signature: FindSignature) -> tuple[PredictRequest, bool]:
     """The request for a model from a JSON body, and whether it has the row format.
 
     Raises:
@@ -45,7 +43,7 @@ def read(
         raise ServingError(StatusCode.INVALID_ARGUMENT, " ".join(f"{problem}{error}".split())) from error
 
 
-def _read(request: Any, spec: ModelSpec, find_signature: Callable[[str], Signature]) -> tuple[PredictRequest, bool]:
+def _read(request: Any, spec: ModelSpec, find_signature: FindSignature) -> tuple[PredictRequest, bool]:
     if not isinstance(request, dict):
         raise ValueError(f"the body must be a JSON object, got a {type(request).__name__}")
     if ("instances" in request) == ("inputs" in request):

@@ -63,9 +63,10 @@ class ServedModel:
         selected: dict[int, Servable] = {}
         allowed, count = select_versions(self.config, on_disk)
         for version in allowed:
-            if len(selected) < count and (
-                servable := self.loaded.get(version) or self._load(version, on_disk[version])
-            ):
+            servable = (
+                None if len(selected) == count else self.loaded.get(version) or self._load(version, on_disk[version])
+            )
+            if servable is not None:
                 selected[version] = servable
         if selected:
             self.loaded = selected
@@ -115,10 +116,7 @@ class ModelManager:
     """
 
     def __init__(self, source: Path | Iterable[ModelConfig], on_change: Callable[[], None] = lambda: None) -> None:
-        """Of all models in a folder, also those added later, or of configs; loads nothing, see `refresh`.
-
-        Calls ``on_change`` after other versions are served than before.
-        """
+        """Of all models in a folder, also later ones, or of configs; calls ``on_change`` when others are served."""
         self._folder = source if isinstance(source, Path) else None
         configs = () if isinstance(source, Path) else source
         self._models = {config.name: ServedModel(config) for config in configs}

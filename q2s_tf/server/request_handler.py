@@ -23,10 +23,7 @@ from q2s_tf.serving.serving_error import ServingError
 
 log = logging.getLogger(__name__)
 
-ENTRY_BYTES = 450
-"""Memory of an entry of the cache in addition to its answer (measured: 408)."""
-MAX_MESSAGE_CHARACTERS = 500
-"""Of an error: gRPC sends it as metadata, which is limited to 8 KiB."""
+ENTRY_BYTES = 450  # memory of an entry of the cache in addition to its answer (measured: 408)
 
 
 class RequestHandler:
@@ -119,6 +116,6 @@ def error_status(error: Exception) -> tuple[StatusCode, str]:
     """The code and message to answer with. Logs an exception that is not a `ServingError`, because it is a bug."""
     if isinstance(error, ServingError):
         message = error.message.encode(errors="backslashreplace").decode()
-        return error.code, message[:MAX_MESSAGE_CHARACTERS]
+        return error.code, message[:500]  # gRPC sends it as metadata, which is limited to 8 KiB
     log.error("a request failed because of a bug in the server", exc_info=error)
     return StatusCode.INTERNAL, "the server failed to answer this request; its log has the error"

@@ -15,7 +15,8 @@ import tensorflow_text  # noqa: F401  (registers the text ops, which TensorFlow 
 from grpc import StatusCode
 from tensorflow.core.framework import tensor_pb2
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
-from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+from tensorflow_serving.apis import prediction_log_pb2
+from tensorflow_serving.apis.predict_pb2 import PredictRequest, PredictResponse
 
 from q2s_tf import extras
 from q2s_tf.server.server_config import RequestLimits
@@ -40,20 +41,21 @@ class InputSpec(NamedTuple):
 
     def decode(self, tensor: tensor_pb2.TensorProto, max_bytes: int) -> np.ndarray:
         """The array of a tensor; raises `ValueError` if it does not fit or is not finite."""
-        shape = [dim.size for dim in tensor.tensor_shape.dim]  # checked first, so that only valid tensors are decoded
-        sizes = shape if self.shape is None else self.shape
-        fits = len(shape) == len(sizes) and all(own in (None, n) for own, n in zip(sizes, shape, strict=True))
-        if tensor.dtype != self.dtype or not fits:
-            received = f"{tensor_proto.dtype_name(tensor.dtype)} {shape}"
-            raise ValueError(f'input "{self.key}" must be {self}, got {received}')
         try:
-            array = tensor_proto.decode(tensor, max_bytes)
+            array = tensor_proto.decode(tensor, max_bytes) if tensor.dtype == self.dtype else None
         except ValueError as error:
             raise ValueError(f'input "{self.key}": {error}') from error
+        if array is None or not self._accepts(array.shape):
+            received = f"{tensor_proto.dtype_name(tensor.dtype)} {[dim.size for dim in tensor.tensor_shape.dim]}"
+            raise ValueError(f'input "{self.key}" must be {self}, got {received}')
         # A scalar may be infinite, as min_score can be.
-        if array.dtype.kind == "f" and (not np.isfinite(array).all() if shape else np.isnan(array)):
+        if array.dtype.kind == "f" and (not np.isfinite(array).all() if array.ndim else np.isnan(array)):
             raise ValueError(f'input "{self.key}" must be finite, got NaN or Infinity')
         return array
+
+    def _accepts(self, shape: tuple[int, ...]) -> bool:
+        sizes = shape if self.shape is None else self.shape
+        return len(shape) == len(sizes) and all(own in (None, n) for own, n in zip(sizes, shape, strict=True))
 
 
 class Signature:
@@ -177,13 +179,11 @@ class Servable:
             raise ServingError(StatusCode.NOT_FOUND, message)
         return signature
 
-    def predict(
-        self, request: predict_pb2.PredictRequest, limits: RequestLimits = RequestLimits()
-    ) -> predict_pb2.PredictResponse:
+    def predict(self, request: PredictRequest, limits: RequestLimits = RequestLimits()) -> PredictResponse:
         """The response to a request, whatever version it names; raises what `signature` and `Signature.run` raise."""
         signature = self.signature(request.model_spec.signature_name)
         arrays = signature.run(request.inputs, request.output_filter, limits)
-        response = predict_pb2.PredictResponse()
+        response = PredictResponse()
         response.model_spec.name = self.name
         response.model_spec.version.value = self.version
         response.model_spec.signature_name = signature.name

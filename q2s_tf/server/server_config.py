@@ -16,13 +16,9 @@ from tensorflow_serving.config.model_server_config_pb2 import ModelConfig, Model
 
 from q2s_tf.errors import InputError
 
-_SSLConfig: Any = proto_builder.MakeSimpleProtoClass(
-    {
-        **dict.fromkeys(("server_key", "server_cert", "custom_ca"), FieldDescriptorProto.TYPE_STRING),
-        "client_verify": FieldDescriptorProto.TYPE_BOOL,
-    },
-    "tensorflow.serving.SSLConfig",
-)
+_SSL_FIELDS = dict.fromkeys(("server_key", "server_cert", "custom_ca"), FieldDescriptorProto.TYPE_STRING)
+_SSL_FIELDS["client_verify"] = FieldDescriptorProto.TYPE_BOOL
+_SSLConfig: Any = proto_builder.MakeSimpleProtoClass(_SSL_FIELDS, "tensorflow.serving.SSLConfig")
 
 
 class RequestLimits(NamedTuple):
@@ -109,9 +105,8 @@ def read_server_credentials(path: Path) -> grpc.ServerCredentials:
             if authority:
                 context.load_verify_locations(cadata=config.custom_ca)
         except (OSError, ValueError) as error:  # an ssl.SSLError is an OSError
-            raise InputError(
-                f"the key and the certificates of {path} must be PEM, and the key that of the certificate: {error}"
-            ) from error
+            rule = "must be PEM, and the key that of the certificate"
+            raise InputError(f"the key and the certificates of {path} {rule}: {error}") from error
     return grpc.ssl_server_credentials([(key, certificate)], authority or None, config.client_verify)
 
 
