@@ -63,11 +63,11 @@ class ServedModel:
         selected: dict[int, Servable] = {}
         allowed, count = select_versions(self.config, on_disk)
         for version in allowed:
-            servable = (
-                None if len(selected) == count else self.loaded.get(version) or self._load(version, on_disk[version])
-            )
+            servable = self.loaded.get(version) or self._load(version, on_disk[version])
             if servable is not None:
                 selected[version] = servable
+            if len(selected) == count:
+                break
         if selected:
             self.loaded = selected
             for version in previous.keys() - selected.keys():
