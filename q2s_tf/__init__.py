@@ -56,9 +56,9 @@ def train(
     config: "Config | str | PathLike[str]",
     *,
     documents: str | PathLike[str],
-    positives: str | PathLike[str],
-    validation: str | PathLike[str],
     out: str | PathLike[str],
+    positives: str | PathLike[str] | None = None,
+    validation: str | PathLike[str] | None = None,
     overrides: Sequence[str] = (),
     tokenizer: str | PathLike[str] | None = None,
     resume: bool = False,
@@ -76,7 +76,7 @@ def train(
         raise InputError("overrides: only for a config that is read from a file: change the Config instead")
     from q2s_tf.training import train
 
-    return train(config, Path(documents), Path(positives), Path(validation), Path(out), _path(tokenizer), resume)
+    return train(config, Path(documents), _path(positives), _path(validation), Path(out), _path(tokenizer), resume)
 
 
 def evaluate(

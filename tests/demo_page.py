@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import serving_models
@@ -19,14 +18,14 @@ from q2s_tf.demo_app.search import Search
 from q2s_tf.server.server import Server
 from q2s_tf.serving.client import Client
 
-CHANNELS = {
-    "query_tower": ["trigrams", "country", "text"],
-    "document_tower": ["title", "description", "images", "place"],
-}
+CHANNELS = ["query_trigrams", "country", "text"]
+"""Channels of the query tower."""
 HOSTILE = "<img src=x onerror=\"document.title='run'\"><script>document.title='run'</script>"
 LEFT_OUT = serving_models.IDS[-1]
 """A document that is in the index but not in the documents table."""
 WORD = "teapot"
+WORDS_SCORE = 0.5
+"""What the words add to the score of each result of the retriever."""
 
 
 class DemoPage(NamedTuple):
@@ -47,34 +46,34 @@ class WatchedClient(Client):
 
 
 def save_models(folder: Path) -> None:
-    """Saves the three servables, with manifests that name their channels."""
-    serving_models.save_all(folder)
-    for tower, channels in CHANNELS.items():
-        manifest = folder / tower / "1" / "assets.extra" / "manifest.json"
-        manifest.parent.mkdir(exist_ok=True)
-        manifest.write_text(json.dumps({"channels": channels}))
+    """Saves the three servables; the manifest of the query tower names its channels."""
+    serving_models.save_all(folder, WORDS_SCORE / serving_models.LEXICAL)
+    manifest = folder / "query_tower" / "1" / "assets.extra" / "manifest.json"
+    manifest.write_text(json.dumps({"channels": CHANNELS}))
 
 
 def make_rows() -> list[dict[str, Any]]:
     """A catalogue with hostile, foreign and missing values; ten documents contain `WORD`, once or more."""
-    generator = np.random.default_rng(11)
-    rows: list[dict[str, Any]] = []
-    for number, document_id in enumerate(serving_models.IDS[:-1]):
-        weights = generator.dirichlet(np.ones(serving_models.IMAGE_DIM)).astype(np.float32)
-        rows.append(
-            {
-                "document_id": document_id,
-                "title": f"{WORD} {document_id}" if number % 3 == 0 else f"red lamp {document_id}",
-                "description": None if number % 2 else f"{WORD} " * (number % 3 == 0) * number + "used",
-                "language": ["en", "ar", "<b>", None][number % 4],
-                "country": ["US", "AE", None][number % 3],
-                "image_embeddings": [(0.25 * weights).tolist(), (0.75 * weights).tolist()],
-                "image": None,
-            }
-        )
+    rows: list[dict[str, Any]] = [
+        {
+            "document_id": document_id,
+            "title": f"{WORD} {document_id}" if number % 3 == 0 else f"red lamp {document_id}",
+            "description": None if number % 2 else f"{WORD} " * (number % 3 == 0) * number + "used",
+            "language": ["en", "ar", "<b>", None][number % 4],
+            "country": ["US", "AE", None][number % 3],
+            "image_embeddings": [[0.25, 0.75]],
+            "image": None,
+        }
+        for number, document_id in enumerate(serving_models.IDS[:-1])
+    ]
     rows[1] |= {"title": "مصباح أحمر جديد", "description": "مصباح"}
     rows[2] |= {"title": HOSTILE, "description": HOSTILE, "language": "x-y z"}
     return rows
+
+
+def scores(query: str, country: str = "") -> list[tuple[str, float]]:
+    """Every document with its cosine to the query, best first."""
+    return serving_models.scores(serving_models.Tower().embed(query, country).numpy())
 
 
 def write_documents(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -75,10 +75,11 @@ class TextLengthTower(tf.Module):
 
 
 class Retriever(tf.Module):
-    """The query tower with an exact index of `DOCUMENTS`."""
+    """The query tower with an exact index of `DOCUMENTS`, and the weight of the lexical score by default."""
 
-    def __init__(self) -> None:
+    def __init__(self, lexical_weight: float = 0.0) -> None:
         super().__init__()
+        self.lexical_weight = lexical_weight
         self.tower = Tower()
         self.documents = tf.Variable(DOCUMENTS)
         self.ids = tf.constant(IDS)
@@ -86,7 +87,7 @@ class Retriever(tf.Module):
     def search(
         self, embedding: tf.Tensor, k: tf.Tensor, effort: tf.Tensor, min_score: tf.Tensor, lexical_weight: tf.Tensor
     ) -> dict[str, tf.Tensor]:
-        lexical_weight = tf.maximum(lexical_weight, 0.0)
+        lexical_weight = tf.where(lexical_weight < 0, self.lexical_weight, lexical_weight)
         cosines = tf.matmul(embedding, self.documents, transpose_b=True)
         best = tf.math.top_k(cosines + lexical_weight * LEXICAL, tf.minimum(k, len(IDS)))
         mask = (best.values >= min_score) & (effort >= 0)
@@ -122,7 +123,7 @@ class Retriever(tf.Module):
 
     @tf.function(input_signature=[])
     def index(self) -> dict[str, tf.Tensor]:
-        return {"partitions": tf.constant(1), "default_effort": tf.constant(1)}
+        return {"partitions": tf.constant(8), "default_effort": tf.constant(4)}
 
 
 def save_query_tower(folder: Path, turn: int = 0) -> None:
@@ -138,14 +139,14 @@ def save_lean_towers(models: Path) -> None:
         tf.saved_model.save(tower, str(models / name / "1"), signatures={"serving_default": tower.embed})
 
 
-def save_all(models: Path) -> None:
+def save_all(models: Path, lexical_weight: float = 0.0) -> None:
     """Version 1 of the three servables in ``models``, the query tower with a warm-up file."""
     save_query_tower(models / "query_tower" / "1")
     write_warmup(models / "query_tower" / "1", {"query": ["warm"], "country": ["US"]})
     documents = DocumentTower()
     signatures = {"serving_default": documents.__call__}
     tf.saved_model.save(documents, str(models / "document_tower" / "1"), signatures=signatures)
-    retriever = Retriever()
+    retriever = Retriever(lexical_weight)
     signatures = {
         "serving_default": retriever.top,
         "retrieve": retriever.retrieve,

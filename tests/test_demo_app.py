@@ -20,16 +20,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import serving_models
-from demo_page import CHANNELS, HOSTILE, LEFT_OUT, WORD, DemoPage
+from demo_page import CHANNELS, HOSTILE, LEFT_OUT, WORD, WORDS_SCORE, DemoPage
 from starlette.testclient import TestClient
 
 from q2s_tf.demo_app.app import make_app, serve
-from q2s_tf.demo_app.search import Search, tower_inputs
+from q2s_tf.demo_app.search import Search
 from q2s_tf.demo_app.shown_documents import ShownDocuments
 from q2s_tf.errors import InputError
 from q2s_tf.server.server import Server
 from q2s_tf.serving import ServingError
-from q2s_tf.serving.client import Client, SignatureInfo, TensorInfo
+from q2s_tf.serving.client import Client
 
 ROOT = Path(__file__).parents[1]
 PIXEL = bytes.fromhex("47494638396101000100800000ffffff00000021f90400000000002c00000000010001000002024401003b")
@@ -58,11 +58,11 @@ def ids(side: dict[str, Any]) -> list[str]:
 
 
 def test_all_pages_together_are_the_ranking_of_the_retriever(page: DemoPage) -> None:
-    pages = [ask(page, "red sofa", "US", number)["semantic"] for number in (1, 2, 3, 4)]
-    expected = serving_models.scores(serving_models.Tower().embed("red sofa", "US").numpy())
+    pages = [ask(page, "red sofa", "US", number)["hybrid"] for number in (1, 2, 3, 4)]
+    expected = demo_page.scores("red sofa", "US")
     assert [name for side in pages for name in ids(side)] == [name for name, _ in expected]
     found = [result["score"] for side in pages for result in side["results"]]
-    np.testing.assert_allclose(found, [score for _, score in expected], atol=1e-5)
+    np.testing.assert_allclose(found, [cosine + WORDS_SCORE for _, cosine in expected], atol=1e-5)
     assert [result["rank"] for side in pages for result in side["results"]] == list(range(1, len(expected) + 1))
     assert [side["more"] for side in pages] == [True, True, True, False]
 
@@ -70,9 +70,9 @@ def test_all_pages_together_are_the_ranking_of_the_retriever(page: DemoPage) -> 
 def test_later_pages_are_searched_with_more_effort(page: DemoPage) -> None:
     efforts = []
     for number in (1, 2, 3):
-        efforts.append(ask(page, "lamp", number=number)["semantic"]["effort"])
+        efforts.append(ask(page, "lamp", number=number)["hybrid"]["effort"])
         assert page.efforts[-1] == efforts[-1]  # the effort of the request to the server
-    assert efforts[0] < efforts[1] <= efforts[2]
+    assert efforts == [2, 4, 8]
 
 
 def test_bm25_has_the_documents_that_share_a_word(page: DemoPage) -> None:
@@ -97,29 +97,34 @@ def test_pages_of_bm25_do_not_overlap(page: DemoPage) -> None:
 def test_results_have_the_columns_of_the_documents_table(page: DemoPage) -> None:
     rows = {row["document_id"]: row for row in demo_page.make_rows()}
     pages = [ask(page, "sofa", number=number) for number in (1, 2, 3)]
-    results = [result for answer in pages for side in ("semantic", "bm25") for result in answer[side]["results"]]
+    results = [result for answer in pages for side in ("hybrid", "bm25") for result in answer[side]["results"]]
     for result in results:
         row = rows.get(result["document_id"], {})
         for name in ("title", "description", "language", "country"):
-            assert result[name] == row.get(name)
+            assert result.get(name) == row.get(name)
+        assert ("title" in result) == (result["document_id"] in rows)
     assert LEFT_OUT in {result["document_id"] for result in results}
 
 
-def test_channel_weights_are_those_of_the_towers(page: DemoPage) -> None:
-    images = {row["document_id"]: row["image_embeddings"] for row in demo_page.make_rows()}
+def test_hybrid_results_have_the_parts_of_their_score(page: DemoPage) -> None:
+    cosines = dict(demo_page.scores("sofa", "AE"))
+    results = [result for number in (1, 2, 3) for result in ask(page, "sofa", "AE", number)["hybrid"]["results"]]
+    assert {result["document_id"] for result in results} == set(serving_models.IDS)
+    assert min(cosines.values()) < 0 < max(cosines.values())
+    for result in results:
+        cosine = cosines[result["document_id"]]
+        parts = [result[name] for name in ("score", "embedding_score", "lexical_score")]
+        np.testing.assert_allclose(parts, [cosine + WORDS_SCORE, cosine, serving_models.LEXICAL], atol=1e-6)
+    assert list(results[0])[:5] == ["rank", "score", "embedding_score", "lexical_score", "document_id"]
+    assert list(ask(page, WORD)["bm25"]["results"][0])[:3] == ["rank", "score", "document_id"]
+
+
+def test_channel_weights_are_those_of_the_query_tower(page: DemoPage) -> None:
     answer = ask(page, "sofa", "AE")
-    assert [channel["name"] for channel in answer["channels"]] == CHANNELS["query_tower"]
+    assert [channel["name"] for channel in answer["channels"]] == CHANNELS
     vector = serving_models.Tower().embed("sofa", "AE").numpy()[:3]
     softmax = np.exp(vector) / np.exp(vector).sum()
     np.testing.assert_allclose([channel["weight"] for channel in answer["channels"]], softmax, atol=1e-6)
-    pages = [answer, ask(page, "sofa", "AE", 2), ask(page, "sofa", "AE", 3)]
-    for result in (result for each in pages for result in each["semantic"]["results"]):
-        weights = [channel["weight"] for channel in result["channels"]]
-        if result["document_id"] == LEFT_OUT:
-            assert weights == []
-            continue
-        assert [channel["name"] for channel in result["channels"]] == CHANNELS["document_tower"]
-        np.testing.assert_allclose(weights, np.sum(images[result["document_id"]], axis=0), atol=1e-6)
 
 
 def test_channels_have_numbers_without_the_export(folder: Path, page: DemoPage) -> None:
@@ -156,7 +161,7 @@ def test_a_wrong_request_is_refused_in_one_line(page: DemoPage, asked: dict[str,
 def test_a_query_may_have_invalid_bytes(page: DemoPage) -> None:
     answer = httpx.get(f"{page.address}/api/search?query=%00%ff%ed%a0%80&country=%00")
     assert answer.status_code == 200
-    assert len(answer.json()["semantic"]["results"]) == 10
+    assert len(answer.json()["hybrid"]["results"]) == 10
 
 
 def test_a_stopped_server_is_an_error_of_one_line_until_it_is_back(
@@ -319,7 +324,7 @@ def test_only_pictures_beneath_the_documents_folder_are_sent(tmp_path: Path) -> 
     documents = demo_page.write_documents(inside / "documents.parquet", rows)
     with Server(models, port=0) as server, demo_page.serve_page(server.address, documents, models, "image") as page:
         answers = [ask(page, "sofa", number=number) for number in (1, 2, 3)]
-        shown = {r["document_id"]: r["picture"] for answer in answers for r in answer["semantic"]["results"]}
+        shown = {r["document_id"]: r["picture"] for answer in answers for r in answer["hybrid"]["results"]}
         assert {name: picture for name, picture in shown.items() if picture} == {
             "d0": "/picture?document_id=d0",
             "d1": "https://pictures.example/a.gif",
@@ -333,30 +338,20 @@ def test_only_pictures_beneath_the_documents_folder_are_sent(tmp_path: Path) -> 
 
 def test_a_missing_picture_column_is_named(folder: Path, page: DemoPage) -> None:
     documents = folder / "documents.parquet"
-    with (
-        Server(folder / "models", port=0) as server,
-        Client(server.address) as client,
-        pytest.raises(InputError, match=f"documents {documents}: has no column photo to take pictures from"),
-    ):
-        Search(client, documents, pictures="photo")
+    with pytest.raises(InputError, match=f"documents {documents}: has no column photo to take pictures from"):
+        ShownDocuments(documents, "photo")
 
 
-def test_rows_become_inputs_of_the_signature() -> None:
-    inputs = {
-        "title": TensorInfo("string", (None,)),
-        "brand": TensorInfo("string", (None,)),
-        "photos": TensorInfo("float32", (None, None, 2)),
-    }
-    rows = [{"title": "sofa", "photos": [[1.0, 2.0]], "colour": "red"}, {"brand": "x", "photos": None}]
-    taken = tower_inputs(rows, SignatureInfo(inputs, {}))
-    assert {name: values.tolist() for name, values in taken.items()} == {
-        "title": [b"sofa", b""],
-        "brand": [b"", b"x"],
-        "photos": [[[1.0, 2.0]], [[0.0, 0.0]]],
-    }
-    assert tower_inputs(rows[1:], SignatureInfo(inputs, {}))["photos"].shape == (1, 0, 2)
-    with pytest.raises(InputError, match="photos: row 0 must be a list of vectors of 2 finite numbers"):
-        tower_inputs([{"photos": [[1.0, 2.0, 3.0]]}], SignatureInfo(inputs, {}))
+def test_a_picture_column_of_vectors_is_named(folder: Path, page: DemoPage) -> None:
+    with pytest.raises(InputError, match="column image_embeddings"):
+        ShownDocuments(folder / "documents.parquet", "image_embeddings")
+
+
+def test_the_page_needs_no_document_tower(tmp_path: Path, folder: Path, page: DemoPage) -> None:
+    for model in ("query_tower", "retriever"):
+        shutil.copytree(folder / "models" / model, tmp_path / model)
+    with Server(tmp_path, port=0) as server, Client(server.address) as client:
+        assert Search(client, folder / "documents.parquet").page("sofa")["hybrid"]["results"]
 
 
 def test_a_page_without_a_server_does_not_start(folder: Path, page: DemoPage) -> None:
@@ -368,8 +363,7 @@ def test_a_page_without_a_server_does_not_start(folder: Path, page: DemoPage) ->
 
 
 def test_a_server_without_a_retriever_is_named(tmp_path: Path, folder: Path, page: DemoPage) -> None:
-    for tower in CHANNELS:
-        shutil.copytree(folder / "models" / tower, tmp_path / tower)
+    shutil.copytree(folder / "models" / "query_tower", tmp_path / "query_tower")
     with Server(tmp_path, port=0) as server, pytest.raises(InputError, match=f"{server.address} refused: .*retriever"):
         serve(folder / "documents.parquet", server.address, tmp_path, port=0)
 
@@ -396,7 +390,7 @@ def test_the_command_line_serves_until_sigterm(folder: Path, page: DemoPage) -> 
             assert process.stdout is not None
             line = process.stdout.readline()
             assert re.fullmatch(r"demo page on http://127\.0\.0\.1:\d+\n", line)
-            assert len(ask(DemoPage(line.split()[-1], []), "sofa")["semantic"]["results"]) == 10
+            assert len(ask(DemoPage(line.split()[-1], []), "sofa")["hybrid"]["results"]) == 10
             process.send_signal(signal.SIGTERM)
             assert process.wait(30) == 0
         finally:

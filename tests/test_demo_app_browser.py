@@ -8,8 +8,7 @@ from typing import Any
 
 import demo_page
 import pytest
-import serving_models
-from demo_page import HOSTILE, WORD, DemoPage
+from demo_page import CHANNELS, HOSTILE, WORD, WORDS_SCORE, DemoPage
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
@@ -96,7 +95,7 @@ def one_of(browser: webdriver.Chrome, selector: str) -> WebElement:
     return found
 
 
-def ids(browser: webdriver.Chrome, side: str = "semantic") -> list[str]:
+def ids(browser: webdriver.Chrome, side: str = "hybrid") -> list[str]:
     script = "return [...document.querySelectorAll(`#${arguments[0]} .card`)].map((card) => card.dataset.id)"
     return browser.execute_script(script, side)
 
@@ -107,7 +106,7 @@ def status(browser: webdriver.Chrome) -> str:
 
 def open_search(browser: webdriver.Chrome, page: DemoPage, asked: str) -> None:
     browser.get(f"{page.address}/?{asked}")
-    wait(browser, lambda: status(browser).startswith("Page 1."))
+    wait(browser, lambda: status(browser).startswith("Page "))  # page 2 follows if page 1 leaves space
 
 
 def load_all(browser: webdriver.Chrome) -> None:
@@ -133,43 +132,73 @@ def test_a_search_by_keyboard_alone(browser: webdriver.Chrome, page: DemoPage) -
     wait(browser, lambda: len(ids(browser)) >= 10)
     assert browser.current_url == f"{page.address}/?query={WORD}&country=AE"
     assert browser.title == f"{WORD} – q2s_tf search"
-    expected = serving_models.scores(serving_models.Tower().embed(WORD, "AE").numpy())
+    expected = demo_page.scores(WORD, "AE")
     assert ids(browser)[:10] == [name for name, _ in expected[:10]]
-    first = all_of(browser, "#semantic .card")[0]
-    assert f"{expected[0][1]:.3f}" in first.text
-    assert "Que2Search: 10 results in " in status(browser)
+    first = all_of(browser, "#hybrid .card")[0]
+    assert f"{expected[0][1] + WORDS_SCORE:.3f}" in first.text
+    assert "Hybrid search: 10 results in " in status(browser)
     assert len(ids(browser, "bm25")) == 10
 
 
-def test_every_bar_has_its_share_as_text(browser: webdriver.Chrome, page: DemoPage) -> None:
+BARS = """
+const bars = [...document.querySelectorAll(arguments[0])];
+return bars.map((bar) => {
+  const [track, fill] = [".track", ".fill"].map((part) => bar.querySelector(part).getBoundingClientRect());
+  const [name, value] = [".name", ".value"].map((part) => bar.querySelector(part).textContent);
+  return [name, value, (fill.left - track.left) / track.width, fill.width / track.width];
+});
+"""
+"""Of each bar its name, its text, and the start and length of its filled part as shares of the track."""
+
+
+def test_the_bars_of_a_result_are_the_two_parts_of_its_score(browser: webdriver.Chrome, page: DemoPage) -> None:
+    open_search(browser, page, "query=sofa&country=AE")
+    load_all(browser)
+    expected = demo_page.scores("sofa", "AE")
+    cosines = [cosine for _, cosine in expected]
+    assert cosines[-1] < 0 and cosines[0] + WORDS_SCORE > 1
+    bars = browser.execute_script(BARS, "#hybrid .card .bars li")
+    scores = [float(element.text) for element in all_of(browser, "#hybrid .score")]
+    unit = 1 / scores[0]  # the highest score fills the track
+    for cosine, score, embeddings, words in zip(cosines, scores, bars[::2], bars[1::2], strict=True):
+        assert (embeddings[0], words[0]) == ("embeddings", "words")
+        assert float(embeddings[1]) + float(words[1]) == pytest.approx(score, abs=2e-3)
+        assert embeddings[2:] == pytest.approx([0, unit * abs(cosine)], abs=2e-2)
+        assert words[2:] == pytest.approx([unit * max(cosine, 0), unit * WORDS_SCORE], abs=2e-2)
+    hatched = browser.execute_script("return document.querySelectorAll('.card .negative').length")
+    assert hatched == sum(cosine < 0 for cosine in cosines)
+    assert {bars.accessible_name for bars in all_of(browser, "#hybrid .card .bars")} == {"Parts of the score"}
+    assert all_of(browser, "#bm25 .card .bars") == []
+    clipped = "return [...document.querySelectorAll('.card .name')].some((name) => name.scrollWidth > name.clientWidth)"
+    assert not browser.execute_script(clipped)
+
+
+def test_the_channel_weights_of_the_query_are_folded(browser: webdriver.Chrome, page: DemoPage) -> None:
     open_search(browser, page, "query=sofa")
-    read = """
-        const bars = [...document.querySelectorAll(arguments[0])];
-        return bars.map((bar) => [bar.textContent, bar.querySelector(".fill").style.width]);
-    """
-    query, documents = (browser.execute_script(read, f"{place} .bars li") for place in ("#answers > .towers", ".card"))
-    assert len(query) == len(demo_page.CHANNELS["query_tower"])
-    for text, width in [*query, *documents]:
-        assert text.endswith(f"{float(width.removesuffix('%')):.0f}%") or text.endswith("<1%")
-    names = [text.rstrip("<0123456789%") for text, _ in documents]
-    assert set(names) == set(demo_page.CHANNELS["document_tower"])
-    labels = {bars.get_attribute("aria-label") for bars in all_of(browser, ".card .bars") if bars.is_displayed()}
-    assert labels == {"Channel weights of the document"}
+    bars = one_of(browser, "#query-channels")
+    assert not bars.is_displayed()
+    one_of(browser, "summary").send_keys(Keys.ENTER)
+    assert bars.is_displayed()
+    assert bars.accessible_name == "Channel weights of the query"
+    shown = browser.execute_script(BARS, "#query-channels li")
+    assert [name for name, *_ in shown] == [name.replace("_", " ") for name in CHANNELS]
+    for _, value, start, length in shown:
+        assert start == 0
+        assert float(value.removesuffix("%")) == pytest.approx(100 * length, abs=1)
 
 
 def test_scrolling_loads_further_pages_without_repeats(browser: webdriver.Chrome, page: DemoPage) -> None:
     open_search(browser, page, "query=red+sofa&country=US")
     load_all(browser)
-    expected = serving_models.scores(serving_models.Tower().embed("red sofa", "US").numpy())
+    expected = demo_page.scores("red sofa", "US")
     assert ids(browser) == [name for name, _ in expected]
     lexical = ids(browser, "bm25")
     assert len(set(lexical)) == len(lexical) > 10
-    notes = [note.text for note in all_of(browser, "#semantic .note")]
-    assert "default effort" in notes[0]
-    assert all("full effort" in note for note in notes[1:])
+    notes = [note.text for note in all_of(browser, "#hybrid .note")]
+    assert [note.split(" · ")[1] for note in notes] == ["effort 2", "effort 4", "effort 8"]
     assert status(browser).endswith("No more results.")
     ranks = {card: rank for rank, card in enumerate(lexical, start=1)}
-    for card in all_of(browser, "#semantic .card"):
+    for card in all_of(browser, "#hybrid .card"):
         rank = ranks.get(card.get_attribute("data-id") or "")
         assert card.find_element(By.CLASS_NAME, "shared").text == (f"rank {rank} in BM25" if rank else "")
 
@@ -210,7 +239,7 @@ def test_hostile_titles_are_text_and_cause_no_request(browser: webdriver.Chrome,
     browser.get(page.address)
     open_search(browser, page, "query=%3Cscript%3Edocument.title%3D%27run%27%3C/script%3E&country=%3Cb%3E")
     load_all(browser)
-    hostile = one_of(browser, "#semantic .card[data-id=d2]")
+    hostile = one_of(browser, "#hybrid .card[data-id=d2]")
     assert hostile.find_element(By.CLASS_NAME, "title").text == HOSTILE
     assert hostile.find_element(By.CLASS_NAME, "description").text == HOSTILE
     assert hostile.find_elements(By.CSS_SELECTOR, "script, .title *, .description *") == []
@@ -226,7 +255,7 @@ def test_hostile_titles_are_text_and_cause_no_request(browser: webdriver.Chrome,
 def test_titles_have_their_language_and_direction(browser: webdriver.Chrome, page: DemoPage) -> None:
     open_search(browser, page, "query=sofa")
     load_all(browser)
-    arabic, hostile = (one_of(browser, f"#semantic [data-id={name}] .title") for name in ("d1", "d2"))
+    arabic, hostile = (one_of(browser, f"#hybrid [data-id={name}] .title") for name in ("d1", "d2"))
     assert arabic.get_attribute("lang") == "ar"
     assert arabic.value_of_css_property("direction") == "rtl"
     assert hostile.get_attribute("lang") == ""
@@ -238,14 +267,14 @@ def test_a_phone_shows_one_side_at_a_time(browser: webdriver.Chrome, page: DemoP
     open_search(browser, page, f"query={WORD}")
     fits = "return document.documentElement.scrollWidth <= innerWidth"
     assert browser.execute_script(fits)
-    semantic, bm25 = one_of(browser, "#semantic"), one_of(browser, "#bm25")
-    assert (semantic.is_displayed(), bm25.is_displayed()) == (True, False)
-    one_of(browser, "[name=side][value=semantic]").send_keys(Keys.ARROW_RIGHT)
-    assert (semantic.is_displayed(), bm25.is_displayed()) == (False, True)
+    hybrid, bm25 = one_of(browser, "#hybrid"), one_of(browser, "#bm25")
+    assert (hybrid.is_displayed(), bm25.is_displayed()) == (True, False)
+    one_of(browser, "[name=side][value=hybrid]").send_keys(Keys.ARROW_RIGHT)
+    assert (hybrid.is_displayed(), bm25.is_displayed()) == (False, True)
     load_all(browser)
     assert browser.execute_script(fits)
     resize(browser, 1440, 900)
-    assert (semantic.is_displayed(), bm25.is_displayed()) == (True, True)
+    assert (hybrid.is_displayed(), bm25.is_displayed()) == (True, True)
     assert browser.execute_script(fits)
 
 
@@ -258,7 +287,7 @@ def test_text_has_enough_contrast(browser: webdriver.Chrome, page: DemoPage, sch
     open_search(browser, page, f"query={WORD}")
     browser.execute_script("document.querySelector('#error').textContent = 'no server'")
     ratios |= browser.execute_script(CONTRAST)
-    assert {"LABEL", "A", "title", "rank", "description", "share", "note", "shared", "error"} <= set(ratios)
+    assert {"LABEL", "A", "title", "rank", "description", "value", "note", "shared", "error"} <= set(ratios)
     assert {name: ratio for name, ratio in ratios.items() if ratio < 4.5} == {}
     paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert (int(paper.removeprefix("rgb(").split(",")[0]) > 128) == (scheme == "light")
@@ -270,7 +299,7 @@ def test_controls_and_sections_have_names(browser: webdriver.Chrome, page: DemoP
         assert not control.is_displayed() or control.accessible_name, control.get_attribute("outerHTML")
     assert [heading.text.split()[0] for heading in all_of(browser, "h1")] == ["q2s_tf"]
     names = [element.accessible_name for element in all_of(browser, "section") if element.is_displayed()]
-    assert [name.split(" ")[0] for name in names] == ["Channel", "Que2Search", "BM25"]
+    assert [name.split(" ")[0] for name in names] == ["Hybrid", "BM25"]
     duplicates = (
         "const all = [...document.querySelectorAll('[id]')].map((e) => e.id); return all.length - new Set(all).size"
     )

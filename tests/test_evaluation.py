@@ -397,7 +397,7 @@ def test_judgements_are_joined_with_the_catalogue(tmp_path: Path) -> None:
         ("b", None, "gone", 2.0),
         (None, "US", "d1", 2.0),
         ("b", "US", "d2", None),
-        ("b", "US", "d2", math.nan),
+        ("b", "US", "d2", None),
     ]
     rows += [(" \u3000", "US", "d1", 2.0)]
     names = ("query", "country", "document_id", "relevance")

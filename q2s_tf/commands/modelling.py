@@ -48,9 +48,14 @@ def demo(
 def train(
     config: Annotated[str, Option(help="A TOML file, or the name of a shipped config: marketplace.")],
     documents: Documents,
-    positives: Annotated[Path, Option(help="Pairs of a query and its document, from `q2s build-positives`.")],
-    validation: Annotated[Path, Option(help="Judgements, or later positives; they choose the best epoch.")],
     out: Annotated[Path, Option(help="The run directory to create.")],
+    positives: Annotated[
+        Path | None,
+        Option(help="Pairs of a query and its document, from `q2s build-positives`. [default: nothing is trained]"),
+    ] = None,
+    validation: Annotated[
+        Path | None, Option(help="Judgements, or later positives; they choose the best epoch. Goes with --positives.")
+    ] = None,
     set_: Annotated[
         list[str] | None, Option("--set", help="Overrides a key of the config: stage1.batch_size=512. May be repeated.")
     ] = None,
@@ -61,7 +66,8 @@ def train(
 ) -> None:
     """Train both towers and write a run directory.
 
-    Two stages: in-batch softmax, then hard negatives.
+    Two stages: in-batch softmax, then hard negatives. Without positives, the run has the pretrained encoders of the
+    config as they are.
 
     Example: q2s train --config marketplace --documents data/documents.parquet
     --positives data/positives.parquet --validation data/judgements_validation.parquet --out runs/first

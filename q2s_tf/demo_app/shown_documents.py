@@ -1,7 +1,7 @@
 """The documents that the demo page shows, looked up by id."""
 
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from q2s_tf.config import IMAGES
 from q2s_tf.errors import InputError
-from q2s_tf.tables import open_documents
+from q2s_tf.tables import Table
 
 PICTURE_TYPES = frozenset((".avif", ".gif", ".jpeg", ".jpg", ".png", ".webp"))
 """The only types of files that are sent: the picture of a listing may name any path."""
@@ -25,18 +24,15 @@ class ShownDocuments:
 
     Args:
         path: the documents, Parquet or TSV.
-        inputs: columns that the document tower reads.
-        vectors: those of them that hold vectors.
         pictures: the column with the path (relative to the folder of the documents) or http(s) address of a picture.
 
     Raises:
         InputError: the documents cannot be read, or have no such picture column.
     """
 
-    def __init__(
-        self, path: Path, inputs: Sequence[str] = (), vectors: Collection[str] = (IMAGES,), pictures: str | None = None
-    ):
-        self.table = open_documents(path, [*inputs, *([pictures] if pictures else [])], vectors)
+    def __init__(self, path: Path, pictures: str | None = None):
+        optional = dict.fromkeys(("description", "language", "country", *([pictures] if pictures else [])))
+        self.table = Table(path, "documents", ["document_id", "title"], [*optional], vectors=())
         if pictures and pictures not in self.table.columns:
             raise InputError(f"documents {path}: has no column {pictures} to take pictures from")
         self._pictures = pictures

@@ -76,7 +76,12 @@ class LexicalPart:
     def __init__(self, documents: Table, columns: Mapping[str, float], weight: float):
         counts = count_words(track(documents.batches(), "counting words", documents.num_batches(8_192)), columns)
         index = LexicalIndex(build_postings(counts, columns), len(counts.lengths))
-        self._score = tf.function(lambda text: weight * index.score(text)[0])
+
+        def score(text: tf.Tensor) -> tf.Tensor:
+            sums, _, scale = index.score(text)
+            return weight * scale * sums
+
+        self._score = tf.function(score)
 
     def rows(self, queries: list[str | None]) -> Iterator[np.ndarray]:
         """For each query what is added to the cosine of every document, `[N]`."""

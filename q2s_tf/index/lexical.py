@@ -40,21 +40,21 @@ class LexicalIndex(tf.Module):
         self.terms = _variable(postings.terms)
         self.frequencies = _variable(postings.frequencies)
 
-    def score(self, query: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def score(self, query: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Score all documents for one query.
 
         Args:
             query: A normalised string `[]`.
 
         Returns:
-            BM25 divided by the highest BM25 of the query, float32 `[R]`; and the rows that have a word of the query,
-            int32 `[M]`, once for each such word.
+            BM25, float32 `[R]`; the rows with a word of the query, int32 `[M]`, once for each such word; and 1 / the
+            highest BM25, float32 `[]`, 0 if no document has a word of the query.
         """
         rows, scores = self._find(query)
         sums = tf.math.unsorted_segment_sum(scores, rows, self.count)
         # The gathered sums are few, and all sums may be a million.
         highest = tf.reduce_max(tf.concat([tf.gather(sums, rows), [0.0]], 0))
-        return sums * tf.math.divide_no_nan(1.0, highest), rows
+        return sums, rows, tf.math.divide_no_nan(1.0, highest)
 
     def _find(self, query: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The rows int32 `[M]` with a word of a query, and what the word adds to the BM25 of each, float32 `[M]`."""

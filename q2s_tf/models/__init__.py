@@ -2,7 +2,14 @@
 
 from q2s_tf.models.encoding import embed_catalogue, read_ids, unique_ids
 from q2s_tf.models.plain_data import encode, order_by_length
-from q2s_tf.models.pretrained import copy_weights, fill_encoders, load_pretrained, merge_encoder, read_preset
+from q2s_tf.models.pretrained import (
+    copy_weights,
+    fill_encoders,
+    load_pretrained,
+    merge_encoder,
+    read_preset,
+    starts_from_encoders,
+)
 from q2s_tf.models.run_directory import (
     ENCODER_TOKENIZER,
     RUN_TOKENIZER,
@@ -37,5 +44,6 @@ __all__ = [
     "read_run_config",
     "read_tokenizers",
     "save_weights",
+    "starts_from_encoders",
     "unique_ids",
 ]

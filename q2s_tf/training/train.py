@@ -30,6 +30,7 @@ from q2s_tf.models import (
     read_run_config,
     read_tokenizers,
     save_weights,
+    starts_from_encoders,
 )
 from q2s_tf.tables import open_documents, open_judgements, open_positives
 from q2s_tf.text import SentencePiece, train_tokenizer
@@ -60,8 +61,8 @@ LOCK = "training.lock"
 def train(
     config: Config,
     documents: Path,
-    positives: Path,
-    validation: Path,
+    positives: Path | None,
+    validation: Path | None,
     run: Path,
     tokenizer: Path | None = None,
     resume: bool = False,
@@ -74,7 +75,8 @@ def train(
     Args:
         config: what to train; the run keeps it with the values of its categorical channels filled in.
         documents: the catalogue.
-        positives: pairs of a query and a document that answered it.
+        positives: pairs of a query and a document that answered it. None, also for `validation`: nothing is trained,
+            and the run has the pretrained encoders of the config, which both towers must have.
         validation: judgements, or later positives; the epoch with the highest ROC AUC on them is the best one.
         run: the run directory to create.
         tokenizer: a SentencePiece model of an earlier run; None to train one.
@@ -92,6 +94,8 @@ def train(
     workers = Workers()
     if workers.chief and not resume:
         _refuse_existing(run)
+    if positives is None or validation is None:
+        return _start_from_encoders(config, documents, run, tokenizer, (positives, validation))
     with workers.lost_worker_errors():
         if resume:
             config = _resumed_config(config, run)
@@ -109,6 +113,27 @@ def train(
                         "stage1.max_epochs=<more>, or with --set stage2.unconverged=true to start stage 2 anyway"
                     )
             shutil.rmtree(run / EXAMPLES.format(workers.index))
+    return towers
+
+
+def _start_from_encoders(
+    config: Config, documents: Path, run: Path, tokenizer: Path | None, pairs: tuple[Path | None, Path | None]
+) -> Towers:
+    """A run directory of untrained towers with the pretrained encoders of a config."""
+    if any(pairs):
+        raise InputError("positives and validation: give both, or neither for the pretrained encoders of the config")
+    if not starts_from_encoders(config):
+        raise InputError(
+            "positives: only a config with a preset for the texts of both towers can do without them, such as "
+            "pretrained: give --positives and --validation, or another --config"
+        )
+    catalogue = open_documents(documents, config.tower_inputs("document"), config.vector_inputs())
+    with _run_directory(run, chief=True, resume=False):
+        _prepare_run(config, run, [TableScan(config, "document", catalogue)], tokenizer, resume=False)
+        config = read_run_config(run)
+        towers = build_towers(config, read_tokenizers(run, config))
+        load_pretrained(towers)
+        save_weights(towers, run / STAGE_WEIGHTS[1])
     return towers
 
 

@@ -3,14 +3,14 @@
 const find = (selector, within = document) => within.querySelector(selector);
 const form = find("#search");
 const more = find("#more");
-const sides = { semantic: "Que2Search", bm25: "BM25" };
+const sides = { hybrid: "Hybrid search", bm25: "BM25" };
 const percent = new Intl.NumberFormat("en", { style: "percent" });
 const score = new Intl.NumberFormat("en", { minimumFractionDigits: 3, maximumFractionDigits: 3 });
 const milliseconds = new Intl.NumberFormat("en", { maximumSignificantDigits: 2, style: "unit", unit: "millisecond" });
 const languages = new Intl.DisplayNames("en", { type: "language" });
 const regions = new Intl.DisplayNames("en", { type: "region" });
 
-/** The current search: {query, country, page, busy, focus, controller}, or null on the start page. */
+/** The current search: {query, country, page, full, busy, focus, controller}, or null on the start page. */
 let shown = null;
 
 function nameOf(names, code) {
@@ -28,11 +28,6 @@ function languageTag(language) {
   } catch {
     return "";
   }
-}
-
-/** 0 is the default of the index; the largest int32 searches all partitions. */
-function effortName(effort) {
-  return { 0: "default effort", 2147483647: "full effort" }[effort] ?? `effort ${effort}`;
 }
 
 function instance(template) {
@@ -53,15 +48,27 @@ async function request({ query, country, controller }, page) {
   return answer;
 }
 
-function bars(channels) {
-  return channels.map(({ name, weight }) => {
-    const bar = instance("bar");
-    find(".name", bar).textContent = name.replaceAll("_", " ");
-    find(".name", bar).title = name;
-    find(".fill", bar).style.width = `${100 * weight}%`;
-    find(".share", bar).textContent = 0 < weight && weight < 0.005 ? "<1%" : percent.format(weight);
-    return bar;
-  });
+/** A bar with its name and value. `start` and `length` are numbers on the scale from 0 to the --full of page.css. */
+function bar(name, value, length, start = 0) {
+  const item = instance("bar");
+  const fill = find(".fill", item);
+  find(".name", item).textContent = find(".name", item).title = name;
+  find(".value", item).textContent = value;
+  fill.style.setProperty("--length", Math.abs(length));
+  fill.style.setProperty("--start", start);
+  fill.classList.toggle("negative", length < 0);
+  return item;
+}
+
+function channelBar({ name, weight }) {
+  return bar(name.replaceAll("_", " "), 0 < weight && weight < 0.005 ? "<1%" : percent.format(weight), weight);
+}
+
+/** The parts of a hybrid score, end to end: the bar of the words begins where that of the cosine ends. */
+function scoreBars({ score: sum, embedding_score: cosine }) {
+  const words = Math.max(sum - cosine, 0); // not below 0 by rounding
+  const start = Math.max(cosine, 0);
+  return [bar("embeddings", score.format(cosine), cosine), bar("words", score.format(words), words, start)];
 }
 
 function card(result) {
@@ -69,7 +76,7 @@ function card(result) {
   const lang = languageTag(result.language);
   find(".card", item).dataset.id = result.document_id;
   find(".rank", item).textContent = result.rank;
-  find(".title", item).textContent = result.title ?? (result.channels.length ? "(no title)" : "(not in the documents table)");
+  find(".title", item).textContent = result.title ?? ("title" in result ? "(no title)" : "(not in the documents table)");
   find(".description", item).textContent = result.description ?? "";
   for (const text of [find(".title", item), find(".description", item)]) text.lang = lang;
   find(".score", item).textContent = score.format(result.score);
@@ -77,8 +84,8 @@ function card(result) {
   if (result.country) about.unshift(nameOf(regions, result.country));
   if (result.language) about.unshift(nameOf(languages, result.language));
   find(".about", item).textContent = `· ${about.join(" · ")}`;
-  find(".bars", item).replaceChildren(...bars(result.channels));
-  find(".bars", item).hidden = result.channels.length === 0;
+  if ("embedding_score" in result) find(".bars", item).append(...scoreBars(result));
+  else find(".bars", item).remove();
   if (result.picture) {
     const image = find("img", item);
     image.addEventListener("error", () => image.remove());
@@ -94,7 +101,7 @@ function addPage(side, number, { results, milliseconds: took, effort }) {
   const fresh = results.filter((result) => !before.has(result.document_id));
   const page = instance("page");
   const facts = [`Page ${number}`, milliseconds.format(took)];
-  if (typeof effort === "number") facts.splice(1, 0, effortName(effort));
+  if (typeof effort === "number") facts.splice(1, 0, `effort ${effort}`);
   if (fresh.length === 0) facts.push(number === 1 ? "no results" : "no more results");
   find(".note", page).textContent = facts.join(" · ");
   find("ol", page).append(...fresh.map(card));
@@ -104,7 +111,7 @@ function addPage(side, number, { results, milliseconds: took, effort }) {
 
 /** Shows for each result its rank on the other side. */
 function markShared() {
-  for (const [side, other] of [["semantic", "bm25"], ["bm25", "semantic"]]) {
+  for (const [side, other] of [["hybrid", "bm25"], ["bm25", "hybrid"]]) {
     const ranks = new Map(
       [...document.querySelectorAll(`#${other} .card`)].map((item) => [item.dataset.id, find(".rank", item).textContent]),
     );
@@ -117,13 +124,16 @@ function markShared() {
 
 function showAnswer(answer) {
   find("#answers").hidden = false;
-  if (answer.page === 1) find("#query-channels").replaceChildren(...bars(answer.channels));
+  if (answer.page === 1) find("#query-channels").replaceChildren(...answer.channels.map(channelBar));
+  const ends = answer.hybrid.results.map((result) => Math.max(result.score, result.score - result.embedding_score));
+  shown.full = Math.max(shown.full, ...ends);
+  find("#hybrid").style.setProperty("--full", shown.full);
   const counts = Object.entries(sides).map(([side, name]) => {
     const count = addPage(side, answer.page, answer[side]);
     return `${name}: ${count} results in ${milliseconds.format(answer[side].milliseconds)}`;
   });
   markShared();
-  more.hidden = !(answer.semantic.more || answer.bm25.more);
+  more.hidden = !(answer.hybrid.more || answer.bm25.more);
   find("#status").textContent = `Page ${answer.page}. ${counts.join(". ")}.${more.hidden ? " No more results." : ""}`;
 }
 
@@ -184,7 +194,8 @@ function start() {
   find("#error").textContent = find("#status").textContent = "";
   more.hidden = true;
   document.title = query ? `${query} – q2s_tf search` : "q2s_tf search";
-  shown = query ? { query, country, page: 0, busy: false, focus: false, controller: new AbortController() } : null;
+  const controller = new AbortController();
+  shown = query ? { query, country, page: 0, full: 1, busy: false, focus: false, controller } : null;
   if (shown) loadMore();
   else form.elements.query.focus();
 }
