@@ -479,13 +479,13 @@ def test_bad_input_is_one_line_and_exit_status_2(models: Path, tmp_path: Path) -
             "does not exist": ["--models", str(tmp_path / "nowhere")],
             "holds no <model>/<version>/": ["--models", str(tmp_path)],
             f"cannot listen on 127.0.0.1:{port}": ["--models", str(models), "--port", port],
-            "'--port': 70000 is not in the range": ["--models", str(models), "--port", "70000"],
-            "'--poll-seconds': 0.0 is not in": ["--models", str(models), "--port", "0", "--poll-seconds", "0"],
+            "'--port': Input should be less than or equal to 65535": ["--models", str(models), "--port", "70000"],
+            "'--poll-seconds': Input should be": ["--models", str(models), "--port", "0", "--poll-seconds", "0"],
             "give either --models, a folder, or --model-config-file, a file": [],
             f"cannot listen on 127.0.0.1:{port}: the port is in use or not allowed; give another --rest-port": [
                 *("--models", str(models), "--port", "0", "--rest-port", port)
             ],
-            "'--max-rows': 0 is not in the range": ["--models", str(models), "--max-rows", "0"],
+            "'--max-rows': Input should be greater than or equal to 1": ["--models", str(models), "--max-rows", "0"],
         }
         for fragment, arguments in cases.items():
             status, output, errors = run(*arguments)
