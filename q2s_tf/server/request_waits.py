@@ -24,8 +24,6 @@ MAX_RECEIVING = 32
 """Requests of one protocol of which only a part has arrived; a further one ends the oldest."""
 MAX_SPARE = MAX_WAITING + MAX_RECEIVING + 8
 PATIENCE_SECONDS = 0.2
-
-
 Call = tuple[float, futures.Future, Callable[[], Any]]
 
 
