@@ -30,7 +30,6 @@ FEATURES = {
     "scann": ["scann==1.4.2"],  # approximate nearest neighbours, `--index scann`
     "server": [  # the embedded server and the demo page
         "cachetools~=8.0",
-        "grpcio-reflection>=1.70",
         "h11>=0.14",  # the HTTP protocol of uvicorn
         "jinja2~=3.1",
         "prometheus-client~=0.26",

@@ -10,7 +10,7 @@ EXTRAS = {
     "pretrained": ("safetensors",),
     "report": ("jinja2", "plotly"),
     "scann": ("scann",),
-    "server": ("cachetools", "grpc_reflection", "h11", "jinja2", "prometheus_client", "starlette", "uvicorn"),
+    "server": ("cachetools", "h11", "jinja2", "prometheus_client", "starlette", "uvicorn"),
     "spark": ("pyspark",),
 }
 """The modules that each extra brings, by its name."""

@@ -84,7 +84,8 @@ def test_row_and_columnar_responses_equal_those_over_grpc(server: Process, http:
 
 
 def test_columnar_requests_can_have_scalars(server: Process, http: httpx.Client) -> None:
-    columns: dict[str, Any] = {"query": ["lamp"], "country": ["FR"], "k": 3, "effort": 1, "min_score": -1}
+    numbers = {"k": 3, "effort": 1, "min_score": -1, "lexical_weight": 0}
+    columns: dict[str, Any] = {"query": ["lamp"], "country": ["FR"], **numbers}
     outputs = predict(http, {"signature_name": "retrieve", "inputs": columns}, "retriever")["outputs"]
     vector = over_grpc(server, predict_request(query=["lamp"], country=["FR"]))["embedding"][0]
     best = serving_models.scores(vector)[:3]
@@ -128,7 +129,7 @@ def test_status_and_metadata_are_the_messages_as_json(http: httpx.Client) -> Non
 
 
 ROW = {"query": "a", "country": "US"}
-COLUMNS = {"query": ["a"], "country": ["US"], "k": 1, "effort": 1, "min_score": 0}
+COLUMNS = {"query": ["a"], "country": ["US"], "k": 1, "effort": 1, "min_score": 0, "lexical_weight": 0}
 VECTOR = {"embedding": [[1.0] * serving_models.DIM], "k": 1, "effort": 1, "min_score": 0}
 BAD: list[tuple[str, Any, int, str]] = [
     ("toaster:predict", {"instances": [ROW]}, 404, 'no model "toaster"'),
@@ -268,7 +269,6 @@ def test_versions_and_the_cache_are_counted(server: Process, http: httpx.Client)
     assert first == second
     after = samples(http, "q2s_cache_requests_total")
     assert (after[hit] - before.get(hit, 0), after[miss] - before.get(miss, 0)) == (1, 1)
-    assert samples(http, "q2s_cache_bytes")[""] > 0
 
 
 class CountedServable:
@@ -287,12 +287,11 @@ class CountedServable:
 
 
 def test_cached_answers_are_bounded_by_time_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
     models = ModelManager([])
     version = CountedServable()
     monkeypatch.setattr(models, "find", lambda spec: version)
     size = 1_000 + ENTRY_BYTES
-    handler = RequestHandler(models, RequestLimits(), 10, 3 * size, timer=lambda: now[0])
+    handler = RequestHandler(models, RequestLimits(), 3600, 3 * size)
 
     def computed(*names: str, label: str = "") -> list[str]:
         """The requests among these that are computed, not cached."""
@@ -302,20 +301,20 @@ def test_cached_answers_are_bounded_by_time_and_bytes(monkeypatch: pytest.Monkey
             handler.predict(predict_pb2.PredictRequest(model_spec=spec))
         return version.answers
 
-    assert computed("a", "b", "c", "b") == ["a", "b", "c"] and handler.cache_size() == 3 * size
+    assert computed("a", "b", "c", "b") == ["a", "b", "c"]
     assert computed("d", "b", "a") == ["d", "a"]  # "a", the least recently used, was evicted
     assert computed("huge", label=str(4 * size)) == ["huge"] and computed("d", "b") == []  # nothing is evicted for it
     version = CountedServable()
     assert computed("b") == ["b"]  # another loading of the version
-    now[0] = 10.1
-    assert handler.cache_size() == 0 and computed("b") == ["b"]
-    handler.clear_cache()
-    assert computed("b") == ["b"]
+    handler = RequestHandler(models, RequestLimits(), 1e-9, 3 * size)
+    assert computed("b", "b") == ["b", "b"]  # the first answer has expired
 
 
 def filled(body: str, **inputs: InputSpec) -> tuple[predict_pb2.PredictRequest, bool]:
     """The message that a body becomes for a signature with these inputs, and whether it is in row format."""
-    return json_tensors.read(body.encode(), model_pb2.ModelSpec(), lambda name: SimpleNamespace(inputs=inputs))
+    return json_tensors.read(
+        bytearray(body.encode()), model_pb2.ModelSpec(), lambda name: SimpleNamespace(inputs=inputs)
+    )
 
 
 def test_floats_have_only_the_digits_that_they_need() -> None:

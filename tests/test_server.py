@@ -6,9 +6,9 @@ import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,8 @@ import numpy as np
 import pytest
 import serving_models
 import tensorflow as tf
-from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from server_process import Process, predict_request, refusal, run, wait_until
+from server_process import Process, predict_request, run, wait_until
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import (
     classification_pb2,
@@ -33,8 +31,10 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
+from q2s_tf.errors import InputError
 from q2s_tf.server.model_manager import ModelManager
 from q2s_tf.server.request_handler import RequestHandler
+from q2s_tf.server.request_waits import MAX_RUNNING
 from q2s_tf.server.servable import Servable
 from q2s_tf.server.server import Server
 from q2s_tf.server.server_config import RequestLimits
@@ -88,7 +88,9 @@ def test_k_and_the_minimum_score_are_inputs(server: Process, signature: str) -> 
     ranked = serving_models.scores(vector)
     min_score = (ranked[2][1] + ranked[3][1]) / 2
     inputs: dict[str, Any] = (
-        {"query": ["lamp"], "country": ["FR"]} if signature == "retrieve" else {"embedding": vector[None]}
+        {"query": ["lamp"], "country": ["FR"], "lexical_weight": 0.0}
+        if signature == "retrieve"
+        else {"embedding": vector[None]}
     )
     options = {"k": 5, "effort": 3, "min_score": np.float32(min_score)}
     outputs = server.prediction.Predict(predict_request("retriever", signature, **inputs, **options)).outputs
@@ -121,6 +123,7 @@ def bad(code: str, fragment: str, request: predict_pb2.PredictRequest, **spec: A
 
 
 US: dict[str, Any] = {"country": ["US"]}
+RETRIEVE: dict[str, Any] = {"query": ["a"], "lexical_weight": 0.0, **US}
 BAD = [
     bad(
         "INVALID_ARGUMENT",
@@ -152,7 +155,7 @@ BAD = [
     bad(
         "INVALID_ARGUMENT",
         'input "k" must be int32 [], got int64 []',
-        predict_request("retriever", "retrieve", query=["a"], k=np.int64(3), effort=1, min_score=0.0, **US),
+        predict_request("retriever", "retrieve", k=np.int64(3), effort=1, min_score=0.0, **RETRIEVE),
     ),
     bad(
         "INVALID_ARGUMENT",
@@ -164,12 +167,12 @@ BAD = [
     bad(
         "INVALID_ARGUMENT",
         'input "min_score" must be finite',
-        predict_request("retriever", "retrieve", query=["a"], k=1, effort=1, min_score=np.nan, **US),
+        predict_request("retriever", "retrieve", k=1, effort=1, min_score=np.nan, **RETRIEVE),
     ),
     bad(
         "INVALID_ARGUMENT",
         'signature "retrieve"',  # an error of the graph
-        predict_request("retriever", "retrieve", query=["a"], k=-3, effort=1, min_score=0.0, **US),
+        predict_request("retriever", "retrieve", k=-3, effort=1, min_score=0.0, **RETRIEVE),
     ),
 ]
 
@@ -339,7 +342,7 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     model.meta_graphs.add().meta_info_def.stripped_op_list.op.add(name="Scann>ScannSearchBatched")
     (tmp_path / "saved_model.pb").write_bytes(model.SerializeToString())
     monkeypatch.setitem(sys.modules, "scann", None)  # as if it were not installed
-    with pytest.raises(ImportError, match=r"pip install 'q2s_tf\[scann\]'"):
+    with pytest.raises(InputError, match=r"pip install 'q2s_tf\[scann\]'"):
         Servable("retriever", 1, tmp_path)
 
 
@@ -370,7 +373,6 @@ def test_a_corrupt_version_is_refused_and_the_old_one_stays(
         serving_models.write_warmup(version, {"query": ["a", "b"], "country": ["US"]})
     load(served)
     assert served.serving() == {"query_tower": [1], "retriever": [2]}
-    assert served.refused() == {"query_tower": [2], "retriever": []}
     spec = model_pb2.ModelSpec(name="query_tower")
     error = served.statuses(spec)[0].status.error_message
     assert error
@@ -399,25 +401,6 @@ def test_an_unreadable_folder_does_not_affect_other_models(
     monkeypatch.setattr("q2s_tf.server.model_manager.versions_in", stale)
     load(served)
     assert served.serving() == {"a": [1], "b": [2]}
-
-
-def test_reflection_lists_the_services_if_it_is_on(server: Process, counters: Path) -> None:
-    question = reflection_pb2.ServerReflectionRequest(list_services="")
-    refused = reflection_pb2_grpc.ServerReflectionStub(server.channel).ServerReflectionInfo(iter([question]))
-    assert refusal(lambda: next(refused))[0] == "UNIMPLEMENTED"
-    with Server(counters, port=0, reflection=True) as reflecting, grpc.insecure_channel(reflecting.address) as channel:
-        check_reflection(reflection_pb2_grpc.ServerReflectionStub(channel))
-
-
-def check_reflection(stub: reflection_pb2_grpc.ServerReflectionStub) -> None:
-    question = reflection_pb2.ServerReflectionRequest(list_services="")
-    (answer,) = stub.ServerReflectionInfo(iter([question]))
-    names = {service.name for service in answer.list_services_response.service}
-    assert {"tensorflow.serving.PredictionService", "tensorflow.serving.ModelService", "grpc.health.v1.Health"} < names
-    question = reflection_pb2.ServerReflectionRequest(file_containing_symbol="tensorflow.serving.PredictionService")
-    (answer,) = stub.ServerReflectionInfo(iter([question]))
-    file = descriptor_pb2.FileDescriptorProto.FromString(answer.file_descriptor_response.file_descriptor_proto[0])
-    assert "Predict" in [method.name for method in file.service[0].method]
 
 
 class Counter(tf.Module):
@@ -466,19 +449,21 @@ def test_an_endless_request_is_cancelled_after_the_grace_period(counters: Path) 
             assert not thread.is_alive()
 
 
-def test_a_request_that_waited_too_long_for_a_thread_is_not_run(counters: Path) -> None:
-    limits = RequestLimits(max_seconds=1e-9)  # every request waits longer
-    message = "the request waited for longer than 1e-09 s"
-    with Server(counters, port=0, limits=limits) as server, pytest.raises(grpc.RpcError, match=message) as caught:
-        stub(server).Predict(predict_request("counter", n=1))
-    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+def test_a_request_that_waited_too_long_is_not_run() -> None:
+    handler = RequestHandler(ModelManager([]), RequestLimits(max_seconds=0.01))
+    with ExitStack() as running, pytest.raises(ServingError, match="could not run within 0.01 s") as caught:
+        for _ in range(MAX_RUNNING):
+            running.enter_context(handler.turn("GRPC"))
+        with handler.turn("GRPC"):
+            raise AssertionError("the request runs")
+    assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 def test_a_request_whose_deadline_has_passed_is_not_run() -> None:
     handler = RequestHandler(ModelManager([]), RequestLimits())
     with (
-        pytest.raises(ServingError, match="the deadline passed before") as caught,
-        handler.turn("GRPC", arrival=time.monotonic(), remaining_seconds=0.0),
+        pytest.raises(ServingError, match="could not run within 0 s") as caught,
+        handler.turn("GRPC", remaining_seconds=0.0),
     ):
         raise AssertionError("the request runs")
     assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -493,13 +478,13 @@ def test_bad_input_is_one_line_and_exit_status_2(models: Path, tmp_path: Path) -
             "does not exist": ["--models", str(tmp_path / "nowhere")],
             "holds no <model>/<version>/": ["--models", str(tmp_path)],
             f"cannot listen on 127.0.0.1:{port}": ["--models", str(models), "--port", port],
-            "port must be 0 to 65535": ["--models", str(models), "--port", "70000"],
-            "poll_seconds must be above 0": ["--models", str(models), "--port", "0", "--poll-seconds", "0"],
+            "'--port': Input should be less than or equal to 65535": ["--models", str(models), "--port", "70000"],
+            "'--poll-seconds': Input should be": ["--models", str(models), "--port", "0", "--poll-seconds", "0"],
             "give either --models, a folder, or --model-config-file, a file": [],
             f"cannot listen on 127.0.0.1:{port}: the port is in use or not allowed; give another --rest-port": [
                 *("--models", str(models), "--port", "0", "--rest-port", port)
             ],
-            "max_rows must be above 0": ["--models", str(models), "--max-rows", "0"],
+            "'--max-rows': Input should be greater than or equal to 1": ["--models", str(models), "--max-rows", "0"],
         }
         for fragment, arguments in cases.items():
             status, output, errors = run(*arguments)

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -19,14 +20,17 @@ import tensorflow as tf
 from grpc_health.v1 import health_pb2
 from server_process import Process, predict_request, refusal, wait_until
 from tensorflow.core.framework import tensor_pb2, tensor_shape_pb2, types_pb2
+from tensorflow_serving.apis import model_pb2
 
 from q2s_tf.server.model_manager import ModelManager
-from q2s_tf.server.request_threads import PeerWaits, RequestThreads
+from q2s_tf.server.request_handler import RequestHandler
+from q2s_tf.server.request_waits import MAX_RUNNING, MAX_WAITING, PeerWaits, RequestThreads
+from q2s_tf.server.server_config import RequestLimits
+from q2s_tf.serving.serving_error import ServingError
 
 MEBIBYTE = 1 << 20
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
 WATCH = "/grpc.health.v1.Health/Watch"
-REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +44,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def patient(models: Path) -> Iterator[Process]:
     """A server that awaits messages for so long that no idle call ends in a test."""
     process = Process(
-        *("--models", str(models), "--rest-port", "0", "--reflection", "--receive-seconds", "600"),
+        *("--models", str(models), "--rest-port", "0", "--receive-seconds", "600"),
         *("--grace-seconds", "1"),
     )
     yield process
@@ -77,7 +81,7 @@ def everything_is_answered(server: Process, seconds: float = 5) -> None:
     assert httpx.get(f"{server.rest}/v1/models/query_tower", timeout=seconds).status_code == 200
 
 
-@pytest.mark.parametrize("method", [PREDICT, WATCH, REFLECTION])
+@pytest.mark.parametrize("method", [PREDICT, WATCH])
 @pytest.mark.parametrize("count", [4, 400])
 def test_calls_without_a_message_do_not_hold_what_others_need(patient: Process, method: str, count: int) -> None:
     with ExitStack() as stack:
@@ -200,7 +204,7 @@ def test_large_texts_are_refused_before_they_cost_memory(strict: Process) -> Non
 
 
 def test_rows_times_k_is_limited(strict: Process) -> None:
-    options = {"k": 1000, "effort": 1, "min_score": np.float32(0)}
+    options = {"k": 1000, "effort": 1, "min_score": np.float32(0), "lexical_weight": np.float32(0)}
     request = predict_request("retriever", "retrieve", query=["a"] * 101, country=["US"] * 101, **options)
     code, message = refusal(lambda: strict.prediction.Predict(request))
     assert code == "INVALID_ARGUMENT" and "rows × k may be at most 100000, got 101 × 1000" in message
@@ -252,10 +256,30 @@ def test_calls_behind_blocked_ones_get_threads() -> None:
     threads = RequestThreads(2)
     blocked = threading.Event()
     waiting = [threads.submit(blocked.wait) for _ in range(20)]
-    assert threads.submit(lambda: "health").result(timeout=60) == "health"
+    health = threads.submit(lambda: "health")
+    wait_until(lambda: threads.run_late() or health.done())  # type: ignore[func-returns-value]
+    assert health.result() == "health"
     blocked.set()
     assert all(future.result(timeout=60) for future in waiting)
     threads.drain(60)
+
+
+def test_more_requests_than_can_wait_are_refused() -> None:
+    handler = RequestHandler(ModelManager([]), RequestLimits())
+    with ExitStack() as running, ThreadPoolExecutor(MAX_WAITING + 1) as threads:
+        for _ in range(MAX_RUNNING):
+            running.enter_context(handler.turn("GRPC"))
+
+        def wait() -> str:
+            with handler.turn("GRPC"):
+                return "answered"
+
+        waiting = [threads.submit(wait) for _ in range(MAX_WAITING + 1)]
+        refused = next(as_completed(waiting)).exception()
+        running.close()
+        answers = [future.result(timeout=60) for future in waiting if future.exception() is not refused]
+    assert isinstance(refused, ServingError) and refused.code is grpc.StatusCode.UNAVAILABLE
+    assert answers == ["answered"] * MAX_WAITING
 
 
 # --- versions that cannot be loaded
@@ -311,7 +335,11 @@ def test_a_pipe_in_a_version_is_refused_at_once(models: Path, tmp_path: Path) ->
     served = ModelManager(tmp_path)
     served.refresh()
     assert not served.loading(60)
-    assert served.serving() == {"query_tower": [1]} and served.refused() == {"query_tower": [2]}
+    assert served.serving() == {"query_tower": [1]}
+    assert (
+        "is neither a file nor a folder"
+        in served.statuses(model_pb2.ModelSpec(name="query_tower"))[0].status.error_message
+    )
 
 
 def test_a_repaired_version_with_its_old_times_is_loaded(models: Path, tmp_path: Path) -> None:

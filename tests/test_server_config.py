@@ -1,40 +1,32 @@
-"""The config files of TensorFlow Serving, HandleReloadConfigRequest, and TLS with real certificates."""
+"""The config files of TensorFlow Serving, and TLS with real certificates."""
 
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import pytest
 import serving_models
 from google.protobuf import text_format
-from server_process import Process, predict_request, refusal, run, wait_until
-from tensorflow_serving.apis import model_management_pb2, model_service_pb2_grpc, prediction_service_pb2_grpc
-from tensorflow_serving.config.model_server_config_pb2 import ModelConfig, ModelServerConfig
+from server_process import Process, predict_request, refusal, run
+from tensorflow_serving.apis import model_management_pb2, prediction_service_pb2_grpc
+from tensorflow_serving.config.model_server_config_pb2 import ModelConfig
 
 from q2s_tf.errors import InputError
 from q2s_tf.server.server import Server
-from q2s_tf.server.server_config import (
-    check_model_configs,
-    read_metrics_path,
-    read_model_configs,
-    read_server_credentials,
-    select_versions,
-)
+from q2s_tf.server.server_config import read_model_configs, read_server_credentials, select_versions
 
 SERVING_CONFIG = Path(__file__).parents[1] / "serving_config"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Versions 1, 2 and 4 of a query tower in `tower/`, version 1 of another in `other/`, a broken one in `broken/`."""
+    """Versions 1, 2 and 4 of a query tower in `tower/`."""
     folder = tmp_path_factory.mktemp("models")
     serving_models.save_query_tower(folder / "tower" / "1")
-    for copy in ("tower/2", "tower/4", "other/1", "broken/1"):
-        shutil.copytree(folder / "tower" / "1", folder / copy)
-    for variables in (folder / "broken" / "1" / "variables").iterdir():
-        variables.unlink()
+    for copy in ("2", "4"):
+        shutil.copytree(folder / "tower" / "1", folder / "tower" / copy)
     return folder
 
 
@@ -53,7 +45,7 @@ def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
     file.write_text(
         config(folder, f"tower: model_version_policy {{ specific {{ versions: 1 versions: 4 }} }} {labels}")
     )
-    process = Process("--model-config-file", str(file), "--models", str(folder), "--allow-reload")
+    process = Process("--model-config-file", str(file))
     yield process
     assert process.stop() == (0, "")
 
@@ -66,11 +58,6 @@ def version(server: Process, model: str = "tower", **spec: object) -> int:
     if "label" in spec:
         request.model_spec.version_label = spec["label"]
     return server.prediction.Predict(request).model_spec.version.value
-
-
-def reload(server: Process, text: str) -> None:
-    request = model_management_pb2.ReloadConfigRequest(config=text_format.Parse(text, ModelServerConfig()))
-    assert server.models.HandleReloadConfigRequest(request).status.error_code == 0
 
 
 def test_versions_are_selected_by_number_and_by_label(server: Process) -> None:
@@ -88,75 +75,36 @@ def test_versions_are_selected_by_number_and_by_label(server: Process) -> None:
     )
 
 
-def test_a_reload_replaces_models_policies_and_labels(server: Process, folder: Path) -> None:
-    reload(server, config(folder, "other", 'tower: version_labels { key: "stable" value: 4 }'))
-    assert version(server, "other") == 1
-    assert (version(server), version(server, label="stable")) == (4, 4)
-    assert refusal(lambda: version(server, version=1))[0] == "NOT_FOUND"  # by default the newest only
-    assert server.healthy("other") == server.healthy() == 1
-
-    policy = "model_version_policy { latest { num_versions: 2 } }"
-    reload(server, config(folder, f'tower: {policy} version_labels {{ key: "stable" value: 2 }}'))
-    assert (version(server), version(server, label="stable")) == (4, 2)
-    assert refusal(lambda: version(server, "other"))[0] == "NOT_FOUND"
-    assert refusal(lambda: server.status("other"))[0] == "NOT_FOUND"
-
-    reload(server, config(folder, "tower: model_version_policy { all { } }"))
-    assert [version(server, version=number) for number in (1, 2, 4)] == [1, 2, 4]
+def test_models_cannot_be_reloaded_over_the_network(server: Process) -> None:
+    request = model_management_pb2.ReloadConfigRequest()
+    assert refusal(lambda: server.models.HandleReloadConfigRequest(request))[0] == "UNIMPLEMENTED"
 
 
-NOT_LOADED = 'label "stable" of model "tower" names version 3, which is not loaded; loaded: 4'
-REFUSED: list[tuple[str, str, Callable[[Path], str]]] = [
-    ("FAILED_PRECONDITION", NOT_LOADED, lambda f: config(f, 'tower: version_labels { key: "stable" value: 3 }')),
-    ("FAILED_PRECONDITION", 'model "nowhere" has no version to serve', lambda f: config(f, "tower", "nowhere")),
-    ("FAILED_PRECONDITION", 'model "broken" has no version to serve: version 1: ', lambda f: config(f, "broken")),
-    (
-        "FAILED_PRECONDITION",
-        'model "tower" has no version to serve',
-        lambda f: config(f, "tower: model_version_policy { specific { versions: 9 } }"),
-    ),
-    ("INVALID_ARGUMENT", 'model "tower" is listed 2 times', lambda f: config(f, "tower", "tower")),
-    ("INVALID_ARGUMENT", "must be a model_config_list with at least one config", lambda f: ""),
-]
-
-
-@pytest.mark.parametrize(("code", "fragment", "text"), REFUSED, ids=[fragment[:40] for _, fragment, _ in REFUSED])
-def test_a_reload_that_cannot_be_served_changes_nothing(
-    server: Process, folder: Path, code: str, fragment: str, text: Callable[[Path], str]
-) -> None:
-    reload(server, config(folder, 'tower: version_labels { key: "stable" value: 4 }'))
-    came, details = refusal(lambda: reload(server, text(folder)))
-    assert came == code
-    assert fragment in details and details.endswith("; the old config stays")
-    assert (version(server), version(server, label="stable")) == (4, 4)
-    assert server.healthy() == 1
-
-
-def test_new_versions_are_loaded_after_a_reload(server: Process, folder: Path) -> None:
-    reload(server, config(folder, "other"))
-    shutil.copytree(folder / "tower" / "1", folder / "other" / ".9")
-    (folder / "other" / ".9").rename(folder / "other" / "9")
-    wait_until(lambda: version(server, "other") == 9)
+TENSORFLOW = 'model_platform: "tensorflow"'
 
 
 @pytest.mark.parametrize(
-    ("model", "message"),
+    ("models", "message"),
     [
-        ('base_path: "/m"', 'name of model "" is empty'),
-        ('name: "a"', 'base_path of model "a" is empty'),
-        ('name: "a" base_path: "/m" model_platform: "torch"', 'must be "tensorflow", got "torch"'),
-        ('name: "a" base_path: "/m"', 'model_platform of model "a" must be "tensorflow", got ""'),
-        ('name: "a" base_path: "s3://m" model_platform: "tensorflow"', "must be a local folder, got s3://m"),
+        ([], "must be a model_config_list with at least one config"),
+        (['base_path: "/"'], 'name of model "" of .* is empty'),
+        ([f'name: "a" {TENSORFLOW}'], 'base_path of model "a" of .* must be a local folder, got ""'),
+        ([f'name: "a" base_path: "s3://m" {TENSORFLOW}'], 'must be a local folder, got "s3://m"; mount the exports'),
+        ([f'name: "a" base_path: "/nowhere" {TENSORFLOW}'], 'must be a local folder, got "/nowhere"'),
+        (['name: "a" base_path: "/" model_platform: "torch"'], 'must be "tensorflow", got "torch"'),
+        (['name: "a" base_path: "/"'], 'model_platform of model "a" of .* must be "tensorflow", got ""'),
+        ([f'name: "a" base_path: "/" {TENSORFLOW}'] * 2, 'model "a" of .* is listed 2 times'),
         (
-            'name: "a" base_path: "/m" model_platform: "tensorflow" model_version_policy { specific { } }',
-            'the specific policy of model "a" lists no versions',
+            [f'name: "a" base_path: "/" {TENSORFLOW} model_version_policy {{ specific {{ }} }}'],
+            'the specific policy of model "a" of .* lists no versions',
         ),
     ],
 )
-def test_a_model_config_that_is_not_supported_is_refused(model: str, message: str) -> None:
-    text = f"model_config_list {{ config {{ {model} }} }}"
+def test_a_model_config_that_is_not_supported_is_refused(tmp_path: Path, models: list[str], message: str) -> None:
+    file = tmp_path / "models.config"
+    file.write_text(f"model_config_list {{ {' '.join(f'config {{ {model} }}' for model in models)} }}")
     with pytest.raises(InputError, match=message):
-        check_model_configs(text_format.Parse(text, ModelServerConfig()))
+        read_model_configs(file)
 
 
 @pytest.mark.parametrize(
@@ -183,37 +131,20 @@ def test_the_config_files_of_serving_config_are_valid(tmp_path: Path) -> None:
     file = tmp_path / "models.config"
     file.write_text(text.replace("/models/", f"{tmp_path}/"))
     assert {model.name for model in read_model_configs(file)} == {"query_tower", "document_tower", "retriever"}
-    assert read_metrics_path(SERVING_CONFIG / "monitoring.config") == "/monitoring/prometheus/metrics"
-
-
-@pytest.mark.parametrize(
-    ("text", "path"),
-    [
-        ("prometheus_config { enable: true }", "/monitoring/prometheus/metrics"),
-        ('prometheus_config { enable: true path: "/m" }', "/m"),
-        ("", None),
-    ],
-)
-def test_the_monitoring_config_has_the_path_of_the_metrics(tmp_path: Path, text: str, path: str | None) -> None:
-    file = tmp_path / "monitoring.config"
-    file.write_text(text)
-    assert read_metrics_path(file) == path
 
 
 def test_bad_config_files_are_one_line_and_exit_status_2(tmp_path: Path) -> None:
     """The errors come before TensorFlow is imported."""
-    files = {name: tmp_path / name for name in ("typo", "nowhere", "path", "half")}
+    files = {name: tmp_path / name for name in ("typo", "nowhere", "half")}
     files["typo"].write_text("model_config_list { config { nme: 'a' } }")
     files["nowhere"].write_text(config(tmp_path, "nowhere"))
-    files["path"].write_text("prometheus_config { enable: true path: 'metrics' }")
     files["half"].write_text("server_key: 'key'")
     good = tmp_path / "good"
     (tmp_path / "model" / "1").mkdir(parents=True)
     good.write_text(config(tmp_path, "model"))
     cases = {
         'has no field named "nme"': ["--model-config-file", str(files["typo"])],
-        "nowhere is not a folder; mount the exports there": ["--model-config-file", str(files["nowhere"])],
-        "must begin with /, got metrics": ["--monitoring-config-file", str(files["path"])],
+        'nowhere"; mount the exports there': ["--model-config-file", str(files["nowhere"])],
         "server_cert of": ["--ssl-config-file", str(files["half"])],
         "No such file": ["--ssl-config-file", str(tmp_path / "absent")],
     }
@@ -296,7 +227,7 @@ def test_tls_without_client_certificates(folder: Path, tmp_path: Path, pem: dict
         ({"server_key": "server.key", "server_cert": "unknown.crt"}, "the key that of the certificate: .*MISMATCH"),
         ({"server_key": "names", "server_cert": "server.crt"}, "must be PEM"),
         ({"server_key": "server.key"}, "server_cert of .* is empty"),
-        ({"server_key": "server.key", "server_cert": "server.crt", "client_verify": True}, "needs custom_ca"),
+        ({"server_key": "server.key", "server_cert": "server.crt", "client_verify": True}, "custom_ca of .* is empty"),
         ({"server_key": "server.key", "server_cert": "server.crt", "custom_ca": "names"}, "must be PEM"),
     ],
 )
@@ -306,22 +237,3 @@ def test_an_invalid_tls_config_is_refused(
     texts = {key: pem[value] if isinstance(value, str) else value for key, value in values.items()}
     with pytest.raises(InputError, match=message):
         read_server_credentials(ssl_config(tmp_path / "ssl.config", **texts))
-
-
-def test_a_reload_is_refused_unless_it_is_on_and_below_the_models(
-    server: Process, folder: Path, tmp_path: Path
-) -> None:
-    shutil.copytree(folder / "tower" / "1", tmp_path / "elsewhere" / "1")
-    (folder / "link").symlink_to(tmp_path / "elsewhere")
-    for text in (config(tmp_path, "elsewhere"), config(folder, "link"), config(folder / "tower" / ".." / "..", "x")):
-        code, details = refusal(lambda text=text: reload(server, text))  # type: ignore[misc]
-        assert code == "INVALID_ARGUMENT" and f"must be below {folder}, got " in details
-    (folder / "link").unlink()
-    with Server(folder, port=0) as closed, grpc.insecure_channel(closed.address) as channel:
-        stub = model_service_pb2_grpc.ModelServiceStub(channel)
-        assert refusal(lambda: stub.HandleReloadConfigRequest(model_management_pb2.ReloadConfigRequest())) == (
-            "UNIMPLEMENTED",
-            "HandleReloadConfigRequest is off; the option --allow-reload of the server switches it on",
-        )
-    status, _, errors = run("--allow-reload", "--model-config-file", "none")
-    assert status == 2 and "--allow-reload needs --models" in errors

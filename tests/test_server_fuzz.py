@@ -35,7 +35,10 @@ SIGNATURES: dict[tuple[str, str], dict[str, Any]] = {
         **{key: ["a", "b"] for key in ("title", "description", "language", "country")},
         "image_embeddings": np.zeros((2, 1, serving_models.IMAGE_DIM), np.float32),
     },
-    ("retriever", "retrieve"): {"query": ["a"], "country": [""], "k": 3, "effort": 1, "min_score": np.float32(-1)},
+    ("retriever", "retrieve"): {
+        **{"query": ["a"], "country": [""], "k": 3, "effort": 1},
+        **{"min_score": np.float32(-1), "lexical_weight": np.float32(0)},
+    },
     ("retriever", "by_embedding"): {
         "embedding": np.ones((2, serving_models.DIM), np.float32),
         "k": 3,

@@ -15,6 +15,7 @@ from q2s_tf.errors import InputError
 
 BYTES = 64 << 20
 SECONDS, PORT = {"min": 0, "max": 86_400}, {"min": 0, "max": 65_535}
+POSITIVE_SECONDS = SECONDS | {"min": 0.001}
 """Ranges of options."""
 TLS = "PEM file; any of the three makes the connection encrypted."
 
@@ -129,9 +130,6 @@ def serve(
     ssl_config_file: Annotated[
         Path | None, Option(help="TF Serving's SSLConfig: gRPC over TLS, or mutual TLS with client_verify.")
     ] = None,
-    monitoring_config_file: Annotated[
-        Path | None, Option(help="TF Serving's MonitoringConfig: whether and where REST shows metrics.")
-    ] = None,
     max_request_bytes: Annotated[
         int,
         Option(
@@ -141,21 +139,19 @@ def serve(
     max_rows: Annotated[int, Option(min=1, max=2**31 - 1, help="The largest batch.")] = 4096,
     max_results: Annotated[int, Option(min=1, max=2**31 - 1, help="The largest product of rows and k.")] = 100_000,
     max_seconds: Annotated[
-        float, Option(**SECONDS, help="The longest a request may wait for others before it is refused.")
+        float, Option(**POSITIVE_SECONDS, help="The longest a request may wait for others before it is refused.")
     ] = 10.0,
-    receive_seconds: Annotated[float, Option(**SECONDS, help="The longest a client may take to send a request.")] = 5.0,
+    receive_seconds: Annotated[
+        float, Option(**POSITIVE_SECONDS, help="The longest a client may take to send a request.")
+    ] = 5.0,
     cache_seconds: Annotated[
         float,
         Option(**SECONDS, help="How long an answer is kept for the same request; 0 for no cache. The paper: 28800."),
     ] = 0.0,
     cache_bytes: Annotated[int, Option(min=0, max=2**40, help="The largest total size of the kept answers.")] = BYTES,
     grace_seconds: Annotated[
-        float, Option(**SECONDS, help="How long running requests may take to finish after SIGTERM.")
+        float, Option(**POSITIVE_SECONDS, help="How long running requests may take to finish after SIGTERM.")
     ] = 10.0,
-    allow_reload: Annotated[
-        bool, Option("--allow-reload", help="Serve HandleReloadConfigRequest, for models below --models.")
-    ] = False,
-    reflection: Annotated[bool, Option("--reflection", help="Serve gRPC's reflection.")] = False,
 ) -> None:
     """Serve exported models over gRPC and REST.
 
@@ -169,7 +165,7 @@ def serve(
     extras.require("server")
     # A small model loses more to hand-overs between threads than it gains; read when TensorFlow is first imported.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # errors are reported once, by q2s_tf
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # errors are reported once, by q2s_tf; read when it is imported
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
@@ -178,30 +174,21 @@ def serve(
     from q2s_tf.serving.folders import models_in
 
     # TensorFlow is imported after these checks, so errors are reported immediately.
-    if allow_reload and models is None:
-        raise InputError("--allow-reload needs --models, the folder below which models may be loaded")
-    if (models is None) == (model_config_file is None) and not (models and allow_reload):
+    if (models is None) == (model_config_file is None):
         raise InputError("give either --models, a folder, or --model-config-file, a file")
-    if model_config_file is None and models is not None:
+    if models is not None:
         models_in(models)
-    if monitoring_config_file is None:
-        metrics_path: str | None = server_config.METRICS_PATH
-    else:
-        metrics_path = server_config.read_metrics_path(monitoring_config_file)
     run(
         models if model_config_file is None else server_config.read_model_configs(model_config_file),
         host,
         port,
         poll_seconds,
         rest_port=rest_port,
-        metrics_path=metrics_path,
         credentials=None if ssl_config_file is None else server_config.read_server_credentials(ssl_config_file),
         limits=server_config.RequestLimits(max_request_bytes, max_rows, max_results, max_seconds, receive_seconds),
         cache_seconds=cache_seconds,
         cache_bytes=cache_bytes,
         grace_seconds=grace_seconds,
-        reload_below=models if allow_reload else None,
-        reflection=reflection,
     )
 
 

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-import grpc
 import numpy as np
+from grpc import StatusCode
 from tensorflow_serving.apis.model_pb2 import ModelSpec
 from tensorflow_serving.apis.predict_pb2 import PredictRequest, PredictResponse
 
@@ -23,15 +23,13 @@ from q2s_tf.server.servable import InputSpec, Signature
 from q2s_tf.serving import tensor_proto
 from q2s_tf.serving.serving_error import ServingError
 
-MAX_LEVELS = 8
-"""Levels of lists in a value."""
+FindSignature = Callable[[str], Signature]
+MAX_LEVELS = 8  # of lists in a value
 _JSON_TYPES: dict[str, Any] = {"string": str, "bool": bool}
 _JSON_TYPES |= dict.fromkeys(("int32", "int64"), int) | dict.fromkeys(("float32", "float64"), (int, float))
 
 
-def read(
-    body: bytes | bytearray, spec: ModelSpec, find_signature: Callable[[str], Signature]
-) -> tuple[PredictRequest, bool]:
+def read(body: bytearray, spec: ModelSpec, find_signature: FindSignature) -> tuple[PredictRequest, bool]:
     """The request for a model from a JSON body, and whether it has the row format.
 
     Raises:
@@ -40,16 +38,12 @@ def read(
     """
     try:
         return _read(json.loads(body), spec, find_signature)
-    except RecursionError as error:
-        message = "the body is not JSON: it has too many levels"
-        raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, message) from error
-    except json.JSONDecodeError as error:
-        raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, f"the body is not JSON: {error}") from error
-    except ValueError as error:  # also of names that are not text ("\\ud83d"), and numbers of more than 4,300 digits
-        raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, " ".join(str(error).split())) from error
+    except (RecursionError, ValueError) as error:
+        problem = "the body is not JSON: " if isinstance(error, RecursionError | json.JSONDecodeError) else ""
+        raise ServingError(StatusCode.INVALID_ARGUMENT, " ".join(f"{problem}{error}".split())) from error
 
 
-def _read(request: Any, spec: ModelSpec, find_signature: Callable[[str], Signature]) -> tuple[PredictRequest, bool]:
+def _read(request: Any, spec: ModelSpec, find_signature: FindSignature) -> tuple[PredictRequest, bool]:
     if not isinstance(request, dict):
         raise ValueError(f"the body must be a JSON object, got a {type(request).__name__}")
     if ("instances" in request) == ("inputs" in request):
@@ -87,7 +81,7 @@ def render(response: PredictResponse, rows: bool) -> bytes:
     if rows and len({array.shape[:1] for array in arrays.values()} | {()}) != 2:
         shapes = ", ".join(f'"{key}" {list(array.shape)}' for key, array in arrays.items())
         message = f'the outputs do not have one row per instance ({shapes}); use "inputs"'
-        raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, message)
+        raise ServingError(StatusCode.INVALID_ARGUMENT, message)
     values: Any = columns
     if len(columns) == 1:
         (values,) = columns.values()

@@ -3,8 +3,8 @@
 As in TensorFlow Serving, a model has a ``model_version_policy`` (the newest version, the newest N, all, or those
 listed) and ``version_labels``, and a new version is loaded before the old one is unloaded. If a version fails to load,
 the next one that the policy allows is loaded instead. If there is none, or all versions were removed from disk, the
-loaded ones stay. Each model is loaded in its own thread. At start, a label may name a version that does not exist yet;
-requests with the label fail until it does. A reload with such a label is refused.
+loaded ones stay. Each model is loaded in its own thread. A label may name a version that does not exist yet; requests
+with the label fail until it does.
 """
 
 import gc
@@ -12,15 +12,16 @@ import logging
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import grpc
+from grpc import StatusCode
 from tensorflow_serving.apis.get_model_status_pb2 import ModelVersionStatus
 from tensorflow_serving.apis.model_pb2 import ModelSpec
 
+from q2s_tf.server import server_metrics
 from q2s_tf.server.servable import Servable
 from q2s_tf.server.server_config import ModelConfig, select_versions
 from q2s_tf.serving.folders import models_in, versions_in
@@ -42,59 +43,36 @@ class ServedModel:
     loaded: dict[int, Servable] = field(default_factory=dict)  # the versions that are served
     statuses: dict[int, ModelVersionStatus] = field(default_factory=dict)  # of the versions seen on disk
     refused: dict[int, FileStates] = field(default_factory=dict)  # the files of versions that failed to load
-    changing: threading.Lock = field(default_factory=threading.Lock)  # held while versions are loaded
-    loader: threading.Thread = field(default_factory=threading.Thread)  # the last one
+    loader: threading.Thread = field(default_factory=threading.Thread)  # the last thread that called `refresh`
 
     def refresh(self) -> bool:
         """Serves the versions on disk that the policy selects; True if they are others than before.
 
         A version that fails to load is tried again only when its files change.
         """
-        with self.changing:
-            previous = self.loaded
-            try:
-                on_disk = versions_in(Path(self.config.base_path))
-            except OSError as error:
-                log.warning("could not look for new versions of %s: %s", self.config.name, error)
-                return False
-            self.statuses = {v: status for v, status in self.statuses.items() if v in on_disk or v in previous}
-            selected: dict[int, Servable] = {}
-            allowed, count = select_versions(self.config, on_disk)
-            for version in allowed:
-                servable = self.loaded.get(version) or self._load(version, on_disk[version])
-                if servable is not None:
-                    selected[version] = servable
-                if len(selected) == count:
-                    break
-            if selected:
-                self.loaded = selected
-                for version in previous.keys() - selected.keys():
-                    self._set_status(version, ModelVersionStatus.END)
-            return self.loaded.keys() != previous.keys()
-
-    def version(self, spec: ModelSpec) -> int | None:
-        """The version that a request names by number or by label; None if it names neither."""
-        if spec.HasField("version_label"):
-            labels = self.config.version_labels
-            if spec.version_label not in labels:
-                known = ", ".join(sorted(labels)) or "none"
-                message = f'model "{spec.name}" has no version label "{spec.version_label}"; its labels: {known}'
-                raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, message)
-            return labels[spec.version_label]
-        return spec.version.value if spec.HasField("version") else None
-
-    def problem(self) -> str | None:
-        """Why it cannot be served as its config requires; None if it can."""
-        name = self.config.name
-        if not select_versions(self.config, self.loaded)[0]:
-            errors = (f"version {v}: {s.status.error_message}" for v, s in self.statuses.items() if _error(s))
-            reason = "; ".join(errors) or f"its policy selects none of the versions in {self.config.base_path}"
-            return f'model "{name}" has no version to serve: {reason}'
-        for label, version in self.config.version_labels.items():
-            if version not in self.loaded:
-                loaded = f"which is not loaded; loaded: {_numbers(self.loaded)}"
-                return f'label "{label}" of model "{name}" names version {version}, {loaded}'
-        return None
+        previous = self.loaded
+        try:
+            on_disk = versions_in(Path(self.config.base_path))
+        except OSError as error:
+            log.warning("could not look for new versions of %s: %s", self.config.name, error)
+            return False
+        removed = self.statuses.keys() - on_disk.keys() - previous.keys()
+        for version in removed:
+            server_metrics.version_refused.labels(self.config.name, str(version)).set(0)
+        self.statuses = {version: status for version, status in self.statuses.items() if version not in removed}
+        selected: dict[int, Servable] = {}
+        allowed, count = select_versions(self.config, on_disk)
+        for version in allowed:
+            servable = self.loaded.get(version) or self._load(version, on_disk[version])
+            if servable is not None:
+                selected[version] = servable
+            if len(selected) == count:
+                break
+        if selected:
+            self.loaded = selected
+            for version in previous.keys() - selected.keys():
+                self._set_status(version, ModelVersionStatus.END)
+        return self.loaded.keys() != previous.keys()
 
     def _load(self, version: int, folder: Path) -> Servable | None:
         files = _file_states(folder)
@@ -104,8 +82,8 @@ class ServedModel:
         self._set_status(version, ModelVersionStatus.LOADING)
         start = time.monotonic()
         try:
-            for path, mode, *_ in files:  # TensorFlow would wait for a pipe forever
-                if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            for path, mode, *_ in files:
+                if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # TensorFlow would wait for a pipe forever
                     raise ValueError(f"{path} is neither a file nor a folder")
             servable = Servable(name, version, folder)
         except Exception as error:  # a broken version must not stop the server
@@ -122,28 +100,28 @@ class ServedModel:
 
     def _set_status(self, version: int, state: ModelVersionStatus.State.ValueType, error: str = "") -> None:
         status = ModelVersionStatus(version=version, state=state)
-        status.status.error_code = grpc.StatusCode.UNKNOWN.value[0] if error else 0
+        status.status.error_code = StatusCode.UNKNOWN.value[0] if error else 0
         status.status.error_message = error
         self.statuses = {**self.statuses, version: status}
+        labels = self.config.name, str(version)
+        server_metrics.version_loaded.labels(*labels).set(state == ModelVersionStatus.AVAILABLE)
+        server_metrics.version_refused.labels(*labels).set(bool(error))
 
 
 class ModelManager:
-    """All served models: `refresh` and `reload` change them while the other methods answer requests.
+    """All served models: `refresh` changes them while the other methods answer requests.
 
     Methods that take a `ModelSpec` raise `ServingError`: NOT_FOUND if there is no such model or version, and, as in
     TensorFlow Serving, INVALID_ARGUMENT for an unknown label.
     """
 
     def __init__(self, source: Path | Iterable[ModelConfig], on_change: Callable[[], None] = lambda: None) -> None:
-        """Of all models in a folder, also those added later, or of configs; loads nothing, see `refresh`.
-
-        Calls ``on_change`` after other versions are served than before.
-        """
+        """Of all models in a folder, also later ones, or of configs; calls ``on_change`` when others are served."""
         self._folder = source if isinstance(source, Path) else None
         configs = () if isinstance(source, Path) else source
         self._models = {config.name: ServedModel(config) for config in configs}
         self._on_change = on_change
-        self._changing, self._reloading = threading.Lock(), threading.Lock()
+        self._changing = threading.Lock()
 
     def refresh(self) -> None:
         """Begins to load new models and new versions; see `loading`.
@@ -169,30 +147,6 @@ class ModelManager:
             loader.join(max(0.0, end - time.monotonic()))
         return any(loader.is_alive() for loader in loaders)
 
-    def reload(self, configs: list[ModelConfig]) -> None:
-        """Replaces the models, after every one of them has a loaded version and every label names a loaded version.
-
-        Afterwards models that are added to the folder of `__init__` are ignored.
-
-        Raises:
-            ServingError: FAILED_PRECONDITION if a model has no version, a label names none, or another reload runs;
-                nothing changes then.
-        """
-        problem: str | None = "another reload runs"
-        if self._reloading.acquire(blocking=False):
-            try:
-                models = {config.name: self._with_config(config) for config in configs}
-                for model in models.values():
-                    model.refresh()
-                problem = next(filter(None, (model.problem() for model in models.values())), None)
-                if problem is None:
-                    self._models, self._folder = models, None
-                    self._changed()
-            finally:
-                self._reloading.release()
-        if problem:
-            raise ServingError(grpc.StatusCode.FAILED_PRECONDITION, f"{problem}; the old config stays")
-
     def close(self) -> None:
         """Closes all models. Running requests fail."""
         for model in self._models.values():
@@ -201,71 +155,59 @@ class ModelManager:
 
     def find(self, spec: ModelSpec) -> Servable:
         """The loaded version that a request names by number or by label, otherwise the newest."""
-        model = self._model(spec)
+        model, version = self._resolve(spec)
         loaded = model.loaded
-        if not loaded:
-            raise ServingError(grpc.StatusCode.NOT_FOUND, f'model "{spec.name}" has no version loaded; see its status')
-        version = model.version(spec)
-        servable = loaded.get(max(loaded) if version is None else version)
-        if servable is None:
+        if loaded and version is None:
+            version = max(loaded)
+        if version not in loaded:
+            asked = "" if version is None else f" {version}"
             label = f' (label "{spec.version_label}")' if spec.version_label else ""
-            message = f'model "{spec.name}" has no version {version}{label} loaded; served versions: {_numbers(loaded)}'
-            raise ServingError(grpc.StatusCode.NOT_FOUND, message)
-        return servable
+            message = f'model "{spec.name}" has no version{asked}{label} loaded; served versions: {_numbers(loaded)}'
+            raise ServingError(StatusCode.NOT_FOUND, message)
+        return loaded[version]
 
     def statuses(self, spec: ModelSpec) -> list[ModelVersionStatus]:
         """The states of a model's versions, newest first, or that of the version that the request names."""
-        model = self._model(spec)
-        version, statuses = model.version(spec), model.statuses
+        model, version = self._resolve(spec)
         if version is None:
-            return [status for _, status in sorted(statuses.items(), reverse=True)]
-        if version not in statuses:
-            raise ServingError(grpc.StatusCode.NOT_FOUND, f'model "{spec.name}" has no version {version}')
-        return [statuses[version]]
+            return [status for _, status in sorted(model.statuses.items(), reverse=True)]
+        if version not in model.statuses:
+            raise ServingError(StatusCode.NOT_FOUND, f'model "{spec.name}" has no version {version}')
+        return [model.statuses[version]]
 
-    def signature_names(self, model: str) -> list[str]:
-        """The signatures of a model's newest version; empty if the model is not loaded."""
+    def signatures(self, model: str) -> Collection[str]:
+        """The names of the signatures of a model's newest version; empty if the model is not loaded."""
         loaded = self._models[model].loaded if model in self._models else {}
-        return list(loaded[max(loaded)].signatures) if loaded else []
+        return loaded[max(loaded)].signatures if loaded else ()
 
     def serving(self) -> dict[str, list[int]]:
         """The served versions of each model, newest last."""
         return {name: sorted(model.loaded) for name, model in self._models.items()}
 
-    def refused(self) -> dict[str, list[int]]:
-        """The versions of each model that are on disk and failed to load, newest last."""
-        return {name: sorted(filter(lambda v: _error(m.statuses[v]), m.statuses)) for name, m in self._models.items()}
-
-    def _model(self, spec: ModelSpec) -> ServedModel:
+    def _resolve(self, spec: ModelSpec) -> tuple[ServedModel, int | None]:
+        """The model, and the version that a request names by number or by label; None if it names neither."""
         if not spec.name:
-            raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, "model_spec.name is empty; name the model")
+            raise ServingError(StatusCode.INVALID_ARGUMENT, "model_spec.name is empty; name the model")
         model = self._models.get(spec.name)
         if model is None:
             message = f'there is no model "{spec.name}"; the models are {", ".join(self._models)}'
-            raise ServingError(grpc.StatusCode.NOT_FOUND, message)
-        return model
-
-    def _with_config(self, config: ModelConfig) -> ServedModel:
-        """A model with this config, and with the loaded versions if its folder is served already."""
-        model = self._models.get(config.name)
-        if model is not None and model.config.base_path == config.base_path:
-            return replace(model, config=config)
-        return ServedModel(config)
+            raise ServingError(StatusCode.NOT_FOUND, message)
+        if not spec.HasField("version_label"):
+            return model, spec.version.value if spec.HasField("version") else None
+        labels = model.config.version_labels
+        if spec.version_label not in labels:
+            known = ", ".join(sorted(labels)) or "none"
+            message = f'model "{spec.name}" has no version label "{spec.version_label}"; its labels: {known}'
+            raise ServingError(StatusCode.INVALID_ARGUMENT, message)
+        return model, labels[spec.version_label]
 
     def _refresh(self, model: ServedModel) -> None:
         if model.refresh():
-            self._changed()
-
-    def _changed(self) -> None:
-        # Cycles hold the graph of a replaced version, and requests produce so little garbage that the collector would
-        # run only after days. The session, which holds the weights, needs no collector.
-        with self._changing:
-            gc.collect()
-            self._on_change()
-
-
-def _error(status: ModelVersionStatus) -> str:
-    return status.status.error_message
+            # Cycles hold the graph of a replaced version, and requests produce so little garbage that the collector
+            # would run only after days. The session, which holds the weights, needs no collector.
+            with self._changing:
+                gc.collect()
+                self._on_change()
 
 
 def _numbers(versions: Iterable[int]) -> str:
@@ -273,10 +215,7 @@ def _numbers(versions: Iterable[int]) -> str:
 
 
 def _file_states(folder: Path) -> FileStates:
-    """Kind, size and times of every file of a version.
-
-    Tools that copy files preserve the time of the last change of the content. That of the inode cannot be set.
-    """
+    """Kind, size and times of every file of a version; tools that copy files can set all but the time of the inode."""
     states = []
     for path in sorted(folder.rglob("*")):
         with suppress(OSError):  # a file may be removed meanwhile

@@ -4,88 +4,66 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
-import grpc
 from cachetools import TTLCache
+from grpc import StatusCode
 from tensorflow_serving.apis import get_model_metadata_pb2 as metadata_pb2
 from tensorflow_serving.apis.get_model_status_pb2 import GetModelStatusRequest, GetModelStatusResponse
-from tensorflow_serving.apis.model_management_pb2 import ReloadConfigRequest, ReloadConfigResponse
 from tensorflow_serving.apis.model_pb2 import ModelSpec
 from tensorflow_serving.apis.predict_pb2 import PredictRequest
 
-from q2s_tf.errors import InputError
+from q2s_tf.server import server_metrics
 from q2s_tf.server.model_manager import ModelManager
-from q2s_tf.server.request_threads import REGULAR
+from q2s_tf.server.request_waits import MAX_RUNNING, MAX_WAITING
 from q2s_tf.server.servable import DEFAULT_SIGNATURE
-from q2s_tf.server.server_config import DEFAULT_LIMITS, RequestLimits, check_model_configs
-from q2s_tf.server.server_metrics import ServerMetrics
+from q2s_tf.server.server_config import RequestLimits
 from q2s_tf.serving.serving_error import ServingError
 
 log = logging.getLogger(__name__)
 
-MAX_WAITING = 32
-"""Predict requests that may hold a thread while they wait to run."""
-ENTRY_BYTES = 450
-"""Memory of an entry of the cache in addition to its answer (measured: 408)."""
-MAX_MESSAGE_CHARACTERS = 500
-"""Of an error: gRPC sends it as metadata, which is limited to 8 KiB."""
+ENTRY_BYTES = 450  # memory of an entry of the cache in addition to its answer (measured: 408)
 
 
 class RequestHandler:
-    """Answers requests from the loaded models. Its methods raise `ServingError`; see `error_status`.
-
-    Equal requests can be answered from a cache. A key has an object that identifies one loading of a version, so an
-    answer that a replaced version computes after its replacement is never returned.
-    """
+    """Answers requests from the loaded models, equal ones from a cache. Its methods raise `ServingError`."""
 
     def __init__(
-        self,
-        models: ModelManager,
-        limits: RequestLimits = DEFAULT_LIMITS,
-        cache_seconds: float = 0.0,
-        cache_bytes: int = 0,
-        reload_below: Path | None = None,
-        timer: Callable[[], float] = time.monotonic,
+        self, models: ModelManager, limits: RequestLimits, cache_seconds: float = 0.0, cache_bytes: int = 0
     ) -> None:
-        """Keeps answers for ``cache_seconds`` (0: no cache); serves reloads of models in ``reload_below`` only."""
-        self.models, self.limits, self._reload_below = models, limits, reload_below
-        self._running, self._waiting = threading.Semaphore(REGULAR), threading.Semaphore(MAX_WAITING)
+        """Keeps answers for ``cache_seconds``; 0 for no cache."""
+        self.models, self.limits = models, limits
+        self._running, self._waiting = threading.Semaphore(MAX_RUNNING), threading.Semaphore(MAX_WAITING)
         size = cache_bytes if cache_seconds else 0
-        self._cache: TTLCache = TTLCache(size, cache_seconds, timer, lambda answer: len(answer) + ENTRY_BYTES)
+        self._cache: TTLCache = TTLCache(size, cache_seconds, getsizeof=lambda answer: len(answer) + ENTRY_BYTES)
         self._cache_lock = threading.Lock()
-        self.metrics = ServerMetrics(models)
-        self.metrics.cache_bytes.set_function(self.cache_size)
 
     @contextmanager
-    def turn(self, entrypoint: str, arrival: float, remaining_seconds: float | None = None) -> Iterator[ModelSpec]:
+    def turn(self, entrypoint: str, remaining_seconds: float | None = None) -> Iterator[ModelSpec]:
         """Waits until a Predict request may run, runs the block, and records it in the metrics.
 
-        ``arrival`` is the `time.monotonic` at which it arrived; it may have waited for a thread since. Yields a
-        `ModelSpec` to copy that of the request to, for the metrics.
+        ``remaining_seconds`` is the time until the client's deadline. Yields a `ModelSpec` to copy that of the request
+        to, for the metrics.
         """
-        start, spec, code = time.monotonic(), ModelSpec(), grpc.StatusCode.INTERNAL
+        start, spec, code = time.monotonic(), ModelSpec(), StatusCode.INTERNAL
         try:
-            if remaining_seconds is not None and remaining_seconds <= 0:
-                message = "the deadline passed before the request could run"
-                raise ServingError(grpc.StatusCode.DEADLINE_EXCEEDED, message)
-            self._wait_to_run(arrival + self.limits.max_seconds - start)
+            seconds = self.limits.max_seconds
+            self._wait_to_run(seconds if remaining_seconds is None else min(remaining_seconds, seconds))
             try:
                 yield spec
             finally:
                 self._running.release()
-            code = grpc.StatusCode.OK
+            code = StatusCode.OK
         except ServingError as error:
             code = error.code
             raise
         finally:
             model, signature = spec.name, spec.signature_name or DEFAULT_SIGNATURE
-            if code is not grpc.StatusCode.OK:  # the names may not exist
-                signatures = self.models.signature_names(model)
+            if code is not StatusCode.OK:  # the names may not exist
+                signatures = self.models.signatures(model)
                 model, signature = model if signatures else "", signature if signature in signatures else ""
-            labels = self.metrics.request_seconds.labels(model, signature, entrypoint, code.name)
+            labels = server_metrics.request_seconds.labels(model, signature, entrypoint, code.name)
             labels.observe(time.monotonic() - start)
 
     def _wait_to_run(self, seconds: float) -> None:
@@ -93,11 +71,11 @@ class RequestHandler:
             return
         overload = "the server receives more requests than it can answer"
         if not self._waiting.acquire(blocking=False):
-            raise ServingError(grpc.StatusCode.UNAVAILABLE, f"{MAX_WAITING} requests wait already; {overload}")
+            raise ServingError(StatusCode.UNAVAILABLE, f"{MAX_WAITING} requests wait already; {overload}")
         try:
             if seconds <= 0 or not self._running.acquire(timeout=seconds):
-                limit = f"the request waited for longer than {self.limits.max_seconds:g} s"
-                raise ServingError(grpc.StatusCode.DEADLINE_EXCEEDED, f"{limit}; {overload}")
+                limit = f"the request could not run within {max(0.0, seconds):.3g} s"
+                raise ServingError(StatusCode.DEADLINE_EXCEEDED, f"{limit}; {overload}")
         finally:
             self._waiting.release()
 
@@ -107,37 +85,25 @@ class RequestHandler:
         if not self._cache.maxsize:
             return servable.predict(request, self.limits).SerializeToString()
         content = request.SerializeToString(deterministic=True)
+        # Not the version: another one may be loaded under its number, while this one still answers.
         key = servable.loading, hashlib.blake2b(content, digest_size=32).digest()
         with self._cache_lock:
             answer = self._cache.get(key)
-        self.metrics.cache_requests.labels(servable.name, "miss" if answer is None else "hit").inc()
+        server_metrics.cache_requests.labels(servable.name, "miss" if answer is None else "hit").inc()
         if answer is None:
             answer = servable.predict(request, self.limits).SerializeToString()
             with suppress(ValueError), self._cache_lock:  # an answer may be larger than the cache
                 self._cache[key] = answer
         return answer
 
-    def clear_cache(self) -> None:
-        """Removes all answers."""
-        with self._cache_lock:
-            self._cache.clear()
-
-    def cache_size(self) -> float:
-        """The memory of all answers in bytes, keys included."""
-        with self._cache_lock:
-            self._cache.expire()
-            return self._cache.currsize
-
     def metadata(self, request: metadata_pb2.GetModelMetadataRequest) -> metadata_pb2.GetModelMetadataResponse:
         """The signatures of a model."""
         if list(request.metadata_field) != ["signature_def"]:
             received = ", ".join(request.metadata_field) or "none"
-            message = f"metadata_field must be signature_def, got {received}"
-            raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, message)
+            raise ServingError(StatusCode.INVALID_ARGUMENT, f"metadata_field must be signature_def, got {received}")
         servable = self.models.find(request.model_spec)
-        response = metadata_pb2.GetModelMetadataResponse()
-        response.model_spec.name = servable.name
-        response.model_spec.version.value = servable.version
+        spec = ModelSpec(name=servable.name, version={"value": servable.version})
+        response = metadata_pb2.GetModelMetadataResponse(model_spec=spec)
         response.metadata["signature_def"].Pack(metadata_pb2.SignatureDefMap(signature_def=servable.signature_defs))
         return response
 
@@ -145,24 +111,11 @@ class RequestHandler:
         """The states of a model's versions, newest first, with the errors of those that failed to load."""
         return GetModelStatusResponse(model_version_status=self.models.statuses(request.model_spec))
 
-    def reload(self, request: ReloadConfigRequest) -> ReloadConfigResponse:
-        """Replaces the served models by those of another config; returns when they are loaded."""
-        if self._reload_below is None:
-            message = "HandleReloadConfigRequest is off; the option --allow-reload of the server switches it on"
-            raise ServingError(grpc.StatusCode.UNIMPLEMENTED, message)
-        try:
-            configs = check_model_configs(request.config, self._reload_below)
-        except InputError as error:
-            raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, f"{error}; the old config stays") from error
-        self.models.reload(configs)
-        return ReloadConfigResponse()
 
-
-def error_status(error: Exception) -> tuple[grpc.StatusCode, str]:
+def error_status(error: Exception) -> tuple[StatusCode, str]:
     """The code and message to answer with. Logs an exception that is not a `ServingError`, because it is a bug."""
     if isinstance(error, ServingError):
         message = error.message.encode(errors="backslashreplace").decode()
-        cut = len(message) > MAX_MESSAGE_CHARACTERS
-        return error.code, f"{message[:MAX_MESSAGE_CHARACTERS]} …" if cut else message
+        return error.code, message[:500]  # gRPC sends it as metadata, which is limited to 8 KiB
     log.error("a request failed because of a bug in the server", exc_info=error)
-    return grpc.StatusCode.INTERNAL, "the server failed to answer this request; its log has the error"
+    return StatusCode.INTERNAL, "the server failed to answer this request; its log has the error"

@@ -5,21 +5,21 @@ r"""TensorFlow Serving's REST routes, and the metrics.
 | `GET /v1/models/M[/versions/V\|/labels/L]` | the state of each version |
 | `GET /v1/models/M[/versions/V\|/labels/L]/metadata` | the signatures |
 | `POST /v1/models/M[/versions/V\|/labels/L]:predict` | Predict; see `q2s_tf.server.json_tensors` for the formats |
-| `GET /monitoring/prometheus/metrics`, or the path in the monitoring config | see `q2s_tf.server.server_metrics` |
+| `GET /monitoring/prometheus/metrics` | see `q2s_tf.server.server_metrics` |
 
-An error is ``{"error": "…"}`` with the HTTP status that TensorFlow Serving uses for the gRPC code; ``:classify`` and
-``:regress`` return 501. As in TensorFlow Serving, REST is never encrypted; TLS is only for gRPC.
+An error is ``{"error": "…"}`` with the HTTP status that TensorFlow Serving uses for the gRPC code. As in TensorFlow
+Serving, TLS is only for gRPC.
 """
 
 import asyncio
 import json
 import re
-import time
-from typing import Any
+from concurrent.futures import Executor
+from contextlib import suppress
 
-import grpc
 import h11
 from google.protobuf import json_format
+from grpc import StatusCode
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.requests import ClientDisconnect, Request
@@ -33,44 +33,41 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from q2s_tf.server import json_tensors
 from q2s_tf.server.request_handler import RequestHandler, error_status
-from q2s_tf.server.request_threads import MAX_RECEIVING, PeerWaits, RequestThreads
+from q2s_tf.server.request_waits import PeerWaits
 from q2s_tf.serving.serving_error import ServingError
 
 _MODEL = r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"
 _GET = re.compile(_MODEL + r"(?P<metadata>/metadata)?")
 _ROUTES = {"GET": _GET, "HEAD": _GET, "POST": re.compile(_MODEL + r":(?P<method>classify|regress|predict)")}
 _HTTP_STATUS = {
-    grpc.StatusCode.CANCELLED: 499,
-    grpc.StatusCode.INVALID_ARGUMENT: 400,
-    grpc.StatusCode.FAILED_PRECONDITION: 400,
-    grpc.StatusCode.OUT_OF_RANGE: 400,
-    grpc.StatusCode.NOT_FOUND: 404,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
-    grpc.StatusCode.UNIMPLEMENTED: 501,
-    grpc.StatusCode.UNAVAILABLE: 503,
-    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
+    StatusCode.CANCELLED: 499,
+    StatusCode.INVALID_ARGUMENT: 400,
+    StatusCode.FAILED_PRECONDITION: 400,
+    StatusCode.OUT_OF_RANGE: 400,
+    StatusCode.NOT_FOUND: 404,
+    StatusCode.RESOURCE_EXHAUSTED: 429,
+    StatusCode.UNIMPLEMENTED: 501,
+    StatusCode.UNAVAILABLE: 503,
+    StatusCode.DEADLINE_EXCEEDED: 504,
 }
-SEND_SECONDS = 30.0
-"""The longest time for a client to read its answer."""
+METRICS_PATH = "/monitoring/prometheus/metrics"
 
 
-def make_app(handler: RequestHandler, threads: RequestThreads, metrics_path: str | None) -> ASGIApp:
-    """The routes as an ASGI application, which answers in ``threads``."""
+def make_app(handler: RequestHandler, threads: Executor, send_seconds: float) -> ASGIApp:
+    """The routes as an ASGI application, which answers in ``threads``; a client has ``send_seconds`` to read."""
     max_bytes = handler.limits.max_request_bytes
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        try:
+        with suppress(ClientDisconnect):
             response = await respond(request)
-        except ClientDisconnect:
-            return
-        async with asyncio.timeout(SEND_SECONDS):
-            await response(scope, receive, send)
+            async with asyncio.timeout(send_seconds):
+                await response(scope, receive, send)
 
     async def respond(request: Request) -> Response:
         path = request.scope["path"]
-        if path == metrics_path and request.method in ("GET", "HEAD"):
-            return Response(generate_latest(handler.metrics.registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+        if path == METRICS_PATH and request.method in ("GET", "HEAD"):
+            return Response(generate_latest(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
         route = _ROUTES.get(request.method)
         match = route.fullmatch(path) if route else None
         if match is None:
@@ -86,7 +83,7 @@ def make_app(handler: RequestHandler, threads: RequestThreads, metrics_path: str
         answer = _post if request.method == "POST" else _get
         loop = asyncio.get_running_loop()
         try:
-            content = await loop.run_in_executor(threads, answer, handler, match, body, time.monotonic())
+            content = await loop.run_in_executor(threads, answer, handler, match, body)
             return Response(content, media_type="application/json")
         except Exception as error:
             code, message = error_status(error)
@@ -95,12 +92,11 @@ def make_app(handler: RequestHandler, threads: RequestThreads, metrics_path: str
     return app
 
 
-def make_protocol(threads: RequestThreads, seconds: float, max_connections: int) -> type[H11Protocol]:
-    """An HTTP protocol that closes a connection whose headers or body are not complete after ``seconds``.
+def make_protocol(headers: PeerWaits, bodies: PeerWaits, max_connections: int) -> type[H11Protocol]:
+    """An HTTP protocol that closes a connection whose ``headers`` or ``bodies`` are not complete in time.
 
-    Above ``max_connections``, or `MAX_RECEIVING` incomplete bodies, the oldest of these connections is closed.
+    Above ``max_connections`` the oldest one that waits for a request is closed.
     """
-    headers, bodies = threads.waits(seconds, max_connections), threads.waits(seconds, MAX_RECEIVING)
 
     class BoundedProtocol(H11Protocol):
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -127,7 +123,7 @@ def make_protocol(threads: RequestThreads, seconds: float, max_connections: int)
     return BoundedProtocol
 
 
-def _get(handler: RequestHandler, match: re.Match[str], *_: Any) -> bytes:
+def _get(handler: RequestHandler, match: re.Match[str], *_: object) -> bytes:
     spec = _model_spec(match)
     if match["metadata"]:
         response = handler.metadata(GetModelMetadataRequest(model_spec=spec, metadata_field=["signature_def"]))
@@ -141,11 +137,10 @@ def _get(handler: RequestHandler, match: re.Match[str], *_: Any) -> bytes:
     return json.dumps(content, indent=1, ensure_ascii=False).encode()
 
 
-def _post(handler: RequestHandler, match: re.Match[str], body: bytearray, arrival: float) -> bytes:
+def _post(handler: RequestHandler, match: re.Match[str], body: bytearray) -> bytes:
     if match["method"] != "predict":
-        message = f"{match['method'].capitalize()} is not supported; use Predict"
-        raise ServingError(grpc.StatusCode.UNIMPLEMENTED, message)
-    with handler.turn("REST", arrival) as spec:
+        raise ServingError(StatusCode.UNIMPLEMENTED, f"{match['method'].capitalize()} is not supported; use Predict")
+    with handler.turn("REST") as spec:
         spec.CopyFrom(_model_spec(match))
         request, rows = json_tensors.read(body, spec, handler.models.find(spec).signature)
         spec.CopyFrom(request.model_spec)
@@ -153,15 +148,11 @@ def _post(handler: RequestHandler, match: re.Match[str], body: bytearray, arriva
 
 
 def _model_spec(match: re.Match[str]) -> ModelSpec:
-    spec = ModelSpec(name=match["name"])
-    if match["version"]:
-        number = match["version"]
-        if len(number) > 19 or int(number) >= 1 << 63:
-            raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, f"version {number[:40]} is larger than an int64")
-        spec.version.value = int(number)
-    if match["label"]:
-        spec.version_label = match["label"]
-    return spec
+    number = match["version"]
+    if number and (len(number) > 19 or int(number) >= 1 << 63):
+        raise ServingError(StatusCode.INVALID_ARGUMENT, f"version {number[:40]} is larger than an int64")
+    version = {"value": int(number)} if number else None
+    return ModelSpec(name=match["name"], version=version, version_label=match["label"])
 
 
 def _error(status: int, message: str) -> Response:

@@ -9,21 +9,23 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import grpc
 import numpy as np
 import tensorflow as tf
 import tensorflow_text  # noqa: F401  (registers the text ops, which TensorFlow Serving links in)
+from grpc import StatusCode
 from tensorflow.core.framework import tensor_pb2
-from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, saved_model_pb2
-from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
+from tensorflow_serving.apis import prediction_log_pb2
+from tensorflow_serving.apis.predict_pb2 import PredictRequest, PredictResponse
 
-from q2s_tf.server.server_config import DEFAULT_LIMITS, RequestLimits
+from q2s_tf import extras
+from q2s_tf.server.server_config import RequestLimits
 from q2s_tf.serving import tensor_proto
 from q2s_tf.serving.serving_error import ServingError
 from q2s_tf.serving.warmup import WARMUP_FILE
 
 DEFAULT_SIGNATURE = tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY
-_STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
+_STATUS_CODES = {code.value[0]: code for code in StatusCode}
 
 
 class InputSpec(NamedTuple):
@@ -37,26 +39,23 @@ class InputSpec(NamedTuple):
         sizes = "any shape" if self.shape is None else str(["?" if size is None else size for size in self.shape])
         return f"{tensor_proto.dtype_name(self.dtype)} {sizes}".replace("'", "")
 
-    def accepts(self, shape: list[int]) -> bool:
-        """Whether a tensor of this shape may be fed."""
-        if self.shape is None:
-            return True
-        return len(shape) == len(self.shape) and all(own in (None, n) for own, n in zip(self.shape, shape, strict=True))
-
     def decode(self, tensor: tensor_pb2.TensorProto, max_bytes: int) -> np.ndarray:
         """The array of a tensor; raises `ValueError` if it does not fit or is not finite."""
-        shape = [dim.size for dim in tensor.tensor_shape.dim]  # checked first, so that only valid tensors are decoded
-        if tensor.dtype != self.dtype or not self.accepts(shape):
-            received = f"{tensor_proto.dtype_name(tensor.dtype)} {shape}"
-            raise ValueError(f'input "{self.key}" must be {self}, got {received}')
         try:
-            array = tensor_proto.decode(tensor, max_bytes)
+            array = tensor_proto.decode(tensor, max_bytes) if tensor.dtype == self.dtype else None
         except ValueError as error:
             raise ValueError(f'input "{self.key}": {error}') from error
+        if array is None or not self._accepts(array.shape):
+            received = f"{tensor_proto.dtype_name(tensor.dtype)} {[dim.size for dim in tensor.tensor_shape.dim]}"
+            raise ValueError(f'input "{self.key}" must be {self}, got {received}')
         # A scalar may be infinite, as min_score can be.
-        if array.dtype.kind == "f" and (not np.isfinite(array).all() if shape else np.isnan(array)):
+        if array.dtype.kind == "f" and (not np.isfinite(array).all() if array.ndim else np.isnan(array)):
             raise ValueError(f'input "{self.key}" must be finite, got NaN or Infinity')
         return array
+
+    def _accepts(self, shape: tuple[int, ...]) -> bool:
+        sizes = shape if self.shape is None else self.shape
+        return len(shape) == len(sizes) and all(own in (None, n) for own, n in zip(sizes, shape, strict=True))
 
 
 class Signature:
@@ -91,7 +90,7 @@ class Signature:
             ServingError: INVALID_ARGUMENT if the inputs do not match the signature or each other, are not finite or
                 exceed the limits, or ``output_filter`` has another name; otherwise the error of the graph.
         """
-        code = grpc.StatusCode.INVALID_ARGUMENT
+        code = StatusCode.INVALID_ARGUMENT
         try:
             for name in output_filter:
                 if name not in self.outputs:
@@ -100,7 +99,7 @@ class Signature:
         except ValueError as error:
             problem = str(error)
         except tf.errors.OpError as error:
-            code = _STATUS_CODES.get(error.error_code, grpc.StatusCode.INTERNAL)
+            code = _STATUS_CODES.get(error.error_code, StatusCode.INTERNAL)
             problem = " ".join(error.message.split())
         else:
             outputs = dict(zip(self.outputs, values, strict=True))
@@ -140,12 +139,14 @@ class Servable:
         Raises:
             Exception: TensorFlow cannot load the version.
             ServingError: A warm-up request failed.
-            ImportError: The model needs ops of a package that is not installed.
+            InputError: The model needs ops of a package that is not installed.
         """
         self.name = name
         self.version = version
         self.loading = object()  # another one for each time that a version is loaded
-        _import_ops(folder)
+        if b"Scann>" in (folder / "saved_model.pb").read_bytes():  # TensorFlow must know these ops to load it
+            extras.require("scann")
+            importlib.import_module("scann")
         config = tf.compat.v1.ConfigProto(intra_op_parallelism_threads=1, inter_op_parallelism_threads=1)
         graph = tf.Graph()
         self._session = tf.compat.v1.Session(graph=graph, config=config)
@@ -175,35 +176,17 @@ class Servable:
         if signature is None:
             known = ", ".join(sorted(self.signatures))
             message = f'{self.name} {self.version} has no signature "{name or DEFAULT_SIGNATURE}"; it has {known}'
-            raise ServingError(grpc.StatusCode.NOT_FOUND, message)
+            raise ServingError(StatusCode.NOT_FOUND, message)
         return signature
 
-    def predict(
-        self, request: predict_pb2.PredictRequest, limits: RequestLimits = DEFAULT_LIMITS
-    ) -> predict_pb2.PredictResponse:
-        """The response to a request; does not check that the request names this model and version.
-
-        Raises:
-            ServingError: See `signature` and `Signature.run`.
-        """
+    def predict(self, request: PredictRequest, limits: RequestLimits = RequestLimits()) -> PredictResponse:
+        """The response to a request, whatever version it names; raises what `signature` and `Signature.run` raise."""
         signature = self.signature(request.model_spec.signature_name)
         arrays = signature.run(request.inputs, request.output_filter, limits)
-        response = predict_pb2.PredictResponse()
+        response = PredictResponse()
         response.model_spec.name = self.name
         response.model_spec.version.value = self.version
         response.model_spec.signature_name = signature.name
         for name, array in arrays.items():
             response.outputs[name].CopyFrom(tensor_proto.encode(array))
         return response
-
-
-def _import_ops(folder: Path) -> None:
-    """Imports ScaNN if a saved model has its ops, because TensorFlow needs them registered to load it."""
-    model = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
-    ops = [op.name for meta_graph in model.meta_graphs for op in meta_graph.meta_info_def.stripped_op_list.op]
-    if any(op.startswith("Scann>") for op in ops):
-        try:
-            importlib.import_module("scann")
-        except ImportError as error:
-            message = "the model has ScaNN's ops, and scann is not installed; pip install 'q2s_tf[scann]'"
-            raise ImportError(message) from error

@@ -7,12 +7,14 @@ and, where known, the same error codes. docs/operating.md lists the differences.
 import ctypes
 import gc
 import logging
+import math
 import os
 import resource
 import signal
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,12 +22,11 @@ from typing import Any, Self
 
 import grpc
 import uvicorn
-from cachetools import TTLCache
 from grpc_health.v1 import health, health_pb2
 
 from q2s_tf.errors import InputError
-from q2s_tf.server import server_config
-from q2s_tf.server.request_threads import RequestThreads
+from q2s_tf.server.request_waits import MAX_RECEIVING, PeerWaits, RequestThreads
+from q2s_tf.server.server_config import ModelConfig, RequestLimits
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +34,8 @@ FIRST_LOAD_SECONDS = 60.0
 """How long `Server.start` waits for models; one that takes longer is served as soon as it is loaded."""
 MAX_CONNECTIONS = 1000
 """Of gRPC, and as many of REST; fewer if the process may not open so many files."""
-IDLE_SECONDS = 60
-"""After which a gRPC connection without calls is closed; a client connects again with its next call."""
-MAX_STREAMS = 100
-"""Calls of one gRPC connection at once; a client lets further ones wait."""
-LOG_LINES = 10
-"""Records in the log in a second; further ones are dropped."""
+SEND_SECONDS = 30.0
+"""The longest time for a client to read its answer."""
 
 
 class Server:
@@ -56,20 +53,17 @@ class Server:
 
     def __init__(
         self,
-        models: Path | Sequence[server_config.ModelConfig],
+        models: Path | Sequence[ModelConfig],
         host: str = "127.0.0.1",
         port: int = 8500,
         poll_seconds: float = 1.0,
         *,
         rest_port: int | None = None,
-        metrics_path: str | None = server_config.METRICS_PATH,
         credentials: grpc.ServerCredentials | None = None,
-        limits: server_config.RequestLimits = server_config.DEFAULT_LIMITS,
+        limits: RequestLimits = RequestLimits(),
         cache_seconds: float = 0.0,
         cache_bytes: int = 64 << 20,
         grace_seconds: float = 10.0,
-        reload_below: Path | None = None,
-        reflection: bool = False,
     ) -> None:
         """Binds the ports, so that a port in use is reported before a model is loaded.
 
@@ -79,45 +73,34 @@ class Server:
             port: The port of gRPC; 0 takes a free one.
             poll_seconds: Time between two checks for new versions.
             rest_port: The port of REST, 0 takes a free one; None for neither REST nor metrics.
-            metrics_path: The URL path of the metrics, None for no metrics.
             credentials: For gRPC over TLS: see `q2s_tf.server.server_config.read_server_credentials`.
             limits: The limits of a request.
             cache_seconds: How long to keep an answer for equal requests; 0 for no cache.
             cache_bytes: The size of the cache.
             grace_seconds: How long `stop` waits for running requests.
-            reload_below: The folder of the models that HandleReloadConfigRequest may load; None refuses the request.
-            reflection: Whether to serve gRPC's reflection.
 
         Raises:
-            InputError: A port cannot be bound, or an argument is out of range.
+            InputError: A port cannot be bound.
         """
-        for name, number in {"port": port, "rest_port": rest_port or 0}.items():
-            if not 0 <= number <= 65535:
-                raise InputError(f"{name} must be 0 to 65535, got {number}")
-        amounts = {"poll_seconds": poll_seconds, "cache_bytes": cache_bytes, "grace_seconds": grace_seconds}
-        for name, amount in (amounts | limits._asdict()).items():
-            if not 0 < amount < (2**63 if name == "cache_bytes" else 2**31):  # gRPC and timers have an int32
-                raise InputError(f"{name} must be above 0 and below 2^31, got {amount}")
-        if not 0 <= cache_seconds < 2**31:
-            raise InputError(f"cache_seconds must be 0 or above and below 2^31, got {cache_seconds}")
-        self.stopping = threading.Event()
+        self.stopping, self._stopped = threading.Event(), threading.Event()
         self._source, self._poll_seconds, self._grace_seconds = models, poll_seconds, grace_seconds
-        self._metrics_path, self._reflection = metrics_path, reflection
-        self._handler_options = (limits, cache_seconds, cache_bytes, reload_below)
-        self._limits = limits
+        self._handler_options = limits, cache_seconds, cache_bytes
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         self._max_connections = min(MAX_CONNECTIONS, most // 4)
+        seconds = limits.receive_seconds
+        self._messages, self._bodies = PeerWaits(seconds, MAX_RECEIVING), PeerWaits(seconds, MAX_RECEIVING)
+        self._headers, self._unread = PeerWaits(seconds, self._max_connections), PeerWaits(SEND_SECONDS, MAX_RECEIVING)
         self._health = health.HealthServicer()
         self._threads = RequestThreads()
         options = [
             ("grpc.so_reuseport", 0),
             ("grpc.max_receive_message_length", limits.max_request_bytes),
             ("grpc.max_send_message_length", -1),
-            ("grpc.max_concurrent_streams", MAX_STREAMS),
+            ("grpc.max_concurrent_streams", 100),  # of one connection; its client lets further calls wait
             ("grpc.max_allowed_incoming_connections", self._max_connections),
-            ("grpc.max_connection_idle_ms", IDLE_SECONDS * 1000),
-            ("grpc.server_handshake_timeout_ms", int(1000 * min(limits.receive_seconds, 1e6))),
+            ("grpc.max_connection_idle_ms", 60_000),  # a client connects again with its next call
+            ("grpc.server_handshake_timeout_ms", int(1000 * seconds)),
         ]
         self._grpc = grpc.server(self._threads, options=options)
         with _binding(f"{host}:{port}", "--port"):
@@ -139,7 +122,7 @@ class Server:
         Raises:
             InputError: The folder has no model.
         """
-        from q2s_tf.server.grpc_services import SERVICES, GrpcServices
+        from q2s_tf.server.grpc_services import SERVICES, make_services
         from q2s_tf.server.model_manager import ModelManager
         from q2s_tf.server.request_handler import RequestHandler
         from q2s_tf.server.rest import make_app, make_protocol
@@ -152,13 +135,13 @@ class Server:
         while self.models.loading(0.1) and time.monotonic() < end and not self.stopping.is_set():
             pass
         self._after_change()  # also if no version could be loaded
-        services = GrpcServices(self._handler, self._health, self._threads, self._reflection)
-        self._grpc.add_generic_rpc_handlers([services])
+        services = make_services(self._handler, self._health, self._messages, self._unread)
+        self._grpc.add_generic_rpc_handlers(services)
         self._grpc.start()
         if self.rest_address is not None:
             config = uvicorn.Config(
-                make_app(self._handler, self._threads, self._metrics_path),
-                http=make_protocol(self._threads, self._limits.receive_seconds, self._max_connections),
+                make_app(self._handler, self._threads, SEND_SECONDS),
+                http=make_protocol(self._headers, self._bodies, self._max_connections),
                 ws="none",
                 h11_max_incomplete_event_size=16 << 10,
                 backlog=128,  # asyncio logs as many errors at once when file descriptors are exhausted
@@ -169,10 +152,9 @@ class Server:
                 timeout_graceful_shutdown=max(1, round(self._grace_seconds)),
             )
             self._rest = uvicorn.Server(config)
-            self._rest_thread = threading.Thread(
-                target=self._rest.run, args=([self._rest_socket],), name="rest-server", daemon=True
-            )
+            self._rest_thread = threading.Thread(target=self._rest.run, args=([self._rest_socket],), daemon=True)
             self._rest_thread.start()
+        threading.Thread(target=self._watch, name="request-watch", daemon=True).start()
         threading.Thread(target=self._poll, name="model-poller", daemon=True).start()
 
     def stop(self) -> None:
@@ -192,6 +174,7 @@ class Server:
         self._grpc.stop(min(0.2, self._grace_seconds)).wait()
         self.models.loading(end - time.monotonic())
         self.models.close()
+        self._stopped.set()
 
     def __enter__(self) -> Self:
         self.start()
@@ -199,6 +182,12 @@ class Server:
 
     def __exit__(self, *error: object) -> None:
         self.stop()
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(0.05):
+            self._threads.run_late()
+            for waits in (self._messages, self._unread, self._headers, self._bodies):
+                waits.end_late()
 
     def _poll(self) -> None:
         while not self.stopping.wait(self._poll_seconds):
@@ -208,7 +197,6 @@ class Server:
                 log.warning("could not look for new versions: %s", error)
 
     def _after_change(self) -> None:
-        self._handler.clear_cache()
         healthy = {name: bool(versions) for name, versions in self.models.serving().items()}
         healthy |= dict.fromkeys(("", *self._services), all(healthy.values()))
         status = health_pb2.HealthCheckResponse
@@ -222,8 +210,7 @@ def run(*arguments: Any, **options: Any) -> None:
     Prints one line when it is ready. A second signal ends the process at once.
     """
     # glibc keeps a pool of freed memory for each thread; in many pools the weights of old versions would remain.
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(-8, 2)  # M_ARENA_MAX of malloc.h; before the threads start
     for output in logging.getLogger().handlers:
         output.addFilter(_log_limit())
@@ -243,8 +230,8 @@ def run(*arguments: Any, **options: Any) -> None:
     gc.freeze()
     with server:
         rest = f", REST on http://{server.rest_address}" if server.rest_address else ""
-        versions = {name: " and ".join(map(str, numbers)) for name, numbers in server.models.serving().items()}
-        served = ", ".join(f"{name} {numbers or '(no version)'}" for name, numbers in versions.items())
+        versions = server.models.serving().items()
+        served = ", ".join(f"{name} {' and '.join(map(str, v)) or '(no version)'}" for name, v in versions)
         print(f"serving {served} on {server.address}{rest}", flush=True)
         server.stopping.wait()
         log.info("stopping: waiting for running requests")
@@ -255,14 +242,13 @@ def run(*arguments: Any, **options: Any) -> None:
 
 
 def _log_limit() -> Callable[[logging.LogRecord], bool]:
-    """A filter for `LOG_LINES` records a second, so that bad requests do not fill the disk."""
-    written: TTLCache = TTLCache(LOG_LINES, ttl=1.0)
+    """A filter for ten records a second, so that bad requests do not fill the disk."""
+    written = deque([-math.inf] * 10, maxlen=10)
 
     def admits(record: logging.LogRecord) -> bool:
-        written.expire()
-        if len(written) == LOG_LINES:
+        if record.created < written[0] + 1.0:
             return False
-        written[record] = None
+        written.append(record.created)
         return True
 
     return admits
@@ -272,6 +258,6 @@ def _log_limit() -> Callable[[logging.LogRecord], bool]:
 def _binding(address: str, option: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, RuntimeError) as error:
+    except (OSError, OverflowError, RuntimeError) as error:
         problem = f"cannot listen on {address}: the port is in use or not allowed"
         raise InputError(f"{problem}; give another {option}, or 0") from error

@@ -1,7 +1,6 @@
 """The limits of the embedded server, and the config files of TensorFlow Serving; read without importing TensorFlow.
 
-``ModelServerConfig`` comes with ``tensorflow-serving-api``. ``SSLConfig`` and ``MonitoringConfig`` do not, so they are
-declared here as tensorflow/serving publishes them (``tensorflow_serving/config/*.proto``).
+``ModelServerConfig`` comes with ``tensorflow-serving-api``. ``SSLConfig`` does not, so its fields are declared here.
 """
 
 import ssl
@@ -11,29 +10,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import grpc
-from google.protobuf import message_factory, text_format
-from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from google.protobuf import proto_builder, text_format
+from google.protobuf.descriptor_pb2 import FieldDescriptorProto
 from tensorflow_serving.config.model_server_config_pb2 import ModelConfig, ModelServerConfig
 
 from q2s_tf.errors import InputError
 
-METRICS_PATH = "/monitoring/prometheus/metrics"
-
-_CONFIG_PROTO = """
-    name: "q2s_tf/server_config.proto" package: "tensorflow.serving" syntax: "proto3"
-    message_type { name: "SSLConfig"
-        field { name: "server_key" number: 1 type: TYPE_STRING label: LABEL_OPTIONAL }
-        field { name: "server_cert" number: 2 type: TYPE_STRING label: LABEL_OPTIONAL }
-        field { name: "custom_ca" number: 3 type: TYPE_STRING label: LABEL_OPTIONAL }
-        field { name: "client_verify" number: 4 type: TYPE_BOOL label: LABEL_OPTIONAL } }
-    message_type { name: "PrometheusConfig"
-        field { name: "enable" number: 1 type: TYPE_BOOL label: LABEL_OPTIONAL }
-        field { name: "path" number: 2 type: TYPE_STRING label: LABEL_OPTIONAL } }
-    message_type { name: "MonitoringConfig"
-        field { name: "prometheus_config" number: 1 type: TYPE_MESSAGE label: LABEL_OPTIONAL
-                type_name: ".tensorflow.serving.PrometheusConfig" } }
-"""
-_MESSAGES: dict[str, Any] = message_factory.GetMessages([text_format.Parse(_CONFIG_PROTO, FileDescriptorProto())])
+_SSL_FIELDS = dict.fromkeys(("server_key", "server_cert", "custom_ca"), FieldDescriptorProto.TYPE_STRING)
+_SSL_FIELDS["client_verify"] = FieldDescriptorProto.TYPE_BOOL
+_SSLConfig: Any = proto_builder.MakeSimpleProtoClass(_SSL_FIELDS, "tensorflow.serving.SSLConfig")
 
 
 class RequestLimits(NamedTuple):
@@ -54,52 +39,32 @@ class RequestLimits(NamedTuple):
     receive_seconds: float = 5.0
 
 
-DEFAULT_LIMITS = RequestLimits()
-
-
 def read_model_configs(path: Path) -> list[ModelConfig]:
     """The models of a ``--model_config_file``.
 
     Raises:
-        InputError: The file cannot be read, `check_model_configs` refuses it, or a ``base_path`` is not a folder.
+        InputError: The file cannot be read or lists no model; or a model has no name, the name of another model, a
+            ``base_path`` that is not a folder, another platform than ``tensorflow``, or a ``specific`` policy without
+            versions.
     """
-    configs = check_model_configs(_parse(path, ModelServerConfig))
-    for config in configs:
-        if not Path(config.base_path).is_dir():
-            problem = f"its base_path {config.base_path} is not a folder; mount the exports there, or change the path"
-            raise InputError(f'model "{config.name}" of {path}: {problem}')
-    return configs
-
-
-def check_model_configs(config: ModelServerConfig, below: Path | None = None) -> list[ModelConfig]:
-    """The models of a config, if this server supports all of it and their folders are ``below`` another.
-
-    Raises:
-        InputError: The config has no model; or a model has no name, the name of another model, no ``base_path`` or one
-            elsewhere, another platform than ``tensorflow``, or a ``specific`` policy without versions.
-    """
-    if config.WhichOneof("config") != "model_config_list" or not config.model_config_list.config:
-        raise InputError("a model config must be a model_config_list with at least one config; add one")
-    configs = list(config.model_config_list.config)
-    names = [model.name for model in configs]
-    for model in configs:
-        name = f'model "{model.name}"'
-        for field in ("name", "base_path"):
-            if not getattr(model, field):
-                raise InputError(f"{field} of {name} is empty; every model needs a name and a base_path")
-        platform = model.model_platform or ("tensorflow" if model.model_type == 1 else "")
-        if platform != "tensorflow":
-            raise InputError(f'model_platform of {name} must be "tensorflow", got "{platform}"')
-        if "://" in model.base_path:
-            raise InputError(f"base_path of {name} must be a local folder, got {model.base_path}")
-        if below is not None and not Path(model.base_path).resolve().is_relative_to(below.resolve()):
-            raise InputError(f"base_path of {name} must be below {below}, got {model.base_path}")
-        policy = model.model_version_policy
-        if policy.WhichOneof("policy_choice") == "specific" and not policy.specific.versions:
-            raise InputError(f"the specific policy of {name} lists no versions; add some")
+    models = list(_parse(path, ModelServerConfig).model_config_list.config)
+    if not models:
+        raise InputError(f"{path} must be a model_config_list with at least one config; add one")
+    names = [model.name for model in models]
+    for model in models:
+        name, policy = f'model "{model.name}" of {path}', model.model_version_policy
+        if not model.name:
+            raise InputError(f"name of {name} is empty; every model needs one")
         if names.count(model.name) > 1:
             raise InputError(f"{name} is listed {names.count(model.name)} times; list every model once")
-    return configs
+        if model.model_platform != "tensorflow":
+            raise InputError(f'model_platform of {name} must be "tensorflow", got "{model.model_platform}"')
+        if not model.base_path or not Path(model.base_path).is_dir():
+            problem = f'base_path of {name} must be a local folder, got "{model.base_path}"'
+            raise InputError(f"{problem}; mount the exports there, or change the path")
+        if policy.HasField("specific") and not policy.specific.versions:
+            raise InputError(f"the specific policy of {name} lists no versions; add some")
+    return models
 
 
 def select_versions(model: ModelConfig, versions: Iterable[int]) -> tuple[list[int], int]:
@@ -110,25 +75,10 @@ def select_versions(model: ModelConfig, versions: Iterable[int]) -> tuple[list[i
     """
     policy = model.model_version_policy
     newest_first = sorted(versions, reverse=True)
-    if policy.WhichOneof("policy_choice") == "all":
-        return newest_first, len(newest_first)
-    if policy.WhichOneof("policy_choice") == "specific":
-        listed = [version for version in newest_first if version in policy.specific.versions]
-        return listed, len(listed)
-    return newest_first, policy.latest.num_versions or 1
-
-
-def read_metrics_path(path: Path) -> str | None:
-    """The URL path of the metrics in a ``--monitoring_config_file``, by default `METRICS_PATH`; None if disabled.
-
-    Raises:
-        InputError: The file cannot be read, or the path does not begin with a slash.
-    """
-    config = _parse(path, _MESSAGES["tensorflow.serving.MonitoringConfig"]).prometheus_config
-    metrics_path = config.path or METRICS_PATH
-    if not metrics_path.startswith("/"):
-        raise InputError(f"prometheus_config.path of {path} must begin with /, got {metrics_path}")
-    return metrics_path if config.enable else None
+    if policy.HasField("specific"):
+        newest_first = [version for version in newest_first if version in policy.specific.versions]
+    count = len(newest_first) if policy.HasField("specific") or policy.HasField("all") else policy.latest.num_versions
+    return newest_first, count or 1
 
 
 def read_server_credentials(path: Path) -> grpc.ServerCredentials:
@@ -137,18 +87,14 @@ def read_server_credentials(path: Path) -> grpc.ServerCredentials:
     With ``client_verify`` a client must present a certificate that ``custom_ca`` signed (mutual TLS).
 
     Raises:
-        InputError: The file cannot be read, the key or the certificate is missing, they do not belong together, or
-            ``client_verify`` is set without ``custom_ca``.
+        InputError: The file cannot be read, the key, the certificate or, with ``client_verify``, ``custom_ca`` is
+            missing, or they do not belong together.
     """
-    config = _parse(path, _MESSAGES["tensorflow.serving.SSLConfig"])
-    for name in ("server_key", "server_cert"):
+    config = _parse(path, _SSLConfig)
+    for name in ("server_key", "server_cert", *(["custom_ca"] if config.client_verify else [])):
         if not getattr(config, name):
             raise InputError(f"{name} of {path} is empty; give it as PEM text")
-    if config.client_verify and not config.custom_ca:
-        raise InputError(
-            f"client_verify of {path} needs custom_ca, the PEM certificate of the authority that signs the clients'"
-        )
-    key, certificate, authority = (v.encode() for v in (config.server_key, config.server_cert, config.custom_ca))
+    key, certificate, authority = config.server_key.encode(), config.server_cert.encode(), config.custom_ca.encode()
     # OpenSSL reports what is wrong with them; gRPC would only report that it cannot listen.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     with tempfile.NamedTemporaryFile() as file:  # OpenSSL reads files; only the owner can read this one
@@ -159,9 +105,8 @@ def read_server_credentials(path: Path) -> grpc.ServerCredentials:
             if authority:
                 context.load_verify_locations(cadata=config.custom_ca)
         except (OSError, ValueError) as error:  # an ssl.SSLError is an OSError
-            raise InputError(
-                f"the key and the certificates of {path} must be PEM, and the key that of the certificate: {error}"
-            ) from error
+            rule = "must be PEM, and the key that of the certificate"
+            raise InputError(f"the key and the certificates of {path} {rule}: {error}") from error
     return grpc.ssl_server_credentials([(key, certificate)], authority or None, config.client_verify)
 
 
