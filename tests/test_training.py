@@ -415,7 +415,10 @@ def test_a_rank_that_no_batch_has_is_refused_before_anything_is_trained(market: 
 def test_image_vectors_of_another_dimension_are_refused(market: TinyMarket, tmp_path: Path) -> None:
     rows = [{**row, "image_embeddings": [[1.0, 2.0]]} for row in market.document_rows]
     documents = write_rows(tmp_path / "wide.parquet", rows)
-    with pytest.raises(InputError, match=r"document_id 'd00': image_embeddings must be a list of vectors of 8 finite"):
+    with pytest.raises(
+        InputError,
+        match=r"^documents .*: row 1, document_id 'd00', column image_embeddings must be a list of vectors of 8 finite",
+    ):
         train(read_config(market.config), documents, market.positives, market.judgements, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

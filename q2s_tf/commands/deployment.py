@@ -262,9 +262,10 @@ def demo_app(
     pictures: Annotated[str | None, Option(help="Column with each picture's path or address, if any.")] = None,
     timeout_seconds: Annotated[float, Option(**SECONDS, help="How long to wait for each answer of the server.")] = 5.0,
 ) -> None:
-    """Serve a search page in the browser, over a running server, until Ctrl-C.
+    """Serve a search page in the browser, over a running server.
 
-    The retriever's results, with the parts of their scores, beside those of BM25. Needs the extra `server`.
+    The results of the retriever, with the parts of their scores, beside those of BM25. Until Ctrl-C. Needs the extra
+    `server`.
 
     Example: q2s demo-app --documents documents.parquet --target 127.0.0.1:8500 --port 8080
     """

@@ -5,7 +5,7 @@ A text is `[CLS]` and its pieces, and with pretrained models a token at its end.
 
 import io
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import sentencepiece
 import tensorflow as tf
@@ -36,13 +36,22 @@ def train_tokenizer(
         InputError: there is no text, or SentencePiece cannot be trained on these texts.
     """
     model = io.BytesIO()
-    texts = (text[start : start + LONGEST] for text in texts for start in range(0, len(text), LONGEST))
-    first = next(texts, None)
+    errors: list[InputError] = []  # SentencePiece turns an error of its iterator into one of its own
+
+    def cut_texts() -> Iterator[str]:
+        try:
+            yield from (text[start : start + LONGEST] for text in texts for start in range(0, len(text), LONGEST))
+        except InputError as error:
+            errors.append(error)
+            raise
+
+    pieces = cut_texts()
+    first = next(pieces, None)
     if first is None:
         raise InputError("tokenizer: there is no text to train it on: every query and every document text is empty")
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=itertools.chain([first], texts),
+            sentence_iterator=itertools.chain([first], pieces),
             model_writer=model,
             model_type="unigram",
             vocab_size=vocabulary_size,
@@ -57,6 +66,8 @@ def train_tokenizer(
             minloglevel=2,
         )
     except RuntimeError as error:
+        if errors:
+            raise errors[0] from None
         raise InputError(f"tokenizer: SentencePiece could not be trained on these texts: {error}") from error
     return model.getvalue()
 
