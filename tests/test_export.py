@@ -182,8 +182,8 @@ def test_hybrid_scores_add_bm25_to_the_cosines(
 ) -> None:
     answer, default = (fresh_answers[loader, "retriever", name] for name in ("hybrid", "serving_default"))
     assert set(default) == {"document_id", "score"}
-    for name, values in default.items():
-        np.testing.assert_array_equal(values, answer[name], err_msg="serving_default has the defaults of the export")
+    np.testing.assert_array_equal(default["document_id"], answer["document_id"])
+    np.testing.assert_allclose(default["score"], answer["score"], atol=1e-6)
     assert (answer["lexical_score"] > 0).any()
     for number, query in enumerate(vectors["query"]):
         found = [int(name.decode()[1:]) for name in answer["document_id"][number] if name]
