@@ -52,7 +52,7 @@ def test_what_is_retrieved_over_grpc_is_a_sort_of_keras_cosines(
     columns = {name: [row[name] for row in rows] for name in rows[0] if name != "document_id"}
     queries = encode(towers.query, {"query": QUERIES[:4], "country": COUNTRIES[:4]})["embedding"]
     scores = queries @ encode(towers.document, columns)["embedding"].T
-    found = client.retrieve(QUERIES[:4], COUNTRIES[:4], k=10)
+    found = client.retrieve(QUERIES[:4], COUNTRIES[:4], k=10, lexical_weight=0)
     np.testing.assert_allclose(found.scores, -np.sort(-scores, axis=1)[:, :10], atol=1e-5)
     place = {row["document_id"]: number for number, row in enumerate(rows)}
     for row, ids in enumerate(found.document_ids):

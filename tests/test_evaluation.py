@@ -505,7 +505,9 @@ def test_a_misnamed_column_of_grades_is_refused(run: Path, market: TinyMarket, t
 def test_a_bad_vector_is_named_by_its_document(run: Path, market: TinyMarket, tmp_path: Path) -> None:
     rows = [*market.document_rows[:50], {**market.document_rows[50], "image_embeddings": [[1.0, 2.0]]}]
     path = write_rows(tmp_path / "documents.parquet", [*rows, *market.document_rows[51:]])
-    with pytest.raises(InputError, match=r"documents.parquet: row 51, document_id 'd50', column image_embeddings must be"):
+    with pytest.raises(
+        InputError, match=r"documents.parquet: row 51, document_id 'd50', column image_embeddings must be"
+    ):
         evaluate(run, path, market.judgements, tmp_path / "out")
 
 

@@ -457,13 +457,13 @@ def test_a_bad_catalogue_publishes_nothing(run: Path, market: TinyMarket, tmp_pa
     with pytest.raises(InputError, match="index scann: needs .*1000 documents; got 60"):
         export(run, market.documents, tmp_path / "models", "scann")
     for filters, message in (
-        (["brand"], "has no column brand to filter by"),
+        (["brand"], "has no column brand for --filter"),
         (["country", "country"], "filter country: is named twice"),
         ([IMAGES], f"filter {IMAGES}: must be a text column"),
     ):
         with pytest.raises(InputError, match=message):
             export(run, market.documents, tmp_path / "models", filters=filters)
-    for collapse, message in (("seller", "has no column seller to collapse by"), (IMAGES, "must be a text column")):
+    for collapse, message in (("seller", "has no column seller for --collapse"), (IMAGES, "must be a text column")):
         with pytest.raises(InputError, match=message):
             export(run, market.documents, tmp_path / "models", collapse=collapse)
     assert not (tmp_path / "models").exists()

@@ -135,7 +135,7 @@ def test_updates_accumulate_and_are_compacted(
     assert search(models, 3, "guitar", "CA") == ["new"]
     # The lexical index changes with the documents: a word of the delta, and none of a document that was replaced.
     assert search(models, 2, "electric guitar", k=1, lexical_weight=100.0) == [first["document_id"]]
-    assert search(models, 3, "electric guitar", k=1, lexical_weight=100.0) == [first["document_id"]]
+    assert first["document_id"] not in search(models, 3, "electric guitar", lexical_weight=100.0)
     assert search(models, 3, "pine", k=1, lexical_weight=100.0) == ["new"]
     assert search(models, 3, "oak", lexical_weight=100.0) == search(models, 3, "oak", lexical_weight=0.0)
 
@@ -197,9 +197,9 @@ def test_a_failed_update_publishes_nothing(run: Path, market: TinyMarket, models
         (upsert, write_ids(tmp_path, ["d01", "new"], "both.txt"), "'new' is in --upsert and in --delete"),
         (twice, None, "may occur once; 'new'"),
         (None, write_ids(tmp_path, ["d01", "d02", "d01"], "d.txt"), "may occur once; 'd01'"),
-        (no_country, None, "has no column country to filter by"),
+        (no_country, None, "has no column country for --filter"),
         (None, everything, "no document would be left"),
-        (None, tmp_path / "absent.txt", "cannot be read: No such file"),
+        (None, tmp_path / "absent.txt", "there is no such file"),
         (tmp_path / "absent.parquet", None, "there is no such file"),
     ):
         with pytest.raises(InputError, match=message):
@@ -219,7 +219,7 @@ def test_ids_to_delete_are_utf_8_with_or_without_a_byte_order_mark(run: Path, mo
         path.write_bytes(content)
         with pytest.raises(InputError, match=r"delete .*gone.txt: must be UTF-8 and is not"):
             update_index(run, models, delete=path)
-    with pytest.raises(InputError, match="delete .*: cannot be read: Is a directory"):
+    with pytest.raises(InputError, match="delete .*: nothing in it can be read"):
         (tmp_path / "folder.txt").mkdir()
         update_index(run, models, delete=tmp_path / "folder.txt")
     assert sorted(path.name for path in (models / "retriever").iterdir()) == ["1", "2"]

@@ -205,7 +205,7 @@ def query(
         int, Option(min=1, max=10_000, help="How many pages; more partitions are searched for later ones.")
     ] = 1,
     effort: Annotated[int, Option(min=0, max=2**31 - 1, help="Partitions to search; 0 for the index's default.")] = 0,
-    min_score: Annotated[float, Option(help="Lowest score of a result.")] = -1.0,
+    min_score: Annotated[float, Option(min=-2, max=102, help="Lowest score of a result.")] = -1.0,
     lexical_weight: Annotated[
         float,
         Option(max=100, help="Weight of BM25 beside the cosine; 0 for none, below 0 for the default of the export."),

@@ -236,7 +236,7 @@ def count_words(batches: Iterable[pa.RecordBatch], columns: Mapping[str, float])
         batches: Documents with the text `columns`, and optionally `language`.
         columns: The weight of an occurrence in each column.
     """
-    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    parts = [(np.empty(0, np.int32), np.empty(0, np.int64), np.empty(0, np.float32))]
     vocabulary: dict[int, bytes] = {}
     votes: Counter[tuple[int, str]] = Counter()
     documents = 0

@@ -86,7 +86,7 @@ def export(
     if queries is not None:
         query_table = Table(Path(queries), "queries", ["query"], ["country", "document_id", "relevance"])
     towers = load(run)
-    _, rows, embeddings, words = read_documents(documents, towers, filters, collapse, lexical)
+    _, rows, embeddings, words = read_documents(documents, towers, filters, collapse, lexical or None)
     if not len(embeddings):
         raise InputError(f"documents {documents}: no document has an input of any channel of the run")
     postings = None if words is None else build_postings(words, lexical)
@@ -180,21 +180,21 @@ def hash_towers(towers: Towers) -> dict[str, str]:
 
 
 def read_documents(
-    path: Path, towers: Towers, filters: Sequence[str], collapse: str | None, lexical: Mapping[str, float]
+    path: Path, towers: Towers, filters: Sequence[str], collapse: str | None, lexical: Mapping[str, float] | None
 ) -> tuple[np.ndarray, DocumentRows, np.ndarray, WordCounts | None]:
     """Read and embed a documents table.
 
     Returns:
         The ids of all documents, bytes; the rows, the embeddings `[R, D]` and the words of those with an input of any
         channel. The others have a zero vector, which is near to no query, so the retriever does not hold them. The
-        words are None without `lexical` columns.
+        words are None without a lexical index.
 
     Raises:
         InputError: The table violates its contract, or a column to filter or collapse by is absent, is named twice or
             holds vectors.
     """
     vectors = towers.config.vector_inputs()
-    options = dict.fromkeys(lexical, "lexical") | ({} if collapse is None else {collapse: "collapse"})
+    options = dict.fromkeys(lexical or (), "lexical") | ({} if collapse is None else {collapse: "collapse"})
     options |= dict.fromkeys(filters, "filter")
     for name, option in options.items():
         if list(filters).count(name) > 1:
@@ -214,7 +214,7 @@ def read_documents(
     present = np.any(embeddings != 0, axis=1)
     if not present.all():
         console.print(f"{np.sum(~present):,} documents have no input of any channel and cannot be found")
-    words = count_words(table.batches(), lexical).select(present) if lexical else None
+    words = None if lexical is None else count_words(table.batches(), lexical).select(present)
     return ids, rows.take(present), embeddings[present], words
 
 

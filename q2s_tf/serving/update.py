@@ -17,7 +17,7 @@ from q2s_tf.serving.export import describe, hash_towers, read_documents, to_byte
 from q2s_tf.serving.folders import MANIFEST_FILE, versions_in
 from q2s_tf.serving.retriever import RetrieverServable
 from q2s_tf.serving.versions import new_version
-from q2s_tf.tables import read_deletions
+from q2s_tf.tables import open_documents, read_deletions
 
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 COMPACT_ABOVE = 0.1
@@ -68,7 +68,10 @@ def update_index(
         if delete:
             delete_ids = to_bytes(read_deletions(delete))
         if upsert:
-            columns = documents.postings.columns if documents.postings else {}
+            columns = None
+            if documents.postings is not None:  # a column that the table does not have is empty
+                known = open_documents(upsert, list(documents.postings.columns)).columns
+                columns = {name: weight for name, weight in documents.postings.columns.items() if name in known}
             filters, collapse = list(documents.rows.filters), settings["collapse"]
             upsert_ids, rows, embeddings, words = read_documents(upsert, towers, filters, collapse, columns)
         both = delete_ids[is_in(delete_ids, upsert_ids)]
