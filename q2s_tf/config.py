@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from q2s_tf.errors import InputError
 from q2s_tf.files import atomic_write
 
-FORMAT = 2
+FORMAT = 3
 """Version of the layout of a run directory. Runs of other versions are refused."""
 
 Positive = Annotated[int, Field(gt=0)]
