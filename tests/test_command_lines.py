@@ -15,6 +15,7 @@ import pytest
 from tiny_market import TinyMarket
 
 from q2s_tf.cli import run as run_command
+from q2s_tf.config import FORMAT
 
 TOOLS = Path(__file__).parents[1] / "tools"
 
@@ -78,7 +79,7 @@ def bad(market: TinyMarket, run: Path, tmp_path_factory: pytest.TempPathFactory)
     (folder / "latin1.tsv").write_bytes("query\tcountry\tdocument_id\trelevance\ncafé\tFR\td00\t2\n".encode("latin-1"))
     (folder / "broken.toml").write_text("dimension = [", encoding="utf-8")
     (folder / "other_format").mkdir()
-    config = (run / "config.toml").read_text(encoding="utf-8").replace("format = 2", "format = 7")
+    config = (run / "config.toml").read_text(encoding="utf-8").replace(f"format = {FORMAT}", "format = 99")
     (folder / "other_format/config.toml").write_text(config, encoding="utf-8")
     (folder / "occupied").mkdir()
     (folder / "occupied/mine.txt").write_text("mine", encoding="utf-8")
@@ -100,13 +101,13 @@ WRONG = [
     ("train", "out", "occupied", "occupied: exists and is not empty"),
     ("train", "tokenizer", "file", "tokenizer: not a SentencePiece model"),
     ("evaluate", "run", "absent", "not a run directory"),
-    ("evaluate", "run", "other_format", "its format is 7, this q2s_tf reads 2"),
+    ("evaluate", "run", "other_format", "its format is 99, this q2s_tf reads 3"),
     ("evaluate", "documents", "absent", "absent.parquet: there is no such file"),
     ("evaluate", "documents", "empty", "empty.parquet: the catalogue is empty"),
     ("evaluate", "judgements", "latin1", "latin1.tsv: must be UTF-8 and is not: save it as UTF-8"),
     ("evaluate", "judgements", "unanswered", "unanswered.parquet: needs the column document_id"),
     ("evaluate", "out", "file", "must be a folder; it is a file"),
-    ("export", "run", "other_format", "its format is 7, this q2s_tf reads 2"),
+    ("export", "run", "other_format", "its format is 99, this q2s_tf reads 3"),
     ("export", "run", "occupied", "not a run directory"),
     ("export", "documents", "absent", "absent.parquet: there is no such file"),
     ("export", "documents", "untitled", "untitled.parquet: needs the column title"),
@@ -169,7 +170,7 @@ def test_a_missing_option_is_named(capsys: pytest.CaptureFixture[str], monkeypat
 
 REAL = [
     ([str(TOOLS / "train.py")], "train", "documents", "absent", "error: documents .*absent.parquet: there is no such"),
-    ([str(TOOLS / "evaluate.py")], "evaluate", "run", "other_format", "error: run .*other_format: its format is 7"),
+    ([str(TOOLS / "evaluate.py")], "evaluate", "run", "other_format", "error: run .*other_format: its format is 99"),
     (["-m", "q2s_tf", "export"], "export", "run", "occupied", "error: run .*occupied: not a run directory"),
 ]
 

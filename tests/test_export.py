@@ -18,7 +18,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 from tiny_market import IMAGE_DIM, TinyMarket
 
-from q2s_tf.config import IMAGES
+from q2s_tf.config import FORMAT, IMAGES
 from q2s_tf.errors import InputError
 from q2s_tf.models import Towers, encode
 from q2s_tf.serving.export import export
@@ -379,7 +379,7 @@ def test_manifests_describe_the_export(
             assert common == {
                 "servable": servable,
                 "version": version,
-                "format": 2,
+                "format": FORMAT,
                 "run": run.name,
                 "channels": tower.channel_names,
                 "dimension": DIMENSION,

@@ -15,7 +15,7 @@ import tensorflow as tf
 from tiny_market import IMAGE_DIM, TinyMarket, filled_config, market_tokenizer, random_towers
 
 import q2s_tf
-from q2s_tf.config import IMAGES, read_config, save_config
+from q2s_tf.config import FORMAT, IMAGES, read_config, save_config
 from q2s_tf.errors import InputError
 from q2s_tf.models import Tower, Towers, build_towers, embed_catalogue, encode, read_ids, save_weights
 from q2s_tf.tables import open_documents
@@ -402,8 +402,8 @@ def copied_run(saved_run: Path, tmp_path: Path) -> Path:
 
 def test_a_run_of_another_format_is_refused(copied_run: Path) -> None:
     config = copied_run / "config.toml"
-    config.write_text(config.read_text().replace("format = 2", "format = 1"))
-    with pytest.raises(InputError, match="its format is 1, this q2s_tf reads 2: train it again"):
+    config.write_text(config.read_text().replace(f"format = {FORMAT}", "format = 1"))
+    with pytest.raises(InputError, match="its format is 1, this q2s_tf reads 3: train it again"):
         q2s_tf.load(copied_run)
 
 
