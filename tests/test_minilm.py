@@ -94,3 +94,6 @@ def test_a_run_without_positives_ranks_as_the_encoder(market: TinyMarket, tmp_pa
     with pytest.raises(InputError, match="only a config with a preset"):
         q2s_tf.train("marketplace", documents=market.documents, out=tmp_path / "other")
     assert not (tmp_path / "other").exists()
+    with pytest.raises(InputError, match="--resume needs the --positives"):
+        q2s_tf.train("pretrained", documents=market.documents, out=out, overrides=overrides, resume=True)
+    np.testing.assert_array_equal(q2s_tf.load(out).encode_queries(["sofa"]), towers.encode_queries(["sofa"]))

@@ -63,8 +63,9 @@ def evaluate(
     judged, later_positives = read_judged(documents, judgements, later, seed, grades, need_grades)
     collection = embed_collection(towers, documents, judged, later_positives)
     table, columns, weight = collection.table, default_columns(collection.table), DEFAULT_WEIGHT
-    if exported and exported[1]["lexical"]:
-        columns, weight = exported[1]["lexical"]["columns"], exported[1]["lexical_weight"]
+    if exported:
+        weight = exported[1]["lexical_weight"]  # 0 without a lexical index
+        columns = exported[1]["lexical"]["columns"] if exported[1]["lexical"] else columns
     systems = score_documents(collection, Bm25(table), LexicalPart(table, columns, weight))
     scores, retrieved = rank_documents(judged, systems)
     compared = [(MODEL, LEXICAL), (HYBRID, MODEL), (HYBRID, LEXICAL)]

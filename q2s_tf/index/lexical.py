@@ -91,15 +91,14 @@ class LexicalIndex(tf.Module):
         pairs = tf.raw_ops.RaggedRange(starts=first, limits=last, deltas=1).rt_dense_values
         candidates, _, common = tf.unique_with_counts(tf.gather(self.gram_words, pairs))
         counts = tf.size(grams) + tf.gather(self.gram_counts, candidates) - common
-        similarity = tf.cast(common / counts, tf.float32)
+        # The last position, no word, has the least similarity that is enough.
+        candidates = tf.concat([candidates, [self.words.shape[0] - 1]], 0)
+        similarity = tf.concat([tf.cast(common / counts, tf.float32), [MIN_SIMILARITY]], 0)
+        terms = tf.gather(self.word_terms, candidates)
+        lengths = tf.gather(self.starts, terms + 1) - tf.gather(self.starts, terms)
         # Of equally similar words the one that more documents have.
-        frequency = tf.gather(self.starts, tf.gather(self.word_terms, candidates) + 1) - tf.gather(
-            self.starts, tf.gather(self.word_terms, candidates)
-        )
-        order = similarity + 1e-9 * tf.cast(frequency, tf.float32)
-        none = self.words.shape[0] - 1
-        best = tf.argmax(tf.concat([order, [MIN_SIMILARITY]], 0))
-        return tf.concat([candidates, [none]], 0)[best], tf.concat([similarity, [0.0]], 0)[best]
+        best = tf.argmax(tf.where(similarity == tf.reduce_max(similarity), lengths, -1))
+        return candidates[best], similarity[best]
 
 
 def _variable(values: np.ndarray) -> tf.Variable:

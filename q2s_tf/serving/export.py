@@ -20,7 +20,7 @@ from q2s_tf.index.postings import WordCounts, build_postings, count_words
 from q2s_tf.models import Tower, Towers, embed_catalogue, encode, load
 from q2s_tf.serving.folders import MANIFEST_FILE
 from q2s_tf.serving.lexical_weight import DEFAULT_WEIGHT, choose_weight, default_columns
-from q2s_tf.serving.retriever import RetrieverServable
+from q2s_tf.serving.retriever import MAX_LEXICAL_WEIGHT, RetrieverServable
 from q2s_tf.serving.tower_servable import TowerServable, declare_optional
 from q2s_tf.serving.versions import keep_newest, new_version
 from q2s_tf.serving.warmup import write_warmup
@@ -79,9 +79,11 @@ def export(
     table = open_documents(documents)
     if lexical is None:
         lexical = default_columns(table)
-    for name, weight in {**lexical, "weight": lexical_weight or 0.0}.items():
-        if not 0 <= weight < float("inf") or (weight == 0 and name in lexical):
+    for name, weight in lexical.items():
+        if not 0 < weight < float("inf"):
             raise InputError(f"lexical {name}={weight}: the weight must be a number above 0")
+    if lexical_weight is not None and not 0 <= lexical_weight <= MAX_LEXICAL_WEIGHT:
+        raise InputError(f"lexical_weight must be from 0 to {MAX_LEXICAL_WEIGHT:g}, got {lexical_weight}")
     query_table = None
     if queries is not None:
         query_table = Table(Path(queries), "queries", ["query"], ["country", "document_id", "relevance"])

@@ -142,7 +142,8 @@ class RetrieverServable(tf.Module):
         min_score = tf.debugging.check_numerics(min_score, "min_score must be a finite number")
         effort = tf.where(effort < 1, self.index.default_effort, effort)
         elements, weight = [queries, self._encode_filters(queries, wanted)], tf.constant(0.0)
-        if words is not None and self.lexical is not None:
+        hybrid = words is not None and self.lexical is not None
+        if words is not None and hybrid:
             message = f"lexical_weight must be a number of at most {MAX_LEXICAL_WEIGHT}"
             with tf.control_dependencies(
                 [tf.debugging.assert_less_equal(words[1], MAX_LEXICAL_WEIGHT, message=message)]
@@ -170,8 +171,8 @@ class RetrieverServable(tf.Module):
                 scores, rows = self._search_one(queries, codes, k, effort, added, candidates)
             return scores, rows, lexical(tf.maximum(rows, 0))
 
-        alone = not scan_all or self.groups is not None or len(elements) > 2
-        at_once = 1 if alone else max(1, MAX_SCORES // self.count)
+        one_by_one = hybrid or not scan_all or self.groups is not None
+        at_once = 1 if one_by_one else max(1, MAX_SCORES // self.count)
         scores, rows, lexical = map_queries(search_part, elements, at_once, [tf.float32, tf.int32, tf.float32])
         # A query without any channel has a zero vector, which has no nearest documents.
         present = (rows >= 0) & (scores >= min_score) & tf.reduce_any(queries != 0, axis=1, keepdims=True)

@@ -95,6 +95,8 @@ def train(
     if workers.chief and not resume:
         _refuse_existing(run)
     if positives is None or validation is None:
+        if resume:
+            raise InputError(f"run {run}: --resume needs the --positives and the --validation of the training")
         return _start_from_encoders(config, documents, run, tokenizer, (positives, validation))
     with workers.lost_worker_errors():
         if resume:
