@@ -12,7 +12,7 @@ from q2s_tf.demo_app.shown_documents import ShownDocuments
 from q2s_tf.errors import InputError
 from q2s_tf.evaluation.rankers import Bm25, top_k
 from q2s_tf.serving.client import Client
-from q2s_tf.serving.folders import channel_names
+from q2s_tf.serving.query_command import weigh_channels
 from q2s_tf.text import MAX_CHARACTERS
 
 MAX_PAGES = 50
@@ -64,7 +64,10 @@ class Search:
             "query": query,
             "country": country,
             "page": number,
-            "channels": self._weigh_channels(query, country),
+            "channels": [
+                {"name": name, "weight": weight}
+                for name, weight in weigh_channels(self._client, query, country, self._models)
+            ],
             "hybrid": self._search_retriever(query, country, number),
             "bm25": self._search_bm25(query, number),
         }
@@ -110,13 +113,3 @@ class Search:
             columns = {name: row[name] for name in COLUMNS if name in row}
             results.append({"rank": rank, **dict(named), "document_id": document_id, **columns, "picture": picture})
         return results
-
-    def _weigh_channels(self, query: str, country: str) -> list[dict[str, Any]]:
-        """Weights of the query tower with the names of its channels; numbers if the served export is not at hand."""
-        weights = self._client.embed_query([query], [country]).channel_weights[0].tolist()
-        names = [f"channel {number}" for number in range(1, len(weights) + 1)]
-        if self._models is not None:
-            served = [status.version for status in self._client.status("query_tower") if status.state == "AVAILABLE"]
-            known = channel_names(self._models, "query_tower", served[0]) if served else None
-            names = known if known is not None and len(known) == len(names) else names
-        return [{"name": name, "weight": weight} for name, weight in zip(names, weights, strict=True)]

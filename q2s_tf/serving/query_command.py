@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import grpc
 import pyarrow as pa
@@ -18,6 +18,9 @@ from q2s_tf.serving import DEFAULT_EFFORT, DEFAULT_LEXICAL_WEIGHT
 from q2s_tf.serving.connection import check_reachable
 from q2s_tf.serving.folders import channel_names
 from q2s_tf.serving.serving_error import ServingError
+
+if TYPE_CHECKING:
+    from q2s_tf.serving.client import Client
 
 
 class SearchResults(NamedTuple):
@@ -72,12 +75,7 @@ def search(
 
     with Client(target, timeout_seconds, credentials) as client:
         try:
-            weights = client.embed_query([query], [country]).channel_weights[0].tolist()
-            names = [f"channel {number}" for number in range(1, len(weights) + 1)]
-            if models is not None:
-                versions = [status.version for status in client.status("query_tower") if status.state == "AVAILABLE"]
-                known = channel_names(models, "query_tower", versions[0]) if versions else None
-                names = known if known is not None and len(known) == len(weights) else names
+            weights = weigh_channels(client, query, country, models)
             if pages > 1:
                 efforts = [effort] if effort else None
                 iterator = islice(
@@ -92,7 +90,18 @@ def search(
                 results = [[row for row in rows if row[0]]]
         except ServingError as error:
             raise InputError(f"the server at {target} refused: {error}") from error
-    return SearchResults(results, list(zip(names, weights, strict=True)))
+    return SearchResults(results, weights)
+
+
+def weigh_channels(client: "Client", query: str, country: str, models: Path | None) -> list[tuple[str, float]]:
+    """The weights of the query tower by channel; channels have numbers if the served export is not in ``models``."""
+    weights = client.embed_query([query], [country]).channel_weights[0].tolist()
+    names = [f"channel {number}" for number in range(1, len(weights) + 1)]
+    if models is not None:
+        versions = [status.version for status in client.status("query_tower") if status.state == "AVAILABLE"]
+        known = channel_names(models, "query_tower", versions[0]) if versions else None
+        names = known if known is not None and len(known) == len(weights) else names
+    return list(zip(names, weights, strict=True))
 
 
 def look_up_titles(documents: tables.Table, ids: Sequence[str]) -> dict[str, tuple[str, str]]:
