@@ -78,7 +78,7 @@ class LexicalPart:
         index = LexicalIndex(build_postings(counts, columns), len(counts.lengths))
 
         def score(text: tf.Tensor) -> tf.Tensor:
-            sums, _, scale = index.score(text)
+            sums, _, scale = index.score(*index.find_words(text[tf.newaxis]))
             return weight * scale * sums
 
         self._score = tf.function(score)

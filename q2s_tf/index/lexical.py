@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from q2s_tf.index.postings import CORRECTED, GRAM_BUCKETS, HASHES, MAX_GRAMS, Postings
-from q2s_tf.text import split_words, trigram_ids
+from q2s_tf.text import row_numbers, split_words, trigram_ids
 
 MAX_WORDS = 32
 """Words of a query that are read."""
@@ -40,54 +40,70 @@ class LexicalIndex(tf.Module):
         self.terms = _variable(postings.terms)
         self.frequencies = _variable(postings.frequencies)
 
-    def score(self, query: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Score all documents for one query.
+    def find_words(self, queries: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Look up the words of queries.
 
         Args:
-            query: A normalised string `[]`.
+            queries: Normalised strings `[B]`.
 
         Returns:
-            BM25, float32 `[R]`; the rows with a word of the query, int32 `[M]`, once for each such word; and 1 / the
-            highest BM25, float32 `[]`, 0 if no document has a word of the query.
+            The term of each word, int32 `[B, W]`, W at most `MAX_WORDS`, and its similarity to the word of the query,
+            float32 `[B, W]`, 1 if it is the same.
         """
-        rows, scores = self._find(query)
-        sums = tf.math.unsorted_segment_sum(scores, rows, self.count)
-        # The gathered sums are few, and all sums may be a million.
-        highest = tf.reduce_max(tf.concat([tf.gather(sums, rows), [0.0]], 0))
-        return sums, rows, tf.math.divide_no_nan(1.0, highest)
-
-    def _find(self, query: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The rows int32 `[M]` with a word of a query, and what the word adds to the BM25 of each, float32 `[M]`."""
-        words = split_words(query[tf.newaxis])[0][:MAX_WORDS]
+        words, numbers = split_words(queries)
+        words = tf.raw_ops.RaggedTensorToTensor(
+            shape=[-1, -1],
+            values=words,
+            default_value="",
+            row_partition_tensors=[tf.size(queries, tf.int64), numbers],
+            row_partition_types=["FIRST_DIM_SIZE", "VALUE_ROWIDS"],
+        )[:, :MAX_WORDS]
         hashes = tf.strings.to_hash_bucket_fast(words, HASHES)
-        positions = tf.searchsorted(self.words, hashes, out_type=tf.int32)
+        positions = tf.reshape(_bounds(self.words, tf.reshape(hashes, [-1])), tf.shape(words))
         known = tf.gather(self.words, positions) == hashes
-        positions = tf.where(known, positions, self.words.shape[0] - 1)
-        unknown = tf.logical_and(tf.logical_not(known), tf.strings.regex_full_match(words, CORRECTED))
+        positions, same = tf.where(known, positions, self.words.shape[0] - 1), tf.ones_like(hashes, tf.float32)
+        unknown = tf.logical_not(known) & tf.strings.regex_full_match(words, CORRECTED)
 
         def correct() -> tuple[tf.Tensor, tf.Tensor]:
             indices = tf.where(unknown)
             specs = tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.float32)
             nearest, similarity = tf.map_fn(self._nearest, tf.gather_nd(words, indices), fn_output_signature=specs)
-            rows, scores, lengths = self._list(tf.tensor_scatter_nd_update(positions, indices, nearest))
-            similarities = tf.tensor_scatter_nd_update(tf.ones_like(positions, tf.float32), indices, similarity)
-            return rows, scores * tf.repeat(similarities, lengths)
+            update = tf.tensor_scatter_nd_update
+            return update(positions, indices, nearest), update(same, indices, similarity)
 
-        return tf.cond(tf.reduce_any(unknown), correct, lambda: self._list(positions)[:2])
+        positions, similarities = tf.cond(tf.reduce_any(unknown), correct, lambda: (positions, same))
+        return tf.gather(self.word_terms, positions), similarities
 
-    def _list(self, positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Rows and scores `[M]` of the lists of words, one after the other, and the lengths of the lists `[W]`."""
-        terms = tf.gather(self.word_terms, positions)
+    def score(self, terms: tf.Tensor, similarities: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Score all documents for one query.
+
+        Args:
+            terms: The terms int32 `[1, W]` of its words.
+            similarities: Their similarities float32 `[1, W]`.
+
+        Returns:
+            BM25, float32 `[R]`; the rows with a word of the query, int32 `[M]`, once for each such word; and 1 / the
+            highest BM25, float32 `[]`, 0 if no document has a word of the query.
+        """
+        terms = terms[0]
         starts, limits = tf.gather(self.starts, terms), tf.gather(self.starts, terms + 1)
-        entries = tf.raw_ops.RaggedRange(starts=starts, limits=limits, deltas=1).rt_dense_values
-        return tf.gather(self.rows, entries), tf.gather(self.scores, entries), limits - starts
+        lists = tf.raw_ops.RaggedRange(starts=starts, limits=limits, deltas=1)
+        rows, scores = tf.gather(self.rows, lists.rt_dense_values), tf.gather(self.scores, lists.rt_dense_values)
+        scores = tf.cond(
+            tf.reduce_all(similarities == 1),
+            lambda: scores,
+            lambda: scores * tf.gather(similarities[0], row_numbers(lists.rt_nested_splits, rows)),
+        )
+        sums = tf.math.unsorted_segment_sum(scores, rows, self.count)
+        # The gathered sums are few, and all sums may be a million.
+        highest = tf.reduce_max(tf.concat([tf.gather(sums, rows), [0.0]], 0))
+        return sums, rows, tf.math.divide_no_nan(1.0, highest)
 
     def _nearest(self, word: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The position of the word of the catalogue that is most similar to one word, and the similarity."""
         grams = trigram_ids(word[tf.newaxis], GRAM_BUCKETS, MAX_GRAMS)[0]
-        grams = tf.unique(tf.boolean_mask(grams, grams > 0)).y
-        first = tf.searchsorted(self.grams, grams)
-        last = tf.searchsorted(self.grams, grams, side="right")
+        grams = tf.unique(tf.gather(grams, tf.where(grams > 0)[:, 0])).y
+        first, last = _bounds(self.grams, grams), _bounds(self.grams, grams + 1)
         pairs = tf.raw_ops.RaggedRange(starts=first, limits=last, deltas=1).rt_dense_values
         candidates, _, common = tf.unique_with_counts(tf.gather(self.gram_words, pairs))
         counts = tf.size(grams) + tf.gather(self.gram_counts, candidates) - common
@@ -98,7 +114,12 @@ class LexicalIndex(tf.Module):
         lengths = tf.gather(self.starts, terms + 1) - tf.gather(self.starts, terms)
         # Of equally similar words the one that more documents have.
         best = tf.argmax(tf.where(similarity == tf.reduce_max(similarity), lengths, -1))
-        return candidates[best], similarity[best]
+        return tf.gather(candidates, best), tf.gather(similarity, best)
+
+
+def _bounds(ordered: tf.Variable, values: tf.Tensor) -> tf.Tensor:
+    """The first position int32 `[V]` of an ordered list at which each value could be inserted."""
+    return tf.raw_ops.LowerBound(sorted_inputs=ordered[tf.newaxis], values=values[tf.newaxis])[0]
 
 
 def _variable(values: np.ndarray) -> tf.Variable:

@@ -73,14 +73,14 @@ def map_queries(
     def search_parts() -> tuple[tf.Tensor, ...]:
         parts = tf.maximum(1, -(-count // at_once))
         missing = [0, parts * at_once - count]
-        padded = [
-            tf.reshape(
-                tf.pad(tensor, [missing, *[[0, 0]] * (len(tensor.shape) - 1)]), [parts, at_once, *tensor.shape[1:]]
-            )
-            for tensor in elements
-        ]
+        padded = [tf.pad(tensor, [missing, *[[0, 0]] * (len(tensor.shape) - 1)]) for tensor in elements]
+
+        def search_part(start: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            return tuple(search(*(tf.gather(tensor, start + tf.range(at_once)) for tensor in padded)))
+
         specs = tuple(tf.TensorSpec([at_once, None], dtype) for dtype in dtypes)
-        found = tf.map_fn(lambda part: search(*part), padded, fn_output_signature=specs, parallel_iterations=1)
+        starts = at_once * tf.range(parts)
+        found = tf.map_fn(search_part, starts, fn_output_signature=specs, parallel_iterations=1)
         return tuple(tf.reshape(part, [parts * at_once, tf.shape(part)[2]])[:count] for part in found)
 
     # Most requests hold a single query, and a loop makes that one 1.5 times as slow.

@@ -55,7 +55,8 @@ def choose_weight(
         return DEFAULT_WEIGHT, {}
     vectors = encode(towers.query, judged.select(["query", "country"]))["embedding"]
     texts = normalise(tf.constant(judged["query"].fill_null("").to_pylist()))
-    score = tf.function(LexicalIndex(postings, len(ids)).score, input_signature=[tf.TensorSpec([], tf.string)])
+    index = LexicalIndex(postings, len(ids))
+    score = tf.function(lambda text: index.score(*index.find_words(text[tf.newaxis])))
     recalls = np.zeros(len(WEIGHTS))
     for number, relevant in enumerate(track(judged["row_distinct"].to_pylist(), "choosing the lexical weight")):
         sums, _, scale = score(texts[number])

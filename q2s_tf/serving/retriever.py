@@ -1,6 +1,6 @@
 """Query tower and index of one run as a servable, from a query to document ids."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -81,22 +81,27 @@ class RetrieverServable(tf.Module):
         filters = [tf.TensorSpec([None], tf.string, f"filter_{column}") for column in columns]
         texts = self.tower.specs
         query = [spec.name for spec in texts].index("query")
+        # Signatures with the same arguments share one graph. A server reads all graphs again for each signature.
+        search = tf.function(self._search, autograph=False)
+
+        def search_texts(texts: Sequence[tf.Tensor], weight: tf.Tensor, *options: tf.Tensor) -> dict[str, tf.Tensor]:
+            words = None if self.lexical is None else (texts[query], weight)
+            embeddings = self._embed(*texts)
+            any_value = [tf.fill(tf.shape(embeddings)[:1], "")] * (len(dtypes) + len(filters) - len(options))
+            return search(embeddings, *options, *any_value, words=words)
 
         def retrieve(*values: tf.Tensor) -> dict[str, tf.Tensor]:
-            embeddings, (weight, *options) = self._embed(*values[: len(texts)]), values[len(texts) :]
-            return self._search(embeddings, *options, words=(values[query], weight))
+            return search_texts(values[: len(texts)], *values[len(texts) :])
 
         def by_embedding(vectors: tf.Tensor, *options: tf.Tensor) -> dict[str, tf.Tensor]:
             vectors = tf.debugging.check_numerics(vectors, "embedding must hold finite numbers")
             # Divide by the largest number first: the square of a very large or small one does not fit float32.
             vectors = tf.math.divide_no_nan(vectors, tf.reduce_max(tf.abs(vectors), axis=1, keepdims=True))
-            return self._search(tf.math.l2_normalize(vectors, axis=1), *options)
+            return search(tf.math.l2_normalize(vectors, axis=1), *options)
 
         def serving_default(*values: tf.Tensor) -> dict[str, tf.Tensor]:
-            # Without filters, its graph is smaller than that of `retrieve`.
-            words = values[query], tf.constant(-1.0)
-            options = tf.constant(DEFAULT_K), tf.constant(0), tf.constant(-1.0)
-            results = self._search(self._embed(*values), *options, words=words)
+            weight, *options = (tf.constant(value) for value in (-1.0, DEFAULT_K, 0, -1.0))
+            results = search_texts(values, weight, *options)
             return {name: results[name] for name in ("document_id", "score")}
 
         def index() -> dict[str, tf.Tensor]:
@@ -132,31 +137,29 @@ class RetrieverServable(tf.Module):
         `words` are the texts `[B]` of the queries and λ. An `effort` below 1 and a λ below 0 stand for the defaults. A
         `k` below 1 is an invalid argument, and so are more than `MAX_RESULTS` results.
         """
-        count = tf.shape(queries)[0]
-        with tf.control_dependencies([tf.debugging.assert_positive(k, message="k must be at least 1")]):
-            k = tf.minimum(k, max(self.count, MAX_K))
         message = f"k times the number of queries must be at most {MAX_RESULTS}; send fewer queries or a smaller k"
-        within = tf.debugging.assert_less_equal(k, MAX_RESULTS // tf.maximum(count, 1), message=message)
-        with tf.control_dependencies([within]):
-            k = tf.identity(k)
+        cut = tf.minimum(k, max(self.count, MAX_K))
+        count = tf.cast(cut, tf.int64) * tf.shape(queries, tf.int64)[0]
+        checks = [_check(k > 0, "k must be at least 1"), _check(count <= MAX_RESULTS, message)]
+        weight = tf.constant(0.0)
+        if words is not None:
+            message = f"lexical_weight must be a number of at most {MAX_LEXICAL_WEIGHT}"
+            checks.append(_check(words[1] <= MAX_LEXICAL_WEIGHT, message))
+            weight = tf.where(words[1] < 0, self.lexical_weight, words[1])
+        with tf.control_dependencies(checks):
+            k = tf.identity(cut)
         min_score = tf.debugging.check_numerics(min_score, "min_score must be a finite number")
         effort = tf.where(effort < 1, self.index.default_effort, effort)
-        elements, weight = [queries, self._encode_filters(queries, wanted)], tf.constant(0.0)
-        hybrid = words is not None and self.lexical is not None
-        if words is not None and hybrid:
-            message = f"lexical_weight must be a number of at most {MAX_LEXICAL_WEIGHT}"
-            with tf.control_dependencies(
-                [tf.debugging.assert_less_equal(words[1], MAX_LEXICAL_WEIGHT, message=message)]
-            ):
-                weight = tf.where(words[1] < 0, self.lexical_weight, words[1])
-            elements.append(normalise(words[0]))
+        elements = [queries, self._encode_filters(queries, wanted)]
+        if words is not None:
+            elements += self._find_words(words[0], weight)
         scan_all = self.index.exhaustive and not (wanted and self.base > LISTED_UP_TO)
 
-        def search_part(queries: tf.Tensor, codes: tf.Tensor, texts: tf.Tensor | None = None) -> tuple[tf.Tensor, ...]:
-            if texts is None:
+        def search_part(queries: tf.Tensor, codes: tf.Tensor, *words: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            if self.lexical is None or not words:
                 found = self._scan(queries, codes, k) if scan_all else self._search_one(queries, codes, k, effort)
                 return *found, tf.zeros_like(found[0])
-            sums, having, scale = self._score_words(texts[0], weight)
+            sums, having, scale = self.lexical.score(*words)
 
             def lexical(rows: tf.Tensor | None) -> tf.Tensor:
                 return scale * (sums if rows is None else tf.gather(sums, rows))
@@ -171,7 +174,7 @@ class RetrieverServable(tf.Module):
                 scores, rows = self._search_one(queries, codes, k, effort, added, candidates)
             return scores, rows, lexical(tf.maximum(rows, 0))
 
-        one_by_one = hybrid or not scan_all or self.groups is not None
+        one_by_one = words is not None or not scan_all or self.groups is not None
         at_once = 1 if one_by_one else max(1, MAX_SCORES // self.count)
         scores, rows, lexical = map_queries(search_part, elements, at_once, [tf.float32, tf.int32, tf.float32])
         # A query without any channel has a zero vector, which has no nearest documents.
@@ -183,14 +186,14 @@ class RetrieverServable(tf.Module):
             "lexical_score": tf.where(present, lexical, 0.0),
         }
 
-    def _score_words(self, text: tf.Tensor, weight: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """`LexicalIndex.score` of one normalised text; zeros and no rows if λ is 0."""
+    def _find_words(self, texts: tf.Tensor, weight: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """`LexicalIndex.find_words` of raw texts; no words if λ is 0."""
         assert self.lexical is not None
-        score = self.lexical.score
+        find_words, none = self.lexical.find_words, [tf.size(texts), 0]
         return tf.cond(
             weight > 0,
-            lambda: score(text),
-            lambda: (tf.zeros([self.count]), tf.zeros([0], tf.int32), tf.constant(0.0)),
+            lambda: find_words(normalise(texts)),
+            lambda: (tf.zeros(none, tf.int32), tf.zeros(none)),
         )
 
     def _lexical_candidates(self, sums: tf.Tensor, rows: tf.Tensor, codes: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
@@ -201,7 +204,7 @@ class RetrieverServable(tf.Module):
         # A row occurs once for each word that it shares with the query.
         count = tf.minimum(MAX_WORDS * tf.maximum(k, CANDIDATES), tf.size(rows))
         best = tf.math.top_k(scores, count)
-        best_rows = tf.gather(rows, tf.boolean_mask(best.indices, best.values > EXCLUDED))
+        best_rows = tf.gather(rows, tf.gather(best.indices, tf.where(best.values > EXCLUDED)[:, 0]))
         return tf.unique(best_rows).y[: tf.maximum(k, CANDIDATES)]
 
     def _encode_filters(self, queries: tf.Tensor, wanted: tuple[tf.Tensor, ...]) -> tf.Tensor:
@@ -294,5 +297,10 @@ class RetrieverServable(tf.Module):
 
 def _check_lengths(values: tuple[tf.Tensor, ...], message: str) -> tf.Operation:
     """An assertion that all tensors have as many rows as the first."""
-    lengths = [tf.shape(value)[0] for value in values]
-    return tf.debugging.assert_equal(lengths, lengths[0], message=message)
+    lengths = tf.stack([tf.shape(value)[0] for value in values])
+    return _check(tf.reduce_all(lengths == lengths[0]), message)
+
+
+def _check(condition: tf.Tensor, message: str) -> tf.Operation:
+    """An assertion; those of `tf.debugging` with a comparison have more ops."""
+    return tf.debugging.Assert(condition, [message])

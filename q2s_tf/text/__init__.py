@@ -10,7 +10,7 @@ from q2s_tf.text.tokenizers import (
     train_tokenizer,
 )
 from q2s_tf.text.trigrams import trigram_ids
-from q2s_tf.text.words import split_words
+from q2s_tf.text.words import row_numbers, split_words
 
 __all__ = [
     "MAX_CHARACTERS",
@@ -21,6 +21,7 @@ __all__ = [
     "XlmRobertaSentencePiece",
     "decode",
     "normalise",
+    "row_numbers",
     "split_words",
     "train_tokenizer",
     "trigram_ids",
