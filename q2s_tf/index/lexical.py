@@ -4,6 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from q2s_tf.index.postings import CORRECTED, GRAM_BUCKETS, HASHES, MAX_GRAMS, Postings
+from q2s_tf.index.search_ops import select
 from q2s_tf.text import row_numbers, split_words, trigram_ids
 
 MAX_WORDS = 32
@@ -102,7 +103,7 @@ class LexicalIndex(tf.Module):
     def _nearest(self, word: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The position of the word of the catalogue that is most similar to one word, and the similarity."""
         grams = trigram_ids(word[tf.newaxis], GRAM_BUCKETS, MAX_GRAMS)[0]
-        grams = tf.unique(tf.gather(grams, tf.where(grams > 0)[:, 0])).y
+        grams = tf.unique(select(grams, grams > 0)).y
         first, last = _bounds(self.grams, grams), _bounds(self.grams, grams + 1)
         pairs = tf.raw_ops.RaggedRange(starts=first, limits=last, deltas=1).rt_dense_values
         candidates, _, common = tf.unique_with_counts(tf.gather(self.gram_words, pairs))

@@ -8,7 +8,7 @@ import tensorflow as tf
 from q2s_tf.index import FilterColumns, Index, IndexedDocuments
 from q2s_tf.index.filter_columns import ANY
 from q2s_tf.index.lexical import MAX_WORDS, LexicalIndex
-from q2s_tf.index.search_ops import EXCLUDED, ScoredRows, best_rows, map_queries
+from q2s_tf.index.search_ops import EXCLUDED, ScoredRows, best_rows, map_queries, select
 from q2s_tf.models import Tower
 from q2s_tf.serving import MAX_RESULTS
 from q2s_tf.serving.tower_servable import Endpoints, TowerServable, graph_function
@@ -204,7 +204,7 @@ class RetrieverServable(tf.Module):
         # A row occurs once for each word that it shares with the query.
         count = tf.minimum(MAX_WORDS * tf.maximum(k, CANDIDATES), tf.size(rows))
         best = tf.math.top_k(scores, count)
-        best_rows = tf.gather(rows, tf.gather(best.indices, tf.where(best.values > EXCLUDED)[:, 0]))
+        best_rows = tf.gather(rows, select(best.indices, best.values > EXCLUDED))
         return tf.unique(best_rows).y[: tf.maximum(k, CANDIDATES)]
 
     def _encode_filters(self, queries: tf.Tensor, wanted: tuple[tf.Tensor, ...]) -> tf.Tensor:
@@ -260,7 +260,7 @@ class RetrieverServable(tf.Module):
         is_removed = tf.tensor_scatter_nd_update(
             tf.zeros([self.base], tf.bool), removed[:, tf.newaxis], tf.ones_like(removed, tf.bool)
         )
-        return tf.boolean_mask(rows, ~tf.gather(is_removed, rows))
+        return select(rows, ~tf.gather(is_removed, rows))
 
     def _scan(self, queries: tf.Tensor, codes: tf.Tensor, k: tf.Tensor, added: Added | None = None) -> ScoredRows:
         """The best rows `[B, k]` of all."""
