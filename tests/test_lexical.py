@@ -152,6 +152,17 @@ def test_a_typo_is_replaced_by_the_most_similar_word(typo: str) -> None:
         np.testing.assert_allclose(scores, best * expected_scores, rtol=1e-5)
 
 
+def test_words_of_a_batch_are_those_of_each_query() -> None:
+    index = LexicalIndex(build_postings(count_words([make_documents(100)], COLUMNS), COLUMNS), 100)
+    long = " ".join(["sofa"] * lexical.MAX_WORDS)
+    queries = ["red leathr sofa", "", "woden", long + " lamp chairr", long, "zzzzzz"]
+    batch = [index.score(*(part[row : row + 1] for part in index.find_words(tf.constant(queries)))) for row in range(6)]
+    for query, scored in zip(queries, batch, strict=True):
+        for part, alone in zip(scored, index.score(*index.find_words(tf.constant([query]))), strict=True):
+            np.testing.assert_array_equal(part, alone)
+    np.testing.assert_array_equal(batch[3][0], batch[4][0])
+
+
 def test_of_equally_similar_words_the_frequent_one_is_meant() -> None:
     for titles in (["sofas", "sofax", "sofax"], ["sofas", "sofas", "sofax"]):
         built = build_postings(count_words([pa.record_batch({"title": titles})], {"title": 1.0}), {"title": 1.0})

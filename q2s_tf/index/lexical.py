@@ -48,17 +48,17 @@ class LexicalIndex(tf.Module):
             queries: Normalised strings `[B]`.
 
         Returns:
-            The term of each word, int32 `[B, W]`, W at most `MAX_WORDS`, and its similarity to the word of the query,
-            float32 `[B, W]`, 1 if it is the same.
+            The term of each of the first words, int32 `[B, MAX_WORDS]`, the one without documents where no word is; and
+            its similarity to the word of the query, float32 `[B, MAX_WORDS]`, 1 if it is the same.
         """
         words, numbers = split_words(queries)
         words = tf.raw_ops.RaggedTensorToTensor(
-            shape=[-1, -1],
+            shape=[-1, MAX_WORDS],
             values=words,
             default_value="",
             row_partition_tensors=[tf.size(queries, tf.int64), numbers],
             row_partition_types=["FIRST_DIM_SIZE", "VALUE_ROWIDS"],
-        )[:, :MAX_WORDS]
+        )
         hashes = tf.strings.to_hash_bucket_fast(words, HASHES)
         positions = tf.reshape(_bounds(self.words, tf.reshape(hashes, [-1])), tf.shape(words))
         known = tf.gather(self.words, positions) == hashes

@@ -84,14 +84,12 @@ class RetrieverServable(tf.Module):
         # Signatures with the same arguments share one graph. A server reads all graphs again for each signature.
         search = tf.function(self._search, autograph=False)
 
-        def search_texts(texts: Sequence[tf.Tensor], weight: tf.Tensor, *options: tf.Tensor) -> dict[str, tf.Tensor]:
-            words = None if self.lexical is None else (texts[query], weight)
-            embeddings = self._embed(*texts)
-            any_value = [tf.fill(tf.shape(embeddings)[:1], "")] * (len(dtypes) + len(filters) - len(options))
-            return search(embeddings, *options, *any_value, words=words)
+        def words(values: Sequence[tf.Tensor], weight: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor] | None:
+            return None if self.lexical is None else (values[query], weight)
 
         def retrieve(*values: tf.Tensor) -> dict[str, tf.Tensor]:
-            return search_texts(values[: len(texts)], *values[len(texts) :])
+            weight, *options = values[len(texts) :]
+            return search(self._embed(*values[: len(texts)]), *options, words=words(values, weight))
 
         def by_embedding(vectors: tf.Tensor, *options: tf.Tensor) -> dict[str, tf.Tensor]:
             vectors = tf.debugging.check_numerics(vectors, "embedding must hold finite numbers")
@@ -100,8 +98,11 @@ class RetrieverServable(tf.Module):
             return search(tf.math.l2_normalize(vectors, axis=1), *options)
 
         def serving_default(*values: tf.Tensor) -> dict[str, tf.Tensor]:
+            embeddings = self._embed(*values)
             weight, *options = (tf.constant(value) for value in (-1.0, DEFAULT_K, 0, -1.0))
-            results = search_texts(values, weight, *options)
+            if not self.index.exhaustive or self.base <= LISTED_UP_TO:  # larger ones are faster without filters
+                options += [tf.fill(tf.shape(embeddings)[:1], "")] * len(filters)
+            results = search(embeddings, *options, words=words(values, weight))
             return {name: results[name] for name in ("document_id", "score")}
 
         def index() -> dict[str, tf.Tensor]:
