@@ -70,7 +70,7 @@ class TextChannel(_Channel):
 
     kind: Literal["text"]
     encoder: str
-    """Name of a table under `encoders`; channels with the same name share its weights."""
+    """Name of a table under `encoders`; channels with the same name share its weights, also those of both towers."""
     max_tokens: Positive = 32
 
 
@@ -193,8 +193,11 @@ class Stage(Section):
     learning_rate: Rate = 7e-4
     text_learning_rate: Rate = 2e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps until the full learning rate, at most a quarter of all."""
     patience: Positive = 3
-    """Number of epochs without a better validation ROC AUC after which the stage ends."""
+    """Number of epochs without a better validation metric after which the stage ends."""
+    hard_negatives: bool = False
+    """Add to each positive of a batch one hard negative, mined from the catalogue at the beginning of each epoch."""
 
 
 class Stage1(Stage):
@@ -241,6 +244,8 @@ class Evaluation(Section):
     relevant_at: float = 1.0
     recall_relevant_at: float | None = None
     """`relevant_at` by default."""
+    validation_metric: Literal["roc_auc", "ndcg@10", "recall@100"] = "roc_auc"
+    """Chooses the best epoch of a stage and its end. recall@100 embeds the whole catalogue after each epoch."""
 
 
 class Config(Section):
@@ -283,8 +288,6 @@ class Config(Section):
                 raise ValueError(f"blending.weights.{tower}: {names} is no group of its channels (groups: {groups})")
         if self.distillation.teacher and not self.text_channels("query"):
             raise ValueError("distillation.teacher is given, but the query tower has no text channel that could learn")
-        for encoder in set(self.longest_texts("query")) & set(self.longest_texts("document")):
-            raise ValueError(f"encoders.{encoder} is used by both towers; the towers share no weights")
         return self
 
     def _check_channel(self, name: str, channel: Channel) -> None:
@@ -316,11 +319,12 @@ class Config(Section):
         """The channels of one tower that read a text through an encoder."""
         return {name: channel for name, channel in self.tower_channels(tower).items() if channel.kind == "text"}
 
-    def longest_texts(self, tower: str) -> dict[str, int]:
-        """The largest `max_tokens` of each encoder of one tower, over the channels that share it."""
+    def longest_texts(self) -> dict[str, int]:
+        """The largest `max_tokens` of each text encoder, over the channels of both towers that share it."""
         longest: dict[str, int] = {}
-        for channel in self.text_channels(tower).values():
-            longest[channel.encoder] = max(channel.max_tokens, longest.get(channel.encoder, 0))
+        for channel in self.channels.values():
+            if channel.kind == "text":
+                longest[channel.encoder] = max(channel.max_tokens, longest.get(channel.encoder, 0))
         return longest
 
     def groups(self, tower: Tower) -> dict[str, list[str]]:

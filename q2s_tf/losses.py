@@ -2,9 +2,10 @@
 
 Arguments of every loss on scores:
 
-- `scores` `[batch, batch]`: row i holds the scores of query i and every document of the batch, its own on the diagonal.
-- `mask` bool `[batch, batch]`: a document that is False (a known positive of the query, a duplicate of its document) is
-  not a negative; None for all True. The diagonal is always read.
+- `scores` `[batch, documents]`: row i holds the scores of query i and every document of the batch, its own on the
+  diagonal. There may be more documents than queries: mined hard negatives follow the positives.
+- `mask` bool `[batch, documents]`: a document that is False (a known positive of the query, a duplicate of its
+  document) is not a negative; None for all True. The diagonal is always read.
 - `sample_weight` `[batch]`; None for equal weights.
 - `reduction`: "mean" (Σ wᵢ lossᵢ / Σ wᵢ, 0 if the weights sum to 0), "sum" (Σ wᵢ lossᵢ) or "none" (wᵢ lossᵢ).
 
@@ -38,9 +39,11 @@ def symmetric_softmax(scores: Any, mask: Any = None, sample_weight: Any = None, 
 
     loss = (eq. 2 of the rows + eq. 2 of the columns) / 2
     """
-    transposed = None if mask is None else ops.transpose(mask)
+    size = ops.shape(scores)[0]  # mined negatives have no query of their own
+    columns = ops.transpose(scores[:, :size])
+    transposed = None if mask is None else ops.transpose(mask[:, :size])
     rows = in_batch_softmax(scores, mask, sample_weight, reduction)
-    return (rows + in_batch_softmax(ops.transpose(scores), transposed, sample_weight, reduction)) / 2
+    return (rows + in_batch_softmax(columns, transposed, sample_weight, reduction)) / 2
 
 
 def binary_cross_entropy(
@@ -135,18 +138,17 @@ def _masked(scores: Any, mask: Any) -> Any:
     """Scores with `MASKED_SCORE` where the mask is False, except on the diagonal."""
     if mask is None:
         return scores
-    read = ops.logical_or(mask, ops.eye(ops.shape(scores)[0], dtype="bool"))
+    read = ops.logical_or(mask, ops.eye(*ops.shape(scores), dtype="bool"))
     return ops.where(read, scores, ops.cast(MASKED_SCORE, scores.dtype))
 
 
 def _hard_negative(scores: Any, mask: Any, rank: int) -> Any:
     """The `rank`-th highest score of another document in each row `[batch]`; `MASKED_SCORE` where there is none."""
-    size = ops.shape(scores)[0]
     lowest = ops.cast(MASKED_SCORE, scores.dtype)
-    others = ops.where(ops.eye(size, dtype="bool"), lowest, _masked(scores, mask))
+    others = ops.where(ops.eye(*ops.shape(scores), dtype="bool"), lowest, _masked(scores, mask))
     if rank == 1:
         return ops.max(others, axis=1)
-    return ops.sort(others, axis=1)[:, -ops.minimum(rank, size)]
+    return ops.sort(others, axis=1)[:, -ops.minimum(rank, ops.shape(others)[1])]
 
 
 def _unit(vectors: Any) -> Any:

@@ -76,9 +76,10 @@ def examples(model: RetrievalModel, market: TinyMarket, tmp_path_factory: pytest
     return build_examples(folder, model.towers, catalogue, open_positives(market.positives))
 
 
-@pytest.fixture(scope="module")
-def batch(examples: Examples) -> dict[str, Any]:
-    return next(iter(examples.dataset(16, (1,))))
+@pytest.fixture(scope="module", params=[False, True], ids=["in-batch negatives", "mined negatives"])
+def batch(request: pytest.FixtureRequest, examples: Examples) -> dict[str, Any]:
+    mined = np.random.default_rng(4).integers(examples.num_documents, size=len(examples))
+    return next(iter(examples.dataset(16, (1,), hard_negatives=(lambda: mined) if request.param else None)))
 
 
 def embed(model: RetrievalModel, side: str, inputs: dict[str, Any], only: list[str] | None = None) -> np.ndarray:
@@ -95,7 +96,8 @@ def softmax_loss(query: np.ndarray, document: np.ndarray, batch: dict[str, Any])
     for row in range(len(scores)):
         if not query[row].any() or not document[row].any():
             continue
-        competing = [np.exp(scores[row, c]) for c in range(len(scores)) if allowed[row, c] and document[c].any()]
+        columns = range(scores.shape[1])
+        competing = [np.exp(scores[row, c]) for c in columns if allowed[row, c] and document[c].any()]
         rows.append(-np.log(np.exp(scores[row, row]) / sum(competing)))
         weights.append(batch["weight"].numpy()[row])
     return float(np.average(rows, weights=weights))
@@ -111,7 +113,7 @@ def test_the_loss_has_every_part_of_its_equation(model: RetrievalModel, batch: d
             alone = embed(model, side, batch[side], members)
             blended += (0.2 if members == ["images"] else 0.5) * softmax_loss(**{**whole, side: alone}, batch=batch)
     assert not batch["document"]["images"].numpy().any(axis=(1, 2)).all(), "some documents have no image"
-    logits = 20 * whole["document"] @ model.head.kernel.numpy()
+    logits = 20 * whole["document"][:16] @ model.head.kernel.numpy()
     chances = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     labels = batch["labels"].numpy()
     head = np.mean([-np.mean(chances[r, own[own >= 0]]) if (own >= 0).any() else 0 for r, own in enumerate(labels)])
@@ -131,20 +133,21 @@ def test_negatives_of_stage_2_can_be_those_of_the_searchers_country(
     model: RetrievalModel, batch: dict[str, Any]
 ) -> None:
     """The loss is eq. 5 over the documents of the batch, or over those of the searcher's country."""
-    numbers = np.random.default_rng(5).integers(0, 3, (2, 16)).astype(np.int32)  # 0 is a missing country
-    batch = batch | {"query_country": tf.constant(numbers[0]), "document_country": tf.constant(numbers[1])}
     query, document = (embed(model, side, batch[side]) for side in ("query", "document"))
+    generator = np.random.default_rng(5)  # the number 0 is a missing country
+    numbers = [generator.integers(0, 3, len(vectors)).astype(np.int32) for vectors in (query, document)]
+    batch = batch | {"query_country": tf.constant(numbers[0]), "document_country": tf.constant(numbers[1])}
     assert query.any(axis=1).all() and document.any(axis=1).all()
     cosines = query @ document.T
     expected = {"all": 0.0, "same_country": 0.0}
     for negatives, row in itertools.product(expected, range(16)):
         competing = [
             cosines[row, other]
-            for other in range(16)
+            for other in range(len(document))
             if batch["score_mask"].numpy()[row, other]
             and other != row
             and (
-                negatives == "all" or 0 in (numbers[0, row], numbers[1, other]) or numbers[0, row] == numbers[1, other]
+                negatives == "all" or 0 in (numbers[0][row], numbers[1][other]) or numbers[0][row] == numbers[1][other]
             )
         ]
         if len(competing) > 1:

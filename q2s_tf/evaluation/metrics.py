@@ -108,8 +108,8 @@ def batch_hits(query: tf.Tensor, document: tf.Tensor, mask: tf.Tensor, k: int) -
 
     Args:
         query: unit vectors `[B, D]`.
-        document: unit vectors `[B, D]`; row i is relevant to query i.
-        mask: bool `[B, B]`, False where document j is another positive of query i; the diagonal is True.
+        document: unit vectors `[C, D]`; row i < B is relevant to query i, the others to none.
+        mask: bool `[B, C]`, False where document j is another positive of query i; the diagonal is True.
         k: rank of the cut.
     """
     scores = tf.where(mask, tf.matmul(query, document, transpose_b=True), -np.inf)

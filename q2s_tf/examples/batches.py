@@ -94,6 +94,11 @@ class Examples:
     def __len__(self) -> int:
         return self.num_positives
 
+    @property
+    def num_queries(self) -> int:
+        """Number of queries of the positives; queries that are equal after normalisation are one."""
+        return len(np.unique(self.group["group"][self.pairs["query"][: len(self)]]))
+
     def positives_per_batch(self, batch_size: int) -> int:
         """Number of positives in a batch; the other rows are pseudo-queries."""
         return min(max(1, round(batch_size * (1 - self.pseudo_share))), self.num_positives)
@@ -106,7 +111,9 @@ class Examples:
         """Number of batches of an epoch."""
         return self.num_positives // self.positives_per_batch(batch_size)
 
-    def batches(self, batch_size: int, seed: tuple[int, ...]) -> Iterator[Batch]:
+    def batches(
+        self, batch_size: int, seed: tuple[int, ...], hard_negatives: np.ndarray | None = None
+    ) -> Iterator[Batch]:
         """The batches of one epoch, in an order drawn from `seed`. Positives that fill no batch are left out."""
         size = self.positives_per_batch(batch_size)
         pseudo = np.random.default_rng((*seed, 1))
@@ -116,19 +123,27 @@ class Examples:
             for start in range(0, len(left) - size + 1, size):
                 drawn = pseudo.integers(self.num_positives, max(len(self.pairs), self.num_positives + 1), batch_size)
                 extra = drawn[: batch_size - size] if self.pseudo_share else drawn[:0]
-                yield self.batch(np.concatenate([left[start : start + size], extra]))
+                yield self.batch(np.concatenate([left[start : start + size], extra]), hard_negatives)
             left = left[len(left) - len(left) % size :]
 
-    def batch(self, numbers: np.ndarray) -> Batch:
+    def batch(self, numbers: np.ndarray, hard_negatives: np.ndarray | None = None) -> Batch:
         """One batch, by numbers of pairs.
 
+        Args:
+            numbers: B numbers of pairs.
+            hard_negatives: a document row for each positive, −1 for none. They follow the B documents of the pairs.
+
         Returns:
-            `query` and `document`: inputs of `Tower.encode_channels`; `weight` `[B]`;
-            `score_mask` `[B, B]`; with a head `labels` `[B, K]`; with a teacher `teacher` `[B, D]`; with negatives of
-            the searcher's country `query_country` and `document_country` `[B]`.
+            `query` and `document`: inputs of `Tower.encode_channels` of B queries and C documents; `weight` `[B]`;
+            `score_mask` `[B, C]`; with a head `labels` `[B, K]`; with a teacher `teacher` `[B, D]`; with negatives of
+            the searcher's country `query_country` `[B]` and `document_country` `[C]`.
         """
-        pairs = self.pairs[np.sort(numbers)]
+        numbers = np.sort(numbers)
+        pairs = self.pairs[numbers]
         query, document = pairs["query"], pairs["document"]
+        if hard_negatives is not None:
+            mined = hard_negatives[numbers[numbers < self.num_positives]]
+            document = np.concatenate([document, mined[mined >= 0]])
         batch = {
             "query": self.queries.read(query),
             "document": self.documents.read(document),
@@ -136,7 +151,7 @@ class Examples:
             "score_mask": self.negatives(query, document),
         }
         if self.labels:
-            batch["labels"] = self.labels.read(document)
+            batch["labels"] = self.labels.read(pairs["document"])
         if self.teacher:
             batch["teacher"] = self.teacher.read(query)[:, 0]
         if self.query_country is not None and self.document_country is not None:
@@ -147,7 +162,7 @@ class Examples:
         """Whether document j is a negative of query i: not a known positive of it. The diagonal is True.
 
         Returns:
-            bool `[B, B]`.
+            bool `[B, C]`.
         """
         keys = self.group["group"][query][:, None] * self.num_documents + document[None, :]
         positions = np.searchsorted(self.known["known"], keys)
@@ -155,8 +170,18 @@ class Examples:
         np.fill_diagonal(mask, True)
         return mask
 
+    def known_documents(self, query: int) -> np.ndarray:
+        """The rows of the known positives of a query row and of the queries that are equal to it, sorted."""
+        first = self.group["group"][query] * self.num_documents
+        start, end = np.searchsorted(self.known["known"], [first, first + self.num_documents])
+        return self.known["known"][start:end] - first
+
     def dataset(
-        self, batch_size: int, seed: tuple[int, ...], epoch: Callable[[], int] | None = None
+        self,
+        batch_size: int,
+        seed: tuple[int, ...],
+        epoch: Callable[[], int] | None = None,
+        hard_negatives: Callable[[], np.ndarray] | None = None,
     ) -> tf.data.Dataset:
         """The batches of an epoch as a data set, in another order each time it is iterated.
 
@@ -164,12 +189,17 @@ class Examples:
             batch_size: B, positives and pseudo-queries together.
             seed: of the order.
             epoch: number of the epoch that begins, part of the seed; by default the number of iterations so far.
+            hard_negatives: those of `batch` in the epoch that begins; none by default.
         """
         iterations = iter(range(1, 1 << 30))
         number = epoch or (lambda: next(iterations))
         first = self.batch(np.zeros(1, np.int64))
         steps = self.steps_per_epoch(batch_size)
-        return generated(first, lambda: self.batches(batch_size, (*seed, number())), steps)
+
+        def batches() -> Iterator[Batch]:
+            return self.batches(batch_size, (*seed, number()), hard_negatives() if hard_negatives else None)
+
+        return generated(first, batches, steps)
 
     def distillation_dataset(self, batch_size: int, seed: tuple[int, ...]) -> tf.data.Dataset:
         """Distinct queries and their teacher embeddings: inputs of the query tower and `[B, D]`, shuffled."""
@@ -189,12 +219,16 @@ class Examples:
         return generated(read(np.zeros(1, np.int64)), batches, total // size)
 
 
-def generated(first: Any, batches: Callable[[], Iterator[Any]], steps: int) -> tf.data.Dataset:
-    """A data set of `steps` batches that have the structure of `first`, with any number of rows and any length."""
-    signature = tf.nest.map_structure(
-        lambda array: tf.TensorSpec([None, None, *array.shape[2:]][: array.ndim], array.dtype), first
+def batch_signature(batch: Any) -> Any:
+    """Specs of batches that have the structure of `batch`, with any number of rows and any length."""
+    return tf.nest.map_structure(
+        lambda array: tf.TensorSpec([None, None, *array.shape[2:]][: array.ndim], array.dtype), batch
     )
-    dataset = tf.data.Dataset.from_generator(batches, output_signature=signature)
+
+
+def generated(first: Any, batches: Callable[[], Iterator[Any]], steps: int) -> tf.data.Dataset:
+    """A data set of `steps` batches with the `batch_signature` of `first`."""
+    dataset = tf.data.Dataset.from_generator(batches, output_signature=batch_signature(first))
     return dataset.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(4)
 
 

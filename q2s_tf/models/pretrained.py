@@ -105,7 +105,7 @@ def fill_encoders(config: Config) -> tuple[Config, dict[str, bytes]]:
         InputError: as `read_preset`; or a preset with fewer layers or positions than the config needs.
     """
     encoders, tokenizers = dict(config.encoders), {}
-    longest = config.longest_texts("query") | config.longest_texts("document")
+    longest = config.longest_texts()
     for name, encoder in config.encoders.items():
         if encoder.preset is None:
             continue
@@ -143,13 +143,13 @@ def load_pretrained(towers: Towers) -> None:
     If both towers have such an encoder, the vectors of 3-grams and images are initialised to 0, as those of categories
     are. Untrained towers then rank as their encoders do.
     """
-    for tower in (towers.query, towers.document):
-        for name, encoder in tower.text_encoders.items():
-            preset = towers.config.encoders[name].preset
-            tokenizer = tower.token_layers[name].tokenizer
-            if preset is not None and tokenizer is not None:
-                copy_weights(read_preset(preset).backbone, encoder, tokenizer.padding)
-        if starts_from_encoders(towers.config):
+    token_layers = towers.query.token_layers | towers.document.token_layers
+    for name, encoder in towers.text_encoders.items():
+        preset, tokenizer = towers.config.encoders[name].preset, token_layers[name].tokenizer
+        if preset is not None and tokenizer is not None:
+            copy_weights(read_preset(preset).backbone, encoder, tokenizer.padding)
+    if starts_from_encoders(towers.config):
+        for tower in (towers.query, towers.document):
             for name, channel in tower.channels.items():
                 layer = tower.channel_layers[name]
                 if channel.kind in ("trigrams", "vectors"):

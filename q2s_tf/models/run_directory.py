@@ -47,7 +47,7 @@ def read_tokenizers(run: Path, config: Config) -> dict[str, bytes]:
         InputError: a file is missing.
     """
     tokenizers = {}
-    for name in config.longest_texts("query") | config.longest_texts("document"):
+    for name in config.longest_texts():
         path = run / (ENCODER_TOKENIZER.format(name) if config.encoders[name].pretrained else RUN_TOKENIZER)
         if not path.is_file():
             raise InputError(f"tokenizer {path}: there is no such file")

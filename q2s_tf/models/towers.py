@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from q2s_tf.config import IMAGES, TOWERS, Channel, Config, Encoder
+from q2s_tf.config import IMAGES, Channel, Config, Encoder
 from q2s_tf.errors import InputError
 from q2s_tf.layers import (
     AttentionFusion,
@@ -56,6 +56,7 @@ class Tower(keras.Model):
         side: "query" or "document".
         vocabulary_sizes: number of token ids of each text encoder, by encoder; by default those of `tokenizers`.
         tokenizers: serialised tokenizer of each text encoder, by encoder; None if the assets of a `.keras` file follow.
+        text_encoders: text encoders of the other tower, by encoder, for the channels of both that share one.
 
     Attributes:
         channel_names: names of the channels.
@@ -74,6 +75,7 @@ class Tower(keras.Model):
         vocabulary_sizes: Mapping[str, int] | None = None,
         tokenizers: Mapping[str, bytes] | None = None,
         dtype: Any = None,
+        text_encoders: Mapping[str, TextEncoder] | None = None,
         **kwargs: Any,
     ):
         config = config if isinstance(config, Config) else Config.model_validate(config)
@@ -82,10 +84,10 @@ class Tower(keras.Model):
         self.config, self.side, self.policy = config, side, policy
         self.channels: dict[str, Channel] = config.tower_channels(side)
         self.channel_names = list(self.channels)
-        longest = config.longest_texts(side)
+        longest = config.longest_texts()
+        read = dict.fromkeys(channel.encoder for channel in config.text_channels(side).values())
         self.token_layers = {
-            name: _token_layer(config.encoders[name], (tokenizers or {}).get(name), f"{name}_tokens")
-            for name in longest
+            name: _token_layer(config.encoders[name], (tokenizers or {}).get(name), f"{name}_tokens") for name in read
         }
         self.vocabulary_sizes = dict(
             vocabulary_sizes
@@ -93,10 +95,15 @@ class Tower(keras.Model):
         )
         self.preprocessor = self._build_preprocessor(raw_inputs)
         self.text_encoders = {
-            name: _text_encoder(
-                config.encoders[name], self.vocabulary_sizes[name], length, dtype=policy, name=f"{name}_text_encoder"
+            name: (text_encoders or {}).get(name)
+            or _text_encoder(
+                config.encoders[name],
+                self.vocabulary_sizes[name],
+                longest[name],
+                dtype=policy,
+                name=f"{name}_text_encoder",
             )
-            for name, length in longest.items()
+            for name in read
         }
         self.channel_layers = {
             name: self._channel_layer(channel, dtype=policy, name=f"{name}_vector")
@@ -230,7 +237,7 @@ def precomputed_input(channel: str) -> str:
 
 @keras.saving.register_keras_serializable(package="q2s_tf")
 class Towers(keras.Model):
-    """Both towers of one run.
+    """Both towers of one run. A text encoder that channels of both read is one layer, with one set of weights.
 
     Called with `{"query": {…}, "document": {…}}`, raw inputs of each tower, it returns `cos(q, d)` `[batch]`.
 
@@ -245,6 +252,11 @@ class Towers(keras.Model):
         self.document = document
         self.config = query.config
         self.built = True
+
+    @property
+    def text_encoders(self) -> dict[str, TextEncoder]:
+        """The text encoders of both towers, by encoder."""
+        return self.query.text_encoders | self.document.text_encoders
 
     def call(self, inputs: Mapping[str, Any], training: bool | None = None) -> Any:
         """Cosine of each query and its document, `[batch]`."""
@@ -287,8 +299,9 @@ class Towers(keras.Model):
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "Towers":
         """Towers with new weights from `get_config`."""
-        towers = [keras.saving.deserialize_keras_object(config[side], custom_objects) for side in TOWERS]
-        return cls(*towers, name=config["name"])
+        query = keras.saving.deserialize_keras_object(config["query"], custom_objects)
+        shared = {**config["document"]["config"], "text_encoders": query.text_encoders}
+        return cls(query, type(query).from_config(shared), name=config["name"])
 
 
 def build_towers(config: Config, tokenizers: Mapping[str, bytes], dtype: Any = None) -> Towers:
@@ -300,7 +313,8 @@ def build_towers(config: Config, tokenizers: Mapping[str, bytes], dtype: Any = N
         dtype: dtype policy; the global one by default.
     """
     keras.utils.set_random_seed(config.seed)
-    return Towers(*(Tower(config, side, None, tokenizers, dtype) for side in TOWERS))
+    query = Tower(config, "query", None, tokenizers, dtype)
+    return Towers(query, Tower(config, "document", None, tokenizers, dtype, query.text_encoders))
 
 
 def _text_encoder(settings: Encoder, vocabulary_size: int, max_tokens: int, **kwargs: Any) -> TextEncoder:

@@ -24,8 +24,10 @@ Interval = Mapping[str, Any]
 
 
 def curves_chart(curves: Sequence[dict[str, Any]]) -> go.Figure:
-    """Validation ROC AUC and in-batch recall@1 by epoch of both stages."""
-    metrics = {"val_roc_auc": "validation ROC AUC", "batch_recall@1": "in-batch recall@1 on training batches"}
+    """The validation metric and in-batch recall@1 by epoch of both stages."""
+    validation = [name for name in curves[0] if name.startswith("val_")]
+    metrics = {name: f"validation {name.removeprefix('val_')}" for name in validation}
+    metrics["batch_recall@1"] = "in-batch recall@1 on training batches"
     rows = [
         {"epoch": epoch, "stage": f"stage {line['stage']}", "metric": title, "value": line[metric]}
         for metric, title in metrics.items()

@@ -18,8 +18,8 @@ from q2s_tf.errors import InputError
 from q2s_tf.files import atomic_write
 from q2s_tf.models import load_weights, save_weights
 
-METRIC = "val_roc_auc"
-"""The metric that chooses the best epoch."""
+VALIDATION = "val_{}"
+"""Name in logs of the validation metric, which chooses the best epoch."""
 
 History = list[dict[str, Any]]
 """The epochs of a stage: `stage`, `epoch`, `step` and metrics. Epoch 0 is the validation before the stage."""
@@ -83,11 +83,11 @@ class EpochMetrics(keras.callbacks.Callback):
     """Adds the validation metric and the speed to the logs of an epoch, for the callbacks after this one.
 
     Args:
-        validate: computes `val_roc_auc`.
+        validate: computes the validation metric, by its name in logs.
         pairs_per_epoch: number of rows of an epoch, for the speed; None to leave it out.
     """
 
-    def __init__(self, validate: Callable[[], float], pairs_per_epoch: int | None = None):
+    def __init__(self, validate: Callable[[], dict[str, float]], pairs_per_epoch: int | None = None):
         super().__init__()
         self.validate, self.pairs_per_epoch = validate, pairs_per_epoch
 
@@ -96,10 +96,10 @@ class EpochMetrics(keras.callbacks.Callback):
         self.begin = time.perf_counter()
 
     def on_epoch_end(self, epoch: int, logs: Any) -> None:
-        """Adds `seconds`, `pairs_per_second` and `val_roc_auc`."""
+        """Adds the validation metric, `seconds` and `pairs_per_second`."""
         seconds = time.perf_counter() - self.begin
         with console.status("validating"):
-            logs[METRIC] = self.validate()
+            logs |= self.validate()
         if self.pairs_per_epoch is not None:
             logs |= {"seconds": seconds, "pairs_per_second": self.pairs_per_epoch / seconds}
 
@@ -130,9 +130,10 @@ class EpochRecord(keras.callbacks.Callback):
                 "stage"
             )
         self.record(epoch + 1, entry)
+        metric = validation_metric(self.history)
         console.print(
             f"stage {self.stage} epoch {epoch + 1}: loss {entry['loss']:.4f}, batch recall@1 "
-            f"{entry['batch_recall@1']:.3f}, validation ROC AUC {entry[METRIC]:.4f}"
+            f"{entry['batch_recall@1']:.3f}, validation {metric} {entry[VALIDATION.format(metric)]:.4f}"
             f"{'' if epochs_since_best(self.history) else ' (best)'}, {entry['seconds']:.0f} s, "
             f"{entry['pairs_per_second']:.0f} pairs/s"
         )
@@ -158,21 +159,33 @@ def read_history(path: Path, stage: int | None = None) -> History:
 
 def epochs_since_best(history: History) -> int:
     """Number of epochs after the best one, of which the first counts."""
-    values = [entry[METRIC] for entry in history]
+    values = validation_values(history)
     return len(values) - 1 - int(np.argmax(values))
+
+
+def validation_metric(history: History) -> str:
+    """The validation metric of a history."""
+    prefix = VALIDATION.format("")
+    return next(name.removeprefix(prefix) for name in history[0] if name.startswith(prefix))
+
+
+def validation_values(history: History) -> list[float]:
+    """The validation metric of each epoch of a history."""
+    name = VALIDATION.format(validation_metric(history))
+    return [entry[name] for entry in history]
 
 
 class ResumableEarlyStopping(keras.callbacks.EarlyStopping):
     """`EarlyStopping` on the validation metric that continues from the epochs of a history, epoch 0 included."""
 
     def __init__(self, history: History, patience: int):
-        super().__init__(monitor=METRIC, mode="max", patience=patience)
+        super().__init__(monitor=VALIDATION.format(validation_metric(history)), mode="max", patience=patience)
         self.history = history
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Restores the best value and the number of epochs since."""
         super().on_train_begin(logs)
-        self.best = max(entry[METRIC] for entry in self.history)
+        self.best = max(validation_values(self.history))
         self.wait = epochs_since_best(self.history)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:

@@ -104,11 +104,13 @@ class RetrievalModel(keras.Model):
         """The loss of the stage for embeddings `[batch, D]`; rows of zeros have no part in it."""
         query_present, document_present = tf.reduce_any(query != 0, axis=1), tf.reduce_any(document != 0, axis=1)
         negatives = document_present[tf.newaxis] & (match_countries(batch) if self.same_country else True)
+        rows = tf.shape(query)[0]
+        own = tf.eye(rows, tf.shape(document)[0], dtype=tf.bool)
         return self.task(
             query,
             document,
-            sample_weight=batch["weight"] * tf.cast(query_present & document_present, tf.float32),
-            score_mask=batch["score_mask"] & (negatives | tf.eye(tf.shape(query)[0], dtype=tf.bool)),
+            sample_weight=batch["weight"] * tf.cast(query_present & document_present[:rows], tf.float32),
+            score_mask=batch["score_mask"] & (negatives | own),
             compute_metrics=False,
             compute_batch_metrics=False,
         )
@@ -125,7 +127,8 @@ class RetrievalModel(keras.Model):
             ]
             parts["blended_loss"] = losses.gradient_blending(blended, [weight for *_, weight in self.groups])
         if self.head is not None and self.config.head is not None:
-            logits = self.head(self.config.stage1.scale * embeddings["document"])
+            positives = embeddings["document"][: tf.shape(embeddings["query"])[0]]
+            logits = self.head(self.config.stage1.scale * positives)
             loss = losses.query_classification(logits, batch["labels"], reduction=self.reduction)
             parts["head_loss"] = self.config.head.weight * loss
         if "teacher" in batch:
@@ -163,8 +166,7 @@ class RetrievalModel(keras.Model):
         """Factors on the learning rate by variable path: that of its encoder, times `text_factor`, in text encoders."""
         return {
             variable.path: text_factor * self.config.encoders[name].learning_rate_factor
-            for side in TOWERS
-            for name, encoder in getattr(self.towers, side).text_encoders.items()
+            for name, encoder in self.towers.text_encoders.items()
             for variable in encoder.trainable_variables
         }
 
@@ -186,7 +188,8 @@ def compile_stage(model: RetrievalModel, stage: int, steps_per_epoch: int) -> No
     """Compiles a model as the config of its towers says: eq. 2 or 3 in stage 1, eq. 5 or 4 in stage 2."""
     config = model.config
     settings: Stage = config.stage1 if stage == 1 else config.stage2
-    rate = decaying_rate(settings.learning_rate, settings.warmup_steps, steps_per_epoch * settings.max_epochs)
+    steps = steps_per_epoch * settings.max_epochs
+    rate = decaying_rate(settings.learning_rate, min(settings.warmup_steps, steps // 4), steps)
     factors = model.learning_rate_factors(settings.text_learning_rate / settings.learning_rate)
     optimizer = LazyAdam(rate, clip_norm=config.clip_norm, learning_rate_factors=factors)
     if stage == 1:
@@ -213,6 +216,6 @@ def blended_groups(config: Config) -> list[tuple[str, list[str], float]]:
 
 
 def match_countries(batch: Mapping[str, Any]) -> tf.Tensor:
-    """Whether document j is of the country of searcher i, bool `[batch, batch]`; a missing country matches all."""
+    """Whether document j is of the country of searcher i, bool `[batch, documents]`; a missing one matches all."""
     query, document = batch["query_country"][:, tf.newaxis], batch["document_country"][tf.newaxis]
     return (query == document) | (query == NO_COUNTRY) | (document == NO_COUNTRY)

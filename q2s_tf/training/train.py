@@ -35,7 +35,6 @@ from q2s_tf.models import (
 from q2s_tf.tables import open_documents, open_judgements, open_positives
 from q2s_tf.text import SentencePiece, train_tokenizer
 from q2s_tf.training.callbacks import (
-    METRIC,
     EpochBackups,
     EpochMetrics,
     EpochNumber,
@@ -44,8 +43,10 @@ from q2s_tf.training.callbacks import (
     StepProgress,
     epochs_since_best,
     read_history,
+    validation_values,
 )
 from q2s_tf.training.distillation import distil, read_teacher
+from q2s_tf.training.hard_negatives import HardNegatives
 from q2s_tf.training.retrieval_model import RetrievalModel, classification_head, compile_stage
 from q2s_tf.training.validation import Validation
 from q2s_tf.training.workers import Workers
@@ -54,6 +55,8 @@ EXAMPLES = "examples-{}"
 """Folder of the prepared examples of a worker, in the run directory during training."""
 
 CHECKPOINTS = "checkpoints"
+NEGATIVES = "hard_negatives"
+"""File of the hard negatives of an epoch, among the checkpoints, for the workers that are not the chief."""
 LOCK = "training.lock"
 """File that the process that trains in a run directory locks."""
 
@@ -77,7 +80,8 @@ def train(
         documents: the catalogue.
         positives: pairs of a query and a document that answered it. None, also for `validation`: nothing is trained,
             and the run has the pretrained encoders of the config, which both towers must have.
-        validation: judgements, or later positives; the epoch with the highest ROC AUC on them is the best one.
+        validation: judgements, or later positives; the epoch with the highest `evaluation.validation_metric` on them is
+            the best one.
         run: the run directory to create.
         tokenizer: a SentencePiece model of an earlier run; None to train one.
         resume: continue a run that was interrupted, after its last complete epoch.
@@ -110,7 +114,7 @@ def train(
                 converged = _train_stage(stage, run, prepared, workers)
                 if stage == 1 and config.stage2.max_epochs and not (converged or config.stage2.unconverged):
                     raise InputError(
-                        f"run {run}: stage 2 needs a stage 1 that has converged, but its validation ROC AUC was still "
+                        f"run {run}: stage 2 needs a stage 1 that has converged, but its validation metric was still "
                         f"rising after stage1.max_epochs = {config.stage1.max_epochs}: --resume with --set "
                         "stage1.max_epochs=<more>, or with --set stage2.unconverged=true to start stage 2 anyway"
                     )
@@ -173,7 +177,7 @@ def prepare_training(
     towers, head, examples, validation, _ = prepare_training(config, documents, positives, judgements, run)
     model = RetrievalModel(towers, head)
     compile_stage(model, 1, examples.steps_per_epoch(768))
-    model.fit(examples.dataset(768, seed=(17,)), epochs=10, callbacks=[EpochMetrics(validation.roc_auc)])
+    model.fit(examples.dataset(768, seed=(17,)), epochs=10, callbacks=[EpochMetrics(validation)])
     ```
 
     Raises:
@@ -204,7 +208,9 @@ def prepare_training(
     examples = build_examples(folder, towers, catalogue, pairs, teacher)
     _check_negative_rank(config, examples)
     console.print(
-        f"{len(examples):,} positives, {examples.num_documents:,} documents, {towers.count_params():,} weights"
+        f"training: {examples.num_queries:,} queries, {len(examples):,} positives; validation: "
+        f"{len(judged.queries['query']):,} queries, {len(relevant):,} pairs, {relevant.sum():,} of them relevant; "
+        f"{examples.num_documents:,} documents, {towers.count_params():,} weights"
     )
     head = None
     if examples.labels:
@@ -237,9 +243,13 @@ def _train_stage(stage: int, run: Path, prepared: Prepared, workers: Workers) ->
         raise InputError(f"run {run}: the last backup of stage {stage} is missing: train into a new --out")
     history = [entry for entry in recorded if entry["epoch"] <= complete]
     record = EpochRecord(history, stage, steps, metrics if workers.chief else None, best)
+
+    def validate() -> dict[str, float]:
+        return {validation.name: workers.broadcast(validation.value)}
+
     if not history:
         record.set_model(model)
-        record.record(0, {METRIC: workers.broadcast(validation.roc_auc)})
+        record.record(0, validate())
         if workers.chief:
             backups.set_model(model)
             backups.on_epoch_end(-1)
@@ -249,24 +259,30 @@ def _train_stage(stage: int, run: Path, prepared: Prepared, workers: Workers) ->
         callbacks: list[keras.callbacks.Callback] = [
             number,
             StepProgress(f"stage {stage}", settings.max_epochs),
-            EpochMetrics(lambda: workers.broadcast(validation.roc_auc), rows),
+            EpochMetrics(validate, rows),
             ResumableEarlyStopping(history, settings.patience),
             record,
         ]
+        mined = None
+        if settings.hard_negatives:
+            mined = HardNegatives(towers, examples, (config.seed, stage), workers, run / CHECKPOINTS / NEGATIVES)
+            callbacks.append(mined)
         if workers.chief:  # the CSV comes after the backup: an epoch that is repeated has one row
             callbacks += [
                 keras.callbacks.TensorBoard(str(run / "tensorboard" / f"stage{stage}"), write_graph=False),
                 backups,
                 keras.callbacks.CSVLogger(str(run / f"stage{stage}.csv"), append=True),
             ]
-        dataset = examples.dataset(settings.batch_size, (config.seed, stage), lambda: number.number)
+        dataset = examples.dataset(
+            settings.batch_size, (config.seed, stage), lambda: number.number, mined and mined.rows
+        )
         workers.fit(model, dataset, settings.max_epochs, callbacks, complete)
     workers.barrier()  # the best weights are on disk
     load_weights(towers, best)
     if workers.chief:
         save_weights(towers, run / STAGE_WEIGHTS[stage])
-    best_value = max(entry[METRIC] for entry in history)
-    console.print(f"stage {stage} done: validation ROC AUC {best_value:.4f}, {run / STAGE_WEIGHTS[stage]}")
+    best_value = max(validation_values(history))
+    console.print(f"stage {stage} done: validation {validation.metric} {best_value:.4f}, {run / STAGE_WEIGHTS[stage]}")
     return epochs_since_best(history) >= settings.patience
 
 

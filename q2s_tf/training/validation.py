@@ -1,20 +1,27 @@
-"""ROC AUC on the validation judgements during training."""
+"""The validation metric during training."""
 
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
+from q2s_tf.errors import InputError
 from q2s_tf.evaluation.judgements import Judgements
-from q2s_tf.evaluation.metrics import roc_auc
+from q2s_tf.evaluation.metrics import as_run, ndcg, retrieval, roc_auc
+from q2s_tf.evaluation.rankers import cosine_rows, top_k
 from q2s_tf.examples.stored_rows import TowerRows, store_rows
-from q2s_tf.models import Tower, Towers
+from q2s_tf.models import Towers
+from q2s_tf.training.callbacks import VALIDATION
+from q2s_tf.training.stored_embeddings import BATCH, StoredEmbeddings
 
-BATCH = 256
+DEPTH = 100
+"""Documents of a query that recall reads."""
 
 
 class Validation:
-    """ROC AUC of cos(q, d) over judged pairs, whose queries and documents are preprocessed once.
+    """The metric of `evaluation.validation_metric`, of cos(q, d) on judged queries that are preprocessed once.
+
+    ROC AUC and nDCG@10 read the judged pairs; recall@100 ranks the whole catalogue, which has to be embedded.
 
     Args:
         towers: the towers in training.
@@ -22,38 +29,37 @@ class Validation:
         relevant: which of them are relevant, bool `[J]`.
         documents: the preprocessed catalogue.
         folder: folder for the preprocessed queries.
+
+    Raises:
+        InputError: nDCG of queries that have none.
     """
 
     def __init__(self, towers: Towers, judged: Judgements, relevant: np.ndarray, documents: TowerRows, folder: Path):
-        self.relevant, self.query = relevant, judged.query
-        rows, self.document = np.unique(judged.document, return_inverse=True)
+        self.judged, self.relevant, self.metric = judged, relevant, towers.config.evaluation.validation_metric
+        self.name = VALIDATION.format(self.metric)
+        if self.metric == "ndcg@10" and sum(judged.without_ndcg().values()) == len(np.unique(judged.query)):
+            raise InputError(
+                "validation: no query has an nDCG, which needs two judged documents and two grades: add such queries, "
+                "or set evaluation.validation_metric to roc_auc or recall@100"
+            )
+        rows = np.arange(len(documents)) if self.metric == "recall@100" else np.unique(judged.document)
+        self._document = np.searchsorted(rows, judged.document)
         raw = tf.data.Dataset.from_tensor_slices(towers.query.as_inputs(judged.queries)).batch(BATCH)
-        queries = store_rows(folder, towers.query, raw)
-        self._sides = [
-            _PreprocessedRows(towers.query, queries, np.arange(len(queries))),
-            _PreprocessedRows(towers.document, documents, rows),
-        ]
+        self._embed_queries = StoredEmbeddings(towers.query, store_rows(folder, towers.query, raw))
+        self._embed_documents = StoredEmbeddings(towers.document, documents, rows)
 
-    def roc_auc(self) -> float:
-        """ROC AUC with the current weights."""
-        query, document = (side.embed() for side in self._sides)
-        return roc_auc(np.sum(query[self.query] * document[self.document], axis=1), self.relevant)
+    def __call__(self) -> dict[str, float]:
+        """The metric with the current weights by its name in logs, such as `val_roc_auc`."""
+        return {self.name: self.value()}
 
-
-class _PreprocessedRows:
-    """Rows of one tower, in batches of similar length."""
-
-    def __init__(self, tower: Tower, rows: TowerRows, numbers: np.ndarray):
-        order = np.argsort(rows.lengths(numbers), kind="stable")
-        ordered = numbers[order]
-        self._inverse = np.argsort(order)
-        self._batches = [rows.read(ordered[start : start + BATCH]) for start in range(0, len(ordered), BATCH)]
-        self._embed = tf.function(
-            lambda inputs: tower.fuse(*tower.encode_channels(inputs, training=False))[0],
-            autograph=False,
-            reduce_retracing=True,
-        )
-
-    def embed(self) -> np.ndarray:
-        """Embeddings with the current weights, float32 `[rows, D]`."""
-        return np.concatenate([self._embed(batch).numpy() for batch in self._batches])[self._inverse]
+    def value(self) -> float:
+        """The metric with the current weights."""
+        queries, documents = self._embed_queries(), self._embed_documents()
+        if self.metric == "recall@100":
+            run = as_run(np.stack([top_k(row, DEPTH) for row in cosine_rows(queries, documents)]))
+            recall = retrieval(run, self.judged.query[self.relevant], self._document[self.relevant])
+            return float(np.nanmean(recall[self.metric]))
+        scores = np.sum(queries[self.judged.query] * documents[self._document], axis=1)
+        if self.metric == "ndcg@10":
+            return float(np.nanmean(ndcg(self.judged.query, scores, self.judged.gains, len(queries))))
+        return roc_auc(scores, self.relevant)
