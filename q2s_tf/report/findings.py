@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-from q2s_tf.evaluation.collection import HYBRID, INDEX, LEXICAL, MODEL
+from q2s_tf.evaluation.advice import find_test
+from q2s_tf.evaluation.collection import INDEX, LEXICAL, MODEL
 from q2s_tf.report.analysis import Analysis
 
 LEVEL = 0.05
@@ -35,16 +36,17 @@ def _finding(key: str, /, **values: Any) -> Finding:
 
 
 def summarise(results: dict[str, Any], analysis: Analysis) -> list[Finding]:
-    """The findings about the content of `metrics.json` and the analysis of the same run, problems first."""
+    """The findings about the content of `metrics.json` and the analysis of its run: what to deploy, then problems."""
+    advice = results["advice"]
     findings = [
-        *_against_bm25(results),
-        *_hybrid(results),
+        *_against_best(results),
         *_index_loss(results),
         *_weak_slices(results),
         *_data_problems(analysis),
         *_channels(analysis),
     ]
-    return sorted(findings, key=lambda finding: ("problem", "good", "note").index(finding.kind))
+    findings.sort(key=lambda finding: ("problem", "good", "note").index(finding.kind))
+    return [Finding(advice["kind"], advice["text"], advice["action"], "systems"), *findings]
 
 
 def check_paper(analysis: Analysis) -> list[Finding]:
@@ -54,37 +56,23 @@ def check_paper(analysis: Analysis) -> list[Finding]:
 
 def significant_difference(results: dict[str, Any], a: str, b: str, metric: str) -> float | None:
     """The difference a − b; 0 if it is not significant, None if it was not tested."""
-    for test in results["significance"]:
-        if (test["metric"], {test["a"], test["b"]}) == (metric, {a, b}):
-            difference = test["difference"] if test["a"] == a else -test["difference"]
-            return difference if test["p_holm"] < LEVEL else 0.0
-    return None
+    test = find_test(results, a, b, metric)
+    if test is None:
+        return None
+    return test["difference"] if test["p_holm"] < LEVEL else 0.0
 
 
-def _against_bm25(results: dict[str, Any]) -> Iterator[Finding]:
-    tests = {metric: significant_difference(results, MODEL, LEXICAL, metric) for metric in results["systems"][MODEL]}
+def _against_best(results: dict[str, Any]) -> Iterator[Finding]:
+    """All metrics of the run, compared with the system that the advice compares it with."""
+    ours, other = results["advice"]["ours"], results["advice"]["other"]
+    tests = {metric: significant_difference(results, ours, other, metric) for metric in results["systems"][ours]}
     known = {metric: value for metric, value in tests.items() if value is not None}
     if worse := ", ".join(f"{metric} ({value:+.3f})" for metric, value in known.items() if value < 0):
-        yield _finding("worse_than_bm25", metrics=worse)
+        yield _finding("worse_than_other", ours=ours, other=other, metrics=worse)
     if better := ", ".join(f"{metric} ({value:+.3f})" for metric, value in known.items() if value > 0):
-        yield _finding("better_than_bm25", metrics=better)
+        yield _finding("better_than_other", ours=ours, other=other, metrics=better)
     if undecided := ", ".join(metric for metric, value in known.items() if value == 0):
-        yield _finding("undecided_bm25", metrics=undecided)
-
-
-def _hybrid(results: dict[str, Any]) -> Iterator[Finding]:
-    model, lexical = (significant_difference(results, HYBRID, name, RECALL) for name in (MODEL, LEXICAL))
-    if model is None or lexical is None:
-        return
-    figures = [results["systems"][name][RECALL] for name in (HYBRID, MODEL, LEXICAL)]
-    shown = "{:.3f}, against {:.3f} of the model and {:.3f} of BM25".format(*(figure["value"] for figure in figures))
-    if min(model, lexical) < 0:
-        worse = " and ".join(name for name, value in (("the model", model), ("BM25", lexical)) if value < 0)
-        yield _finding("hybrid_worse", worse=worse, shown=shown)
-    elif min(model, lexical) > 0:
-        yield _finding("hybrid_better", shown=shown)
-    else:
-        yield _finding("hybrid_undecided", shown=shown, queries=figures[0]["queries"])
+        yield _finding("undecided_other", ours=ours, other=other, metrics=undecided)
 
 
 def _index_loss(results: dict[str, Any]) -> Iterator[Finding]:

@@ -1,0 +1,97 @@
+"""Which system of an evaluation to deploy: what its figures say, in plain words."""
+
+from typing import Any
+
+from q2s_tf.evaluation.collection import ENCODER, FUSED, HYBRID, LEXICAL, MODEL
+from q2s_tf.evaluation.resampling import LEVEL, SAME
+
+DECISIVE = "recall@10"
+"""The metric that decides, over the whole catalogue."""
+FEW = 30
+"""With fewer queries, an interval is too uncertain for a conclusion."""
+TRAINED, UNTRAINED = (HYBRID, MODEL), (LEXICAL, ENCODER, FUSED)
+"""The systems between which the advice chooses; the first of those with equal values counts as the best."""
+
+UNTRAINED_RUN = "Make a run of {encoder} without --positives (as in the config pretrained), and export it with "
+ACTIONS = {
+    LEXICAL: "Keep your lexical search.",
+    ENCODER: UNTRAINED_RUN + "--lexical-weight 0.",
+    FUSED: UNTRAINED_RUN + "--lexical-weight {encoder_weight:g}.",
+    MODEL: "Export the run with --lexical-weight 0.",
+    HYBRID: "Export the run with --lexical-weight {weight:g}.",
+}
+"""How to serve a system."""
+TEXTS = {
+    "good": "Deploy the trained run: serve {ours}. {figures} The interval of the difference excludes 0.",
+    "problem": "Do not deploy the trained run: serve {other}. {figures} The interval of the difference excludes 0.",
+    "same": "{ours} and {other} are equal in practice. {figures} Serve {other}, which needs no training.",
+    "note": "These {queries:,} queries do not decide between {ours} and {other}. {figures} About {more:,} more judged "
+    "queries would, if their differences have the same mean and variance. Until then serve {serve}, whose {metric} is "
+    "higher.",
+}
+"""The advice if the run is better, worse, the same, or if the queries do not decide it."""
+
+
+def advise(results: dict[str, Any]) -> dict[str, Any]:
+    """The entry `advice` of `metrics.json`, from its entries `systems` and `significance`.
+
+    The better of the two systems of the run is compared with each system that needs no training, by the paired interval
+    of the difference in `DECISIVE`. One of these that is better decides against the run; the run has to be better than
+    all of them. Other metrics in which the system to serve is significantly worse are named.
+
+    Returns:
+        `kind` ("good", "problem" or "note"), `serve`, the system to serve; `ours` and `other`, the systems that are
+        compared; `text` and `action`; `more_queries`, how many more judged queries would decide, or None.
+    """
+    values = {name: figures[DECISIVE]["value"] for name, figures in results["systems"].items() if DECISIVE in figures}
+    ours = max(TRAINED, key=values.__getitem__)
+    others = [name for name in UNTRAINED if name in values]
+    tests: dict[str, Any] = {other: find_test(results, ours, other, DECISIVE) for other in others}
+    enough = {other: test["wins"] + test["losses"] + test["ties"] >= FEW for other, test in tests.items()}
+    behind = [other for other in others if enough[other] and tests[other]["high"] < 0]
+    undecided = [other for other in others if not (enough[other] and tests[other]["low"] > 0)]
+    other = max(others if behind else undecided or others, key=values.__getitem__)
+    test, more = tests[other], None
+    queries = test["wins"] + test["losses"] + test["ties"]
+    if behind:
+        kind, serve = "problem", other
+    elif not undecided:
+        kind, serve = "good", ours
+    elif abs(test["difference"]) < SAME:
+        kind, serve = "same", other
+    else:
+        kind, serve = "note", ours if test["difference"] > 0 else other
+        more = max((test["queries_needed"] or FEW) - queries, FEW - queries, 1)
+    figures = (
+        f"{DECISIVE} is {values[ours]:.3f} and {values[other]:.3f}: a difference of {test['difference']:+.3f}, with a "
+        f"paired 95 % interval from {test['low']:+.3f} to {test['high']:+.3f}."
+    )
+    names = {"ours": ours, "other": other, "serve": serve}
+    text = TEXTS[kind].format(**names, figures=figures, queries=queries, more=more or 0, metric=DECISIVE)
+    rival = other if serve == ours else ours
+    worse = {
+        metric: row["difference"]
+        for metric in results["systems"][serve]
+        if (row := find_test(results, serve, rival, metric)) and row["difference"] < 0 and row["p_holm"] < 1 - LEVEL
+    }
+    if worse:
+        listed = ", ".join(f"{metric} ({difference:+.3f})" for metric, difference in worse.items())
+        text += f" But {serve} is significantly worse than {rival} in {listed}."
+    if ENCODER not in values:
+        text += " The unmodified encoder was not measured."
+    encoder = results["encoder"] or {"preset": None, "lexical_weight": 0.0}
+    action = ACTIONS[serve].format(
+        encoder=encoder["preset"], encoder_weight=encoder["lexical_weight"], weight=results["lexical_weight"]
+    )
+    kind = "note" if kind == "same" else kind
+    return {"kind": kind, **names, "text": text, "action": action, "more_queries": more}
+
+
+def find_test(results: dict[str, Any], a: str, b: str, metric: str) -> dict[str, Any] | None:
+    """The row of `significance` about the difference a − b or b − a, as one of a − b; None if it was not tested."""
+    rows = {(test["a"], test["b"]): test for test in results["significance"] if test["metric"] == metric}
+    if (b, a) not in rows:
+        return rows.get((a, b))
+    test = rows[b, a]
+    turned = {"difference": -test["difference"], "low": -test["high"], "high": -test["low"]}
+    return {**test, **turned, "a": a, "b": b, "wins": test["losses"], "losses": test["wins"]}
