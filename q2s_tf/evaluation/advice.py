@@ -3,10 +3,12 @@
 from typing import Any
 
 from q2s_tf.evaluation.collection import ENCODER, FUSED, HYBRID, LEXICAL, MODEL
-from q2s_tf.evaluation.resampling import LEVEL, SAME
+from q2s_tf.evaluation.resampling import SAME
 
 DECISIVE = "recall@10"
 """The metric that decides, over the whole catalogue."""
+ALPHA = 0.05
+"""A difference with a smaller p-value is significant."""
 FEW = 30
 """With fewer queries, an interval is too uncertain for a conclusion."""
 TRAINED, UNTRAINED = (HYBRID, MODEL), (LEXICAL, ENCODER, FUSED)
@@ -46,13 +48,12 @@ def advise(results: dict[str, Any]) -> dict[str, Any]:
     values = {name: figures[DECISIVE]["value"] for name, figures in results["systems"].items() if DECISIVE in figures}
     ours = max(TRAINED, key=values.__getitem__)
     others = [name for name in UNTRAINED if name in values]
-    tests: dict[str, Any] = {other: find_test(results, ours, other, DECISIVE) for other in others}
-    enough = {other: test["wins"] + test["losses"] + test["ties"] >= FEW for other, test in tests.items()}
-    behind = [other for other in others if enough[other] and tests[other]["high"] < 0]
-    undecided = [other for other in others if not (enough[other] and tests[other]["low"] > 0)]
+    tests = {row["b"]: row for row in results["significance"] if (row["metric"], row["a"]) == (DECISIVE, ours)}
+    queries = results["systems"][ours][DECISIVE]["queries"]
+    behind = [other for other in others if queries >= FEW and tests[other]["high"] < 0]
+    undecided = [other for other in others if queries < FEW or tests[other]["low"] <= 0]
     other = max(others if behind else undecided or others, key=values.__getitem__)
     test, more = tests[other], None
-    queries = test["wins"] + test["losses"] + test["ties"]
     if behind:
         kind, serve = "problem", other
     elif not undecided:
@@ -63,17 +64,14 @@ def advise(results: dict[str, Any]) -> dict[str, Any]:
         kind, serve = "note", ours if test["difference"] > 0 else other
         more = max((test["queries_needed"] or FEW) - queries, FEW - queries, 1)
     figures = (
-        f"{DECISIVE} is {values[ours]:.3f} and {values[other]:.3f}: a difference of {test['difference']:+.3f}, with a "
-        f"paired 95 % interval from {test['low']:+.3f} to {test['high']:+.3f}."
+        f"The {DECISIVE} of {ours} is {values[ours]:.3f}, that of {other} {values[other]:.3f}: a difference of "
+        f"{test['difference']:+.3f}, with a paired 95 % interval from {test['low']:+.3f} to {test['high']:+.3f}."
     )
     names = {"ours": ours, "other": other, "serve": serve}
     text = TEXTS[kind].format(**names, figures=figures, queries=queries, more=more or 0, metric=DECISIVE)
     rival = other if serve == ours else ours
-    worse = {
-        metric: row["difference"]
-        for metric in results["systems"][serve]
-        if (row := find_test(results, serve, rival, metric)) and row["difference"] < 0 and row["p_holm"] < 1 - LEVEL
-    }
+    tested = {metric: significant_difference(results, serve, rival, metric) for metric in results["systems"][serve]}
+    worse = {metric: difference for metric, difference in tested.items() if difference and difference < 0}
     if worse:
         listed = ", ".join(f"{metric} ({difference:+.3f})" for metric, difference in worse.items())
         text += f" But {serve} is significantly worse than {rival} in {listed}."
@@ -87,11 +85,10 @@ def advise(results: dict[str, Any]) -> dict[str, Any]:
     return {"kind": kind, **names, "text": text, "action": action, "more_queries": more}
 
 
-def find_test(results: dict[str, Any], a: str, b: str, metric: str) -> dict[str, Any] | None:
-    """The row of `significance` about the difference a − b or b − a, as one of a − b; None if it was not tested."""
-    rows = {(test["a"], test["b"]): test for test in results["significance"] if test["metric"] == metric}
-    if (b, a) not in rows:
-        return rows.get((a, b))
-    test = rows[b, a]
-    turned = {"difference": -test["difference"], "low": -test["high"], "high": -test["low"]}
-    return {**test, **turned, "a": a, "b": b, "wins": test["losses"], "losses": test["wins"]}
+def significant_difference(results: dict[str, Any], a: str, b: str, metric: str) -> float | None:
+    """The difference a − b; 0 if it is not significant, None if it was not tested."""
+    for test in results["significance"]:
+        if (test["metric"], {test["a"], test["b"]}) == (metric, {a, b}):
+            difference = test["difference"] if test["a"] == a else -test["difference"]
+            return difference if test["p_holm"] < ALPHA else 0.0
+    return None

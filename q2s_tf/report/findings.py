@@ -1,6 +1,6 @@
 """The findings of a report: what the figures and their intervals say, and what to do about it.
 
-A difference is significant if its p-value is below `LEVEL` (paired bootstrap over queries, after Holm's correction). A
+A difference is significant if its p-value is below `ALPHA` (paired bootstrap over queries, after Holm's correction). A
 finding recommends something only if the figures decide it; otherwise it says that they do not. The sentences are in
 `templates/findings.toml`.
 """
@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-from q2s_tf.evaluation.advice import find_test
+from q2s_tf.evaluation.advice import ALPHA, significant_difference
 from q2s_tf.evaluation.collection import INDEX, LEXICAL, MODEL
 from q2s_tf.report.analysis import Analysis
 
-LEVEL = 0.05
 MANY_MISSING, ALIKE, MANY_DUPLICATES, INDEX_LOSS = 0.2, 0.5, 0.01, 0.02
 WEAKEST = 4
 RECALL, ROC_AUC = "recall@10", "roc_auc"
@@ -52,14 +51,6 @@ def summarise(results: dict[str, Any], analysis: Analysis) -> list[Finding]:
 def check_paper(analysis: Analysis) -> list[Finding]:
     """The two findings of the paper about channels, compared with the figures of this run."""
     return [_trigrams_on_short_queries(analysis), _importance_of_images(analysis)]
-
-
-def significant_difference(results: dict[str, Any], a: str, b: str, metric: str) -> float | None:
-    """The difference a − b; 0 if it is not significant, None if it was not tested."""
-    test = find_test(results, a, b, metric)
-    if test is None:
-        return None
-    return test["difference"] if test["p_holm"] < LEVEL else 0.0
 
 
 def _against_best(results: dict[str, Any]) -> Iterator[Finding]:
@@ -121,7 +112,7 @@ def _channels(analysis: Analysis) -> Iterator[Finding]:
     """Channels without which a metric changes significantly, and those that the data do not decide about."""
     named: dict[str, list[str]] = {"harmful_channels": [], "useful_channels": [], "undecided_channels": []}
     for row in analysis.importance:
-        losses = {metric: test["difference"] for metric, test in row["losses"].items() if test["p_holm"] < LEVEL}
+        losses = {metric: test["difference"] for metric, test in row["losses"].items() if test["p_holm"] < ALPHA}
         if losses:
             finding = "harmful_channels" if min(losses.values()) < 0 else "useful_channels"
             changes = ", ".join(f"{metric} {-loss:+.3f}" for metric, loss in losses.items())

@@ -12,11 +12,12 @@ from plotly.offline import get_plotlyjs
 
 import q2s_tf
 from q2s_tf.cli import console
+from q2s_tf.evaluation.advice import significant_difference
 from q2s_tf.evaluation.collection import INDEX, LEXICAL, MODEL
 from q2s_tf.evaluation.results import RunEvaluation, split_metrics, write_json
 from q2s_tf.files import atomic_write
 from q2s_tf.report import analysis, charts
-from q2s_tf.report.findings import check_paper, significant_difference, summarise
+from q2s_tf.report.findings import check_paper, summarise
 from q2s_tf.report.importance import METRICS
 
 MAX_SLICES = 12
