@@ -59,10 +59,10 @@ def test_its_embeddings_are_served_alone_if_they_are_better_than_its_hybrid() ->
 @pytest.mark.parametrize(
     ("shifts", "serve", "action"),
     [
-        ({FUSED: 0.1}, FUSED, "Make a run of a/encoder without --positives .* --lexical-weight 0.3."),
-        ({ENCODER: 0.1}, ENCODER, "Make a run of a/encoder without --positives .* --lexical-weight 0."),
+        ({FUSED: 0.1}, FUSED, "Train a run without --positives .*preset=a/encoder.* --lexical-weight 0.3."),
+        ({ENCODER: 0.1}, ENCODER, "Train a run without --positives .*preset=a/encoder.* --lexical-weight 0."),
         ({LEXICAL: 0.1}, LEXICAL, "Keep your lexical search."),
-        ({ENCODER: 0.1, FUSED: 0.2}, FUSED, "Make a run of a/encoder"),
+        ({ENCODER: 0.1, FUSED: 0.2}, FUSED, "Train a run without --positives"),
     ],
 )
 def test_a_run_that_another_system_beats_is_not_deployed(shifts: dict[str, float], serve: str, action: str) -> None:

@@ -14,7 +14,9 @@ FEW = 30
 TRAINED, UNTRAINED = (HYBRID, MODEL), (LEXICAL, ENCODER, FUSED)
 """The systems between which the advice chooses; the first of those with equal values counts as the best."""
 
-UNTRAINED_RUN = "Make a run of {encoder} without --positives (as in the config pretrained), and export it with "
+UNTRAINED_RUN = (
+    "Train a run without --positives (--config own_data --set encoders.text.preset={encoder}), and export it with "
+)
 ACTIONS = {
     LEXICAL: "Keep your lexical search.",
     ENCODER: UNTRAINED_RUN + "--lexical-weight 0.",
