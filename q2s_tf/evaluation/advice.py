@@ -28,12 +28,13 @@ ACTIONS = {
 TEXTS = {
     "good": "Deploy the trained run: serve {ours}. {figures} The interval of the difference excludes 0.",
     "problem": "Do not deploy the trained run: serve {other}. {figures} The interval of the difference excludes 0.",
-    "same": "{ours} and {other} are equal in practice. {figures} Serve {other}, which needs no training.",
+    "same": "{ours} and {other} have the same {metric} in every query. {figures} Serve {ours}.",
+    "equal": "{ours} and {other} are equal in practice. {figures} Serve {other}, which needs no training.",
     "note": "These {queries:,} queries do not decide between {ours} and {other}. {figures} About {more:,} more judged "
     "queries would, if their differences have the same mean and variance. Until then serve {serve}, whose {metric} is "
     "higher.",
 }
-"""The advice if the run is better, worse, the same, or if the queries do not decide it."""
+"""The advice if the run is better, worse, the same, equal in practice, or if the queries do not decide it."""
 
 
 def advise(results: dict[str, Any]) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def advise(results: dict[str, Any]) -> dict[str, Any]:
 
     The better of the two systems of the run is compared with each system that needs no training, by the paired interval
     of the difference in `DECISIVE`. One of these that is better decides against the run; the run has to be better than
-    all of them. Other metrics in which the system to serve is significantly worse are named.
+    all of them. Systems that are significantly better than the one to serve in another metric are named.
 
     Returns:
         `kind` ("good", "problem" or "note"), `serve`, the system to serve; `ours` and `other`, the systems that are
@@ -60,8 +61,10 @@ def advise(results: dict[str, Any]) -> dict[str, Any]:
         kind, serve = "problem", other
     elif not undecided:
         kind, serve = "good", ours
+    elif not test["wins"] and not test["losses"]:
+        kind, serve = "same", ours
     elif abs(test["difference"]) < SAME:
-        kind, serve = "same", other
+        kind, serve = "equal", other
     else:
         kind, serve = "note", ours if test["difference"] > 0 else other
         more = max((test["queries_needed"] or FEW) - queries, FEW - queries, 1)
@@ -71,20 +74,27 @@ def advise(results: dict[str, Any]) -> dict[str, Any]:
     )
     names = {"ours": ours, "other": other, "serve": serve}
     text = TEXTS[kind].format(**names, figures=figures, queries=queries, more=more or 0, metric=DECISIVE)
-    rival = other if serve == ours else ours
-    tested = {metric: significant_difference(results, serve, rival, metric) for metric in results["systems"][serve]}
-    worse = {metric: difference for metric, difference in tested.items() if difference and difference < 0}
-    if worse:
-        listed = ", ".join(f"{metric} ({difference:+.3f})" for metric, difference in worse.items())
-        text += f" But {serve} is significantly worse than {rival} in {listed}."
+    for name in values:
+        differences = {
+            metric: significant_difference(results, name, serve, metric) for metric in results["systems"][serve]
+        }
+        if better := ", ".join(
+            f"{metric} ({value:+.3f})" for metric, value in differences.items() if value and value > 0
+        ):
+            text += f" But {name} is significantly better in {better}."
     if ENCODER not in values:
         text += " The unmodified encoder was not measured."
     encoder = results["encoder"] or {"preset": None, "lexical_weight": 0.0}
     action = ACTIONS[serve].format(
         encoder=encoder["preset"], encoder_weight=encoder["lexical_weight"], weight=results["lexical_weight"]
     )
-    kind = "note" if kind == "same" else kind
-    return {"kind": kind, **names, "text": text, "action": action, "more_queries": more}
+    return {
+        "kind": kind if kind in ("good", "problem") else "note",
+        **names,
+        "text": text,
+        "action": action,
+        "more_queries": more,
+    }
 
 
 def significant_difference(results: dict[str, Any], a: str, b: str, metric: str) -> float | None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -143,10 +144,13 @@ def metrics_table(results: dict[str, Any]) -> RichTable:
         notes.append(f"encoder: {results['encoder']['preset']}, unmodified")
     notes += [f"{metric} of {name}: {_with_width(results['systems'][name][metric])}" for metric, name in own.items()]
     notes += [f"{count:,} queries have no nDCG: {why}" for why, count in results["without_ndcg"].items()]
-    table = RichTable(title=title, caption=Text("\n").join(map(printable, notes)), min_width=60)
+    table = RichTable(
+        title=title, caption=Text("\n").join(map(printable, notes)), min_width=60, box=SIMPLE_HEAD, pad_edge=False
+    )
     table.add_column("", no_wrap=True)
     for metric in shared:
-        table.add_column(metric, justify="right")
+        # Spaces, because a narrow console breaks lines at them.
+        table.add_column(metric.replace("later_", "later ").replace("@", " @"), justify="right")
     for name, figures in results["systems"].items():
         table.add_row(name, *(_with_width(figures[metric]) if metric in figures else "–" for metric in shared))
     return table
