@@ -139,7 +139,7 @@ def load_encoder(name: str | None, config: Config) -> tuple[str, Towers | None]:
         return name, None
     preset = name or next((encoder.preset for encoder in config.encoders.values() if encoder.preset), PACKAGED)
     try:
-        with console.status(f"reading {preset}"):
+        with console.status("reading the unmodified encoder"):
             return preset, preset_towers(preset)
     except InputError as error:
         if name:
