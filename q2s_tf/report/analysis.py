@@ -195,32 +195,27 @@ def find_worst_queries(evaluation: RunEvaluation, count: int = WORST) -> list[di
 
 
 def find_changed_queries(evaluation: RunEvaluation) -> dict[str, list[dict[str, Any]]]:
-    """The queries that the run won and lost by most against the best system without training.
+    """The queries that the run won and lost by most against the system that the advice compares it with.
 
     Returns:
         `won` and `lost`. A query has `query`, `country`; `recall`, recall@10 by system; and `came`, the first retrieved
         documents by system, each with `document_id`, `title` and `grade` (None if not judged).
     """
-    judged, advice = evaluation.judged, evaluation.results["advice"]
-    systems, by_query = (advice["ours"], advice["other"]), judged.by_query()
-    changed: dict[str, list[dict[str, Any]]] = {}
-    movers = evaluation.metrics.movers(DECISIVE, systems[1], systems[0], CHANGED)
-    for name, queries in zip(("won", "lost"), movers, strict=True):
-        changed[name] = []
-        for query in queries:
-            pairs = by_query[query]
-            grades = dict(zip(judged.document[pairs].tolist(), judged.relevance[pairs].tolist(), strict=True))
-            entry: dict[str, Any] = {column: values[query] for column, values in judged.queries.items()}
-            entry["recall"] = {
-                system: float(evaluation.metrics.per_query[system][DECISIVE][query]) for system in systems
-            }
-            entry["came"] = {
-                system: [
-                    {**_name(evaluation, row), "grade": grades.get(row)}
-                    for row in evaluation.retrieved[system][query, :SHOWN_RESULTS].tolist()
-                    if row >= 0
-                ]
-                for system in systems
-            }
-            changed[name].append(entry)
-    return changed
+    judged, metrics, by_query = evaluation.judged, evaluation.metrics, evaluation.judged.by_query()
+    ours, other = evaluation.results["advice"]["ours"], evaluation.results["advice"]["other"]
+
+    def describe(query: int) -> dict[str, Any]:
+        pairs = by_query[query]
+        grades = dict(zip(judged.document[pairs].tolist(), judged.relevance[pairs].tolist(), strict=True))
+        first = {system: evaluation.retrieved[system][query, :SHOWN_RESULTS].tolist() for system in (ours, other)}
+        return {
+            **{column: values[query] for column, values in judged.queries.items()},
+            "recall": {system: float(metrics.per_query[system][DECISIVE][query]) for system in first},
+            "came": {
+                system: [{**_name(evaluation, row), "grade": grades.get(row)} for row in rows if row >= 0]
+                for system, rows in first.items()
+            },
+        }
+
+    won, lost = metrics.movers(DECISIVE, other, ours, CHANGED)
+    return {"won": [describe(query) for query in won], "lost": [describe(query) for query in lost]}

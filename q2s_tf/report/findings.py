@@ -38,7 +38,6 @@ def summarise(results: dict[str, Any], analysis: Analysis) -> list[Finding]:
     """The findings about the content of `metrics.json` and the analysis of its run: what to deploy, then problems."""
     advice = results["advice"]
     findings = [
-        *_against_best(results),
         *_index_loss(results),
         *_weak_slices(results),
         *_data_problems(analysis),
@@ -51,19 +50,6 @@ def summarise(results: dict[str, Any], analysis: Analysis) -> list[Finding]:
 def check_paper(analysis: Analysis) -> list[Finding]:
     """The two findings of the paper about channels, compared with the figures of this run."""
     return [_trigrams_on_short_queries(analysis), _importance_of_images(analysis)]
-
-
-def _against_best(results: dict[str, Any]) -> Iterator[Finding]:
-    """All metrics of the run, compared with the system that the advice compares it with."""
-    ours, other = results["advice"]["ours"], results["advice"]["other"]
-    tests = {metric: significant_difference(results, ours, other, metric) for metric in results["systems"][ours]}
-    known = {metric: value for metric, value in tests.items() if value is not None}
-    if worse := ", ".join(f"{metric} ({value:+.3f})" for metric, value in known.items() if value < 0):
-        yield _finding("worse_than_other", ours=ours, other=other, metrics=worse)
-    if better := ", ".join(f"{metric} ({value:+.3f})" for metric, value in known.items() if value > 0):
-        yield _finding("better_than_other", ours=ours, other=other, metrics=better)
-    if undecided := ", ".join(metric for metric, value in known.items() if value == 0):
-        yield _finding("undecided_other", ours=ours, other=other, metrics=undecided)
 
 
 def _index_loss(results: dict[str, Any]) -> Iterator[Finding]:
