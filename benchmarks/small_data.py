@@ -122,8 +122,9 @@ class Experiment:
             yield name, self.cosines(each, vectors, self.judged)
             if name == "embeddings":
                 weight, _ = choose_weight(each, validation, to_bytes(self.ids), vectors, self.postings)
-                part = LexicalPart(self.table, self.columns, weight).rows(self.judged.queries["query"])
-                yield OURS, (a + b for a, b in zip(self.cosines(each, vectors, self.judged), part, strict=True))
+                part = LexicalPart(self.table, self.columns).rows(self.judged.queries["query"])
+                cosines = self.cosines(each, vectors, self.judged)
+                yield OURS, (cosine + weight * share for cosine, share in zip(cosines, part, strict=True))
             else:
                 weight = max(WEIGHTS, key=lambda weight: self.recall(self.fused(each, vectors, judged, weight), judged))
                 yield f"{name} + BM25", self.fused(each, vectors, self.judged, weight)

@@ -91,16 +91,19 @@ def evaluate(
     relevant_at: float | None = None,
     recall_relevant_at: float | None = None,
     stage: int | None = None,
+    encoder: str | None = None,
 ) -> "RunEvaluation":
-    """Evaluates a run beside BM25 and writes the metrics: see `q2s_tf.evaluation.evaluate.evaluate`.
+    """Evaluates a run and writes the metrics: see `q2s_tf.evaluation.evaluate.evaluate`.
 
+    It is compared with BM25 and with an unmodified `encoder`: a preset, "none", or by default that of the run's config
+    or all-MiniLM-L6-v2. `results["advice"]` of the result says which system to deploy.
     `q2s_tf.report.report.write_report` makes the HTML report from the result.
     """
     from q2s_tf.evaluation.evaluate import evaluate
 
     return evaluate(
         Path(run), Path(documents), Path(judgements), Path(out), relevant_at, recall_relevant_at, stage,
-        _path(later), _path(positives), _path(models),
+        _path(later), _path(positives), _path(models), encoder,
     )  # fmt: skip
 
 

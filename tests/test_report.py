@@ -8,10 +8,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tiny_market import TinyMarket
+from tiny_presets import make_bert
 
 from q2s_tf.config import save_config
 from q2s_tf.evaluation.evaluate import evaluate
@@ -23,7 +25,7 @@ from q2s_tf.report.report import write_report
 
 HOSTILE = """</script><script>alert(1)</script><img src=https://x.test/a onerror="alert(2)"> {{ 7 * 7 }} | `x` '"&"""
 SECTIONS = (
-    "summary", "systems", "training", "slices", "weights", "importance", "worst", "duplicates",
+    "summary", "systems", "training", "slices", "weights", "importance", "won_lost", "worst", "duplicates",
 )  # fmt: skip
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
@@ -37,7 +39,9 @@ def evaluation(run: Path, market: TinyMarket, tmp_path_factory: pytest.TempPathF
     hostile = [{"query": HOSTILE, "country": "US", "document_id": f"d{at:02}", "relevance": 2.0} for at in range(12)]
     pq.write_table(pa.Table.from_pylist(documents), folder / "documents.parquet")
     pq.write_table(pa.Table.from_pylist([*market.judgement_rows, *hostile]), folder / "judgements.parquet")
-    return evaluate(run, folder / "documents.parquet", folder / "judgements.parquet", folder / "out")
+    make_bert(folder / "preset")
+    tables = folder / "documents.parquet", folder / "judgements.parquet"
+    return evaluate(run, *tables, folder / "out", encoder=str(folder / "preset"))
 
 
 @pytest.fixture(scope="module")
@@ -195,47 +199,33 @@ def texts(findings: list[Finding]) -> list[str]:
     return [finding.text for finding in findings]
 
 
-def test_findings_about_bm25_follow_the_paired_tests(evaluation: RunEvaluation, analysis: Analysis) -> None:
-    tests = [
-        difference("roc_auc", "q2s_tf", "BM25", 0.1, 0.001),
-        difference("recall@10", "BM25", "q2s_tf", 0.2, 0.001),
-        difference("mrr@100", "q2s_tf", "BM25", 0.3, 0.2),
-        difference("ndcg@10", "hybrid", "BM25", -0.3, 0.001),
-    ]
-    findings = summarise(results_with(evaluation, significance=tests), analysis)
-    kinds = {finding.text: finding.kind for finding in findings}
-    assert kinds["The model is significantly better than BM25 in roc_auc (+0.100)."] == "good"
-    assert kinds["The model is significantly worse than BM25 in recall@10 (-0.200)."] == "problem"
-    assert kinds["The data do not decide whether the model or BM25 is better in mrr@100."] == "note"
-    assert not any("ndcg@10" in text for text in kinds)
-
-
-@pytest.mark.parametrize(
-    ("over_model", "over_bm25", "judgement", "action"),
-    [
-        ((0.1, 0.01), (0.1, 0.01), "is significantly better than both", "Serve hybrid results"),
-        ((0.1, 0.01), (0.1, 0.2), "is not significantly better than both", "These {} queries do not decide whether"),
-        ((0.1, 0.01), (-0.1, 0.01), "is significantly worse than BM25", "Do not serve it"),
-        ((-0.1, 0.2), (-0.002, 0.9), "is not significantly better than both", "These {} queries do not decide whether"),
-        ((-0.1, 0.01), (0.1, 0.01), "is significantly worse than the model", "Do not serve it"),
-    ],
-)
-def test_the_hybrid_is_recommended_if_it_is_significantly_better_than_both(
-    evaluation: RunEvaluation,
-    analysis: Analysis,
-    over_model: tuple[float, float],
-    over_bm25: tuple[float, float],
-    judgement: str,
-    action: str,
+def test_the_advice_is_the_first_finding(
+    evaluation: RunEvaluation, analysis: Analysis, page: Page, report: Path
 ) -> None:
-    tests = [
-        difference("recall@10", "hybrid", "q2s_tf", *over_model),
-        difference("recall@10", "hybrid", "BM25", *over_bm25),
-    ]
-    findings = summarise(results_with(evaluation, significance=tests), analysis)
-    (finding,) = [each for each in findings if "hybrid of model and BM25" in each.text]
-    assert judgement in finding.text
-    assert finding.action.startswith(action.format(evaluation.results["systems"]["hybrid"]["recall@10"]["queries"]))
+    advice = evaluation.results["advice"]
+    finding = summarise(evaluation.results, analysis)[0]
+    assert (finding.kind, finding.text, finding.action) == (advice["kind"], advice["text"], advice["action"])
+    for text in (advice["text"], advice["action"]):
+        assert text in page.text
+
+
+def test_queries_won_and_lost_are_side_by_side(evaluation: RunEvaluation, analysis: Analysis, page: Page) -> None:
+    ours, other = evaluation.results["advice"]["ours"], evaluation.results["advice"]["other"]
+    mine, theirs = (evaluation.metrics.per_query[name]["recall@10"] for name in (ours, other))
+    tests = {(row["metric"], row["a"], row["b"]): row for row in evaluation.results["significance"]}
+    for name, count in (("won", "wins"), ("lost", "losses")):
+        assert len(analysis.changed[name]) == min(5, tests["recall@10", ours, other][count])
+    assert analysis.changed["won"] or analysis.changed["lost"]
+    for name, sign in (("won", 1), ("lost", -1)):
+        changes = sorted((sign * (mine - theirs))[~np.isnan(mine)], reverse=True)
+        for entry, change in zip(analysis.changed[name], changes, strict=False):
+            number = evaluation.judged.queries["query"].index(entry["query"])
+            assert entry["recall"] == {ours: mine[number], other: theirs[number]}
+            assert sign * (mine[number] - theirs[number]) == pytest.approx(change) and change > 0
+            for system in (ours, other):
+                shown = [f"d{row:02}" for row in evaluation.retrieved[system][number][:5] if row >= 0]
+                assert [each["document_id"] for each in entry["came"][system]] == shown
+            assert entry["query"] in page.text
 
 
 def test_a_slice_is_weak_when_its_interval_is_below_that_of_all(evaluation: RunEvaluation, analysis: Analysis) -> None:
@@ -342,7 +332,7 @@ def test_a_run_of_one_channel_a_tower_on_later_positives(run: Path, market: Tiny
     shutil.copy(run / "tokenizer.model", lean)
     save_config(config, lean / "config.toml")
     save_weights(build_towers(config, read_tokenizers(run, config)), lean / "stage1.weights.h5")
-    evaluation = evaluate(lean, market.documents, market.positives, tmp_path / "out")
+    evaluation = evaluate(lean, market.documents, market.positives, tmp_path / "out", encoder="none")
     text = Page(write_report(evaluation, tmp_path / "out")).text
     assert "the query tower has no 3-gram channel or no text channel" in text
     assert "it cannot be measured: no document has images" in text

@@ -95,11 +95,18 @@ def evaluate(
     relevant_at: RelevantAt = None,
     recall_relevant_at: RecallRelevantAt = None,
     stage: Stage = None,
+    encoder: Annotated[
+        str | None,
+        Option(
+            help="Preset of the unmodified encoder to compare with, or none. [default: the preset of the run's config, "
+            "or all-minilm-l6-v2]"
+        ),
+    ] = None,
 ) -> None:
-    """Evaluate a run beside BM25 and write a report.
+    """Evaluate a run, say whether to deploy it, and write a report.
 
-    ROC AUC, nDCG, MRR and recall of the run, of BM25 and of their fusion, with intervals and slices. The HTML report
-    needs the extra `report`; without it, only the metrics are written.
+    ROC AUC, nDCG, MRR and recall with intervals and slices: of BM25, of an unmodified encoder, of the run, and of both
+    with BM25 added. The HTML report needs the extra `report`; without it, only the metrics are written.
 
     Example: q2s evaluate --run runs/first --documents data/documents.parquet
     --judgements data/judgements_test.parquet --out runs/first/evaluation
@@ -109,7 +116,7 @@ def evaluate(
 
     check_out(out)
     evaluation = evaluate(
-        run, documents, judgements, None, relevant_at, recall_relevant_at, stage, later, positives, models
+        run, documents, judgements, None, relevant_at, recall_relevant_at, stage, later, positives, models, encoder
     )
     reason = extras.missing("report")
     with replace_files(out) as folder:
@@ -119,6 +126,7 @@ def evaluate(
 
             write_report(evaluation, folder)
     Console().print(metrics_table(evaluation.results))
+    print("{text} {action}".format(**evaluation.results["advice"]))
     print(f"written to {out / ('metrics.json' if reason else 'report.html')}")
     if reason:
         cli.console.print(f"no HTML report: {reason}", markup=False)

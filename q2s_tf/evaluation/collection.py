@@ -1,7 +1,7 @@
 """A test collection, embedded by the towers of a run: catalogue, queries and judged pairs; and its rankings."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,15 +18,23 @@ from q2s_tf.models import Towers, encode, read_ids
 from q2s_tf.models.encoding import documents_named
 from q2s_tf.tables import Table, open_documents, open_judgements
 
-MODEL, INDEX, LEXICAL, HYBRID = "q2s_tf", "q2s_tf index", "BM25", "hybrid"
-"""Names of the systems."""
+LEXICAL, ENCODER, FUSED = "BM25", "encoder", "encoder + BM25"
+"""Names of the systems without training: BM25, a pretrained encoder as it is, and both."""
+MODEL, INDEX, HYBRID = "q2s_tf", "q2s_tf index", "q2s_tf + BM25"
+"""Names of the systems of a run: its embeddings by exact search, by an exported index, and with BM25 added."""
+SYSTEMS = (LEXICAL, ENCODER, FUSED, MODEL, INDEX, HYBRID)
+"""The rows of a table of systems, in order."""
 DEPTH = 100
 """Documents that are kept of each ranking."""
-ROWS = 8_192
+ROWS, TITLES_AT_ONCE = 8_192, 1_024
+HYBRIDS = {MODEL: HYBRID, ENCODER: FUSED}
+"""The hybrid system of each system that has cosines."""
 TEXTS = ("document_id", "title", "description", "language", "country")
 
 Grades = tuple[float, float]
 """The lowest relevant grade: in ROC AUC, and in recall and MRR."""
+Embeddings = tuple[np.ndarray, np.ndarray]
+"""Unit vectors of the queries `[Q, D]` and of the documents `[N, D]`."""
 
 
 @dataclass
@@ -125,26 +133,52 @@ def _is_missing(column: pa.Array) -> np.ndarray:
     return missing.to_numpy(zero_copy_only=False)
 
 
-def score_documents(
-    collection: Collection, lexical: Bm25 | None = None, part: LexicalPart | None = None
-) -> Iterator[dict[str, np.ndarray]]:
-    """For each query, by system the score of every document, `[N]`; −∞ where the system does not retrieve it.
+def embed_titles(encoder: Towers, collection: Collection) -> Embeddings:
+    """Embeds the queries and the titles of a collection by an encoder (`preset_towers`)."""
+    titles = collection.documents.select(["title"]).to_batches(TITLES_AT_ONCE)
+    batches = track(titles, "embedding titles by the unmodified encoder", len(titles))
+    documents = [encode(encoder.document, batch)["embedding"] for batch in batches]
+    return encode(encoder.query, collection.judged.queries)["embedding"], np.concatenate(documents)
+
+
+def score_documents(collection: Collection, encoder: Embeddings | None = None) -> Iterator[dict[str, np.ndarray]]:
+    """For each query, by system its cosine with every document, `[N]`.
+
+    It is −∞ for documents without any input, which the exported retriever leaves out.
 
     Args:
         collection: the embedded catalogue and queries.
-        lexical: BM25 of the same catalogue, which then is a system too. It retrieves only documents that share a word
-            with the query. The run retrieves no document without any input, as the exported retriever does.
-        part: what is added to the cosines in the hybrid system, which needs `lexical`.
+        encoder: the embeddings of an unmodified encoder, which then is a system too.
     """
-    present = np.any(collection.document_embeddings != 0, axis=1)
-    rows = cosine_rows(collection.query_embeddings, collection.document_embeddings)
-    cosines = (np.where(present, row, -np.inf) for row in rows)
-    if lexical is None or part is None:
-        yield from ({MODEL: row} for row in cosines)
-        return
-    queries = collection.judged.queries["query"]
-    for cosine, words, added in zip(cosines, lexical.rows(queries), part.rows(queries), strict=True):
-        yield {MODEL: cosine, LEXICAL: np.where(words > 0, words, -np.inf), HYBRID: cosine + added}
+    embeddings = {MODEL: (collection.query_embeddings, collection.document_embeddings)}
+    embeddings |= {ENCODER: encoder} if encoder else {}
+    present = [np.any(documents != 0, axis=1) for _, documents in embeddings.values()]
+    for rows in zip(*(cosine_rows(*pair) for pair in embeddings.values()), strict=True):
+        masked = (np.where(mask, row, -np.inf) for mask, row in zip(present, rows, strict=True))
+        yield dict(zip(embeddings, masked, strict=True))
+
+
+def add_lexical(
+    rows: Iterable[dict[str, np.ndarray]],
+    queries: list[str | None],
+    lexical: Bm25,
+    part: LexicalPart,
+    weights: Mapping[str, float],
+) -> Iterator[dict[str, np.ndarray]]:
+    """Adds BM25 and the hybrid systems to the cosines of `score_documents`.
+
+        hybrid = cos + λ · BM25 / max BM25
+
+    Args:
+        rows: by system the cosines of each query.
+        queries: the texts of the queries, `[Q]`.
+        lexical: BM25, which retrieves only documents that share a word with the query.
+        part: what a retriever adds to the cosines.
+        weights: λ by hybrid system.
+    """
+    for cosines, words, added in zip(rows, lexical.rows(queries), part.rows(queries), strict=True):
+        hybrids = {HYBRIDS[system]: row + weights[HYBRIDS[system]] * added for system, row in cosines.items()}
+        yield {LEXICAL: np.where(words > 0, words, -np.inf), **cosines, **hybrids}
 
 
 def rank_documents(

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.table import Table as RichTable
 
 from q2s_tf.cli import console, printable
@@ -106,13 +105,11 @@ def find_movers(metrics: SystemMetrics, judged: Judgements) -> dict[str, Any]:
     """The queries whose nDCG@10 (recall@10 without ratings) changed most from A to B."""
     metric = "ndcg@10" if judged.rated else "recall@10"
     a, b = metrics.per_query[A][metric], metrics.per_query[B][metric]
-    change = np.nan_to_num(b - a)
     movers: dict[str, Any] = {"metric": metric}
-    for name, gain in (("gained", change), ("lost", -change)):
+    for name, rows in zip(("gained", "lost"), metrics.movers(metric, A, B, MOVERS), strict=True):
         movers[name] = [
             {**{column: values[row] for column, values in judged.queries.items()}, A: float(a[row]), B: float(b[row])}
-            for row in np.argsort(-gain, kind="stable")[:MOVERS]
-            if gain[row] > 0
+            for row in rows
         ]
     return movers
 

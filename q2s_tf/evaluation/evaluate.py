@@ -1,32 +1,39 @@
-"""Evaluation of a run on judgements, alone and with BM25 added, compared with BM25."""
+"""Evaluation of a run on judgements, alone and with BM25 added, compared with systems that need no training."""
 
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from q2s_tf.cli import console, track
+from q2s_tf.config import Config
+from q2s_tf.errors import InputError
+from q2s_tf.evaluation.advice import advise
 from q2s_tf.evaluation.collection import (
     DEPTH,
+    FUSED,
     HYBRID,
     INDEX,
-    LEXICAL,
     MODEL,
+    SYSTEMS,
     Collection,
     Grades,
+    add_lexical,
     choose_grades,
     embed_collection,
+    embed_titles,
     rank_documents,
     read_judged,
     score_documents,
 )
 from q2s_tf.evaluation.exported_index import find_retriever, search_index
 from q2s_tf.evaluation.metrics import Run, as_run, batch_hits, mean_by_query, overlap_at_k
-from q2s_tf.evaluation.rankers import Bm25, LexicalPart
+from q2s_tf.evaluation.rankers import Bm25, LexicalPart, normalised
 from q2s_tf.evaluation.results import RunEvaluation, check_out, describe, replace_files, write_evaluation
 from q2s_tf.evaluation.slices import Slicing, make_slicings
 from q2s_tf.evaluation.system_metrics import measure_systems
-from q2s_tf.models import load
+from q2s_tf.models import PACKAGED, Towers, load, preset_towers
 from q2s_tf.serving.lexical_weight import DEFAULT_WEIGHT, default_columns
 from q2s_tf.tables import open_documents, open_positives
 
@@ -45,12 +52,16 @@ def evaluate(
     later: Path | None = None,
     positives: Path | None = None,
     models: Path | None = None,
+    encoder: str | None = None,
 ) -> RunEvaluation:
-    """Evaluates a run, BM25 and the hybrid of both; see `q2s_tf.evaluate`. Nothing is written if `out` is None.
+    """Evaluates a run, BM25 and an unmodified encoder, and both of these with BM25 added.
+
+    `encoder` is the preset of the unmodified encoder, or "none"; by default that of the config of the run, or
+    all-MiniLM-L6-v2. Nothing is written if `out` is None. See `q2s_tf.evaluate`.
 
     Raises:
         InputError: not a trained run, a table that breaks its contract, judgements of another catalogue, no relevant
-            pair, no export, a folder that cannot be written.
+            pair, no export, a preset that cannot be read, a folder that cannot be written.
     """
     open_documents(documents)
     trained_on = open_positives(positives) if positives else None
@@ -61,21 +72,23 @@ def evaluate(
     seed, grades = towers.config.seed, choose_grades(towers.config, relevant_at, recall_relevant_at)
     need_grades = (relevant_at, recall_relevant_at) != (None, None)
     judged, later_positives = read_judged(documents, judgements, later, seed, grades, need_grades)
+    preset, unmodified = load_encoder(encoder, towers.config)
     collection = embed_collection(towers, documents, judged, later_positives)
     table, columns, weight = collection.table, default_columns(collection.table), DEFAULT_WEIGHT
     if exported:
         weight = exported[1]["lexical_weight"]  # 0 without a lexical index
         columns = exported[1]["lexical"]["columns"] if exported[1]["lexical"] else columns
-    systems = score_documents(collection, Bm25(table), LexicalPart(table, columns, weight))
-    scores, retrieved = rank_documents(judged, systems)
-    compared = [(MODEL, LEXICAL), (HYBRID, MODEL), (HYBRID, LEXICAL)]
+    weights = {HYBRID: weight, FUSED: weight or DEFAULT_WEIGHT}
+    cosines = score_documents(collection, embed_titles(unmodified, collection) if unmodified else None)
+    lexical = Bm25(table), LexicalPart(table, columns)
+    scores, retrieved = rank_documents(judged, add_lexical(cosines, judged.queries["query"], *lexical, weights))
+    compared = [(a, b) for b, a in combinations(SYSTEMS, 2) if {a, b} <= set(retrieved)]
     if exported:
         ids = collection.documents["document_id"].combine_chunks()
-        from_index = search_index(*exported, collection.query_embeddings, ids, DEPTH)
-        retrieved = {MODEL: retrieved[MODEL], INDEX: from_index, **retrieved}
+        retrieved[INDEX] = search_index(*exported, collection.query_embeddings, ids, DEPTH)
         compared.append((INDEX, MODEL))
     with console.status("measuring"):
-        runs = {system: as_run(rows) for system, rows in retrieved.items()}
+        runs = {system: as_run(retrieved[system]) for system in SYSTEMS if system in retrieved}
         metrics = measure_systems(judged, grades, collection.later, scores, runs)
         metrics.per_query[MODEL] |= batch_recall(collection, metrics.relevant)
         if INDEX in retrieved:
@@ -88,12 +101,14 @@ def evaluate(
         "judgements": judgements.name,
         "later": later.name if later else None,
         "lexical_weight": weight,
+        "encoder": {"preset": preset, "lexical_weight": weights[FUSED]} if unmodified else None,
         "index": {key: exported[1][key] for key in ("version", "index")} if exported else None,
         **describe(collection, grades),
         "systems": figures,
         "significance": significance,
         "slices": _measure_slices(slicings, collection, grades, scores, runs),
     }
+    results["advice"] = advise(results)
     evaluation = RunEvaluation(
         **vars(collection),
         run=run,
@@ -109,8 +124,35 @@ def evaluate(
     return evaluation
 
 
+def load_encoder(name: str | None, config: Config) -> tuple[str, Towers | None]:
+    """The preset of the unmodified encoder and its towers.
+
+    Args:
+        name: a preset, "none", or None for the first preset of the config, or else all-MiniLM-L6-v2. Such a default
+            that cannot be read is left out, because a run does not need its preset any more.
+        config: of the run.
+
+    Raises:
+        InputError: a given preset that cannot be read.
+    """
+    if name == "none":
+        return name, None
+    preset = name or next((encoder.preset for encoder in config.encoders.values() if encoder.preset), PACKAGED)
+    try:
+        with console.status("reading the unmodified encoder"):
+            return preset, preset_towers(preset)
+    except InputError as error:
+        if name:
+            raise
+        hint = "--encoder names another encoder; --encoder none leaves it out"
+        console.print(f"without the unmodified encoder: {error} ({hint})", markup=False)
+        return preset, None
+
+
 def batch_recall(collection: Collection, relevant: np.ndarray) -> dict[str, np.ndarray]:
     """Batch recall as in training: of random batches of its size, without the other positives of a query.
+
+    As in training, queries that are equal after normalisation share their positives, whatever their countries.
 
     Args:
         collection: the embedded test collection.
@@ -121,12 +163,15 @@ def batch_recall(collection: Collection, relevant: np.ndarray) -> dict[str, np.n
     """
     config, num_queries = collection.towers.config, len(collection.query_embeddings)
     query, document = collection.judged.query[relevant], collection.judged.document[relevant]
-    known = query * len(collection.documents) + document
+    texts = normalised([text or "" for text in collection.judged.queries["query"]])
+    numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    group = np.array([numbers[text] for text in texts])[query] * len(collection.documents)
+    known = group + document
     order = np.random.default_rng(config.seed).permutation(len(query))
     hits = {k: np.zeros(len(query), bool) for k in (1, 10)}
     for start in range(0, len(order), config.stage1.batch_size):
         rows = order[start : start + config.stage1.batch_size]
-        mask = ~np.isin(query[rows, None] * len(collection.documents) + document[rows], known)
+        mask = ~np.isin(group[rows, None] + document[rows], known)
         np.fill_diagonal(mask, True)
         embeddings = collection.query_embeddings[query[rows]], collection.document_embeddings[document[rows]]
         for k, values in hits.items():

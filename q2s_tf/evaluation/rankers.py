@@ -65,26 +65,25 @@ class Bm25:
 
 
 class LexicalPart:
-    """λ · BM25 / max BM25, which a retriever adds to the cosines, from its lexical index.
+    """BM25 / max BM25, which a retriever adds to the cosines with a weight, from its lexical index.
 
     Args:
         documents: the catalogue.
         columns: weights of its text columns.
-        weight: λ.
     """
 
-    def __init__(self, documents: Table, columns: Mapping[str, float], weight: float):
+    def __init__(self, documents: Table, columns: Mapping[str, float]):
         counts = count_words(track(documents.batches(), "counting words", documents.num_batches(8_192)), columns)
         index = LexicalIndex(build_postings(counts, columns), len(counts.lengths))
 
         def score(text: tf.Tensor) -> tf.Tensor:
             sums, _, scale = index.score(*index.find_words(text[tf.newaxis]))
-            return weight * scale * sums
+            return scale * sums
 
         self._score = tf.function(score)
 
     def rows(self, queries: list[str | None]) -> Iterator[np.ndarray]:
-        """For each query what is added to the cosine of every document, `[N]`."""
+        """For each query the part of every document, `[N]`, from 0 to 1."""
         for text in normalise(tf.constant([query or "" for query in queries], tf.string)):
             yield self._score(text).numpy()
 

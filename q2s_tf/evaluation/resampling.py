@@ -5,6 +5,7 @@ difference of two systems varies less than either of them. Efron and Tibshirani,
 chapters 13 and 16.
 """
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TypeVar
 
@@ -20,6 +21,8 @@ RESAMPLES = 1_000
 TEST_RESAMPLES = 5_000
 """Draws of a significance test; its smallest p-value is 2 / (this + 1)."""
 LEVEL = 0.95
+SAME = 0.002
+"""A smaller difference of two means is practically 0."""
 BLOCK = 25
 """Draws that are measured at a time; memory is this times the number of judged pairs."""
 
@@ -88,6 +91,20 @@ def p_value(differences: np.ndarray) -> float:
     known = differences[~np.isnan(differences)]
     rarer = min(np.sum(known <= 0), np.sum(known >= 0))
     return float(min(1.0, 2 * (1 + rarer) / (len(known) + 1)))
+
+
+def queries_needed(differences: np.ndarray) -> int | None:
+    """The number of queries from which on the 95 % interval of the mean difference excludes zero.
+
+        n = (1.96 · s / |d|)²
+
+    d and s are mean and standard deviation of the differences of two systems, one a query, NaN where undefined. The
+    formula assumes that further queries have the same d and s. None for |d| < `SAME` and for fewer than two queries.
+    """
+    known = differences[~np.isnan(differences)]
+    if len(known) < 2 or abs(known.mean()) < SAME:
+        return None
+    return math.ceil((1.96 * known.std(ddof=1) / known.mean()) ** 2)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

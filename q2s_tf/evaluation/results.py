@@ -12,8 +12,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
+from rich.text import Text
 
+from q2s_tf.cli import printable
 from q2s_tf.errors import InputError
 from q2s_tf.evaluation.collection import Collection, Grades
 from q2s_tf.evaluation.judgements import Judgements
@@ -130,17 +133,38 @@ def write_per_query(judged: Judgements, metrics: SystemMetrics, slices: dict[str
 
 
 def metrics_table(results: dict[str, Any]) -> RichTable:
-    """The figures of `metrics.json` as a table for the console, each with half the width of its interval."""
+    """The figures of `metrics.json` as a table for the console: one row a system, with half of each interval."""
     basis, sizes, grades = "later positives and sampled negatives", results["sizes"], results["thresholds"]
     if results["negatives"] == "rated":
         basis = f"relevant from grade {grades['relevant_at']:g}, for recall from {grades['recall_relevant_at']:g}"
     title = f"{sizes['pairs']:,} pairs of {sizes['queries']:,} queries, {sizes['documents']:,} documents\n{basis}"
-    without = "".join(f"\n{count:,} queries have no nDCG: {why}" for why, count in results["without_ndcg"].items())
-    table = RichTable(title=title, caption=f"± half of the 95 % interval over queries{without}", min_width=60)
-    table.add_column("metric", no_wrap=True)
-    for system in results["systems"]:
-        table.add_column(system, justify="right")
-    for metric in dict.fromkeys(metric for figures in results["systems"].values() for metric in figures):
-        row = [figures.get(metric) for figures in results["systems"].values()]
-        table.add_row(metric, *(f"{f['value']:.4f} ±{(f['high'] - f['low']) / 2:.3f}" if f else "–" for f in row))
+    shared, own = split_metrics(results["systems"])
+    notes = ["± half of the 95 % interval over queries"]
+    if results["encoder"]:
+        notes.append(f"encoder: {results['encoder']['preset']}, unmodified")
+    notes += [f"{metric} of {name}: {_with_width(results['systems'][name][metric])}" for metric, name in own.items()]
+    notes += [f"{count:,} queries have no nDCG: {why}" for why, count in results["without_ndcg"].items()]
+    table = RichTable(
+        title=title, caption=Text("\n").join(map(printable, notes)), min_width=60, box=SIMPLE_HEAD, pad_edge=False
+    )
+    table.add_column("", no_wrap=True)
+    for metric in shared:
+        # Spaces, because a narrow console breaks lines at them.
+        table.add_column(metric.replace("later_", "later ").replace("@", " @"), justify="right")
+    for name, figures in results["systems"].items():
+        table.add_row(name, *(_with_width(figures[metric]) if metric in figures else "–" for metric in shared))
     return table
+
+
+def split_metrics(systems: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
+    """The metrics that several systems have, and those that only one has, with its name."""
+    owners: dict[str, list[str]] = {}
+    for name, figures in systems.items():
+        for metric in figures:
+            owners.setdefault(metric, []).append(name)
+    own = {metric: names[0] for metric, names in owners.items() if len(names) == 1}
+    return [metric for metric in owners if metric not in own], own
+
+
+def _with_width(figure: dict[str, Any]) -> str:
+    return f"{figure['value']:.3f} ±{(figure['high'] - figure['low']) / 2:.3f}"

@@ -8,7 +8,17 @@ import numpy as np
 
 from q2s_tf.evaluation.judgements import Judgements
 from q2s_tf.evaluation.metrics import Run, ndcg, retrieval
-from q2s_tf.evaluation.resampling import TEST_RESAMPLES, Statistic, bootstrap, holm, interval, mean, p_value, pair_auc
+from q2s_tf.evaluation.resampling import (
+    TEST_RESAMPLES,
+    Statistic,
+    bootstrap,
+    holm,
+    interval,
+    mean,
+    p_value,
+    pair_auc,
+    queries_needed,
+)
 
 ROC_AUC = "roc_auc"
 TIE = 1e-9
@@ -59,8 +69,9 @@ class SystemMetrics:
 
         Returns:
             Rows with `metric`, `a`, `b`, `difference`, its interval (`low`, `high`), the p-value of the paired
-            bootstrap (`p`), the same corrected for the number of metrics (`p_holm`), and the number of queries that a
-            wins, loses and ties (`wins`, `losses`, `ties`; None for ROC AUC, which has no value per query).
+            bootstrap (`p`), the same corrected for the number of metrics (`p_holm`), the number of queries that a
+            wins, loses and ties (`wins`, `losses`, `ties`), and `queries_needed` for an interval without zero. ROC AUC
+            has no value per query, so that these are None.
         """
         statistics = self._statistics()
         samples = bootstrap(statistics, self._measured(), seed, resamples)
@@ -72,11 +83,17 @@ class SystemMetrics:
                 low, high = interval(drawn)
                 difference = self._value(statistics[a, metric]) - self._value(statistics[b, metric])
                 test = {"metric": metric, "a": a, "b": b, "difference": difference, "low": low, "high": high}
-                tests.append({**test, "p": p_value(drawn), **self._count_wins(metric, a, b)})
+                tests.append({**test, "p": p_value(drawn), **self._compare_queries(metric, a, b)})
             for test, corrected in zip(tests, holm([test["p"] for test in tests]), strict=True):
                 test["p_holm"] = corrected
             rows += tests
         return rows
+
+    def movers(self, metric: str, a: str, b: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The queries whose value rises most from a to b, and those whose value falls most, at most `count` each."""
+        change = np.nan_to_num(self.per_query[b][metric] - self.per_query[a][metric])
+        gained, lost = (np.argsort(sign * change, kind="stable")[:count] for sign in (-1, 1))
+        return gained[change[gained] > TIE], lost[change[lost] < -TIE]
 
     def _statistics(self) -> dict[tuple[str, str], Statistic]:
         """By system and metric how it is computed from drawn queries; a metric that no query has is left out."""
@@ -100,12 +117,13 @@ class SystemMetrics:
     def _value(self, statistic: Statistic) -> float:
         return float(statistic(np.ones((self.num_queries, 1)))[0])
 
-    def _count_wins(self, metric: str, a: str, b: str) -> dict[str, int | None]:
+    def _compare_queries(self, metric: str, a: str, b: str) -> dict[str, int | None]:
         if metric == ROC_AUC:
-            return {"wins": None, "losses": None, "ties": None}
+            return dict.fromkeys(("wins", "losses", "ties", "queries_needed"))
         difference = self.per_query[a][metric] - self.per_query[b][metric]
         wins, losses = int(np.sum(difference > TIE)), int(np.sum(difference < -TIE))
-        return {"wins": wins, "losses": losses, "ties": int(np.sum(~np.isnan(difference))) - wins - losses}
+        ties = int(np.sum(~np.isnan(difference))) - wins - losses
+        return {"wins": wins, "losses": losses, "ties": ties, "queries_needed": queries_needed(difference)}
 
 
 def measure_systems(

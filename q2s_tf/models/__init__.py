@@ -3,10 +3,12 @@
 from q2s_tf.models.encoding import embed_catalogue, read_ids, unique_ids
 from q2s_tf.models.plain_data import encode, order_by_length
 from q2s_tf.models.pretrained import (
+    PACKAGED,
     copy_weights,
     fill_encoders,
     load_pretrained,
     merge_encoder,
+    preset_towers,
     read_preset,
     starts_from_encoders,
 )
@@ -24,6 +26,7 @@ from q2s_tf.models.towers import Tower, Towers, aligned_projection, build_towers
 
 __all__ = [
     "ENCODER_TOKENIZER",
+    "PACKAGED",
     "RUN_TOKENIZER",
     "STAGE_WEIGHTS",
     "Tower",
@@ -39,6 +42,7 @@ __all__ = [
     "load_weights",
     "merge_encoder",
     "order_by_length",
+    "preset_towers",
     "read_ids",
     "read_preset",
     "read_run_config",

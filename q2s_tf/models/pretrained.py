@@ -13,13 +13,15 @@ import keras_hub
 import numpy as np
 from keras_hub.models import BertBackbone, BertTokenizer, XLMRobertaBackbone, XLMRobertaTokenizer
 
-from q2s_tf.config import TOWERS, Config, Encoder, Pretrained
+from q2s_tf.config import TOWERS, Config, Encoder, Pooling, Pretrained
 from q2s_tf.errors import InputError
 from q2s_tf.layers import TextEncoder
-from q2s_tf.models.towers import Towers
+from q2s_tf.models.towers import Towers, build_towers
 
 PACKAGED = "all-minilm-l6-v2"
 """all-MiniLM-L6-v2 of sentence-transformers, which a package on PyPI contains."""
+MAX_TOKENS = 64
+"""Longest text of `preset_towers`."""
 REMOTE = ("kaggle://", "hf://", "modelscope://", "gs://")
 """Prefixes of presets that KerasHub downloads."""
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_approximate", "gelu_pytorch_tanh": "gelu_approximate"}
@@ -143,11 +145,10 @@ def load_pretrained(towers: Towers) -> None:
     If both towers have such an encoder, the vectors of 3-grams and images are initialised to 0, as those of categories
     are. Untrained towers then rank as their encoders do.
     """
-    token_layers = towers.query.token_layers | towers.document.token_layers
-    for name, encoder in towers.text_encoders.items():
-        preset, tokenizer = towers.config.encoders[name].preset, token_layers[name].tokenizer
-        if preset is not None and tokenizer is not None:
-            copy_weights(read_preset(preset).backbone, encoder, tokenizer.padding)
+    for name in towers.text_encoders:
+        preset = towers.config.encoders[name].preset
+        if preset is not None:
+            _copy_preset(read_preset(preset), towers, name)
     if starts_from_encoders(towers.config):
         for tower in (towers.query, towers.document):
             for name, channel in tower.channels.items():
@@ -156,6 +157,43 @@ def load_pretrained(towers: Towers) -> None:
                     weights = layer.weights if channel.kind == "trigrams" else layer.projection.weights
                     for weight in weights:
                         weight.assign(np.zeros(weight.shape))
+
+
+def preset_towers(name: str, pooling: Pooling = "mean", dimension: int | None = None) -> Towers:
+    """Towers of an unmodified preset: the embeddings are those of the query's text and of the document's title.
+
+    Args:
+        name: a preset that `read_preset` reads.
+        pooling: of the token vectors.
+        dimension: D, the width of the preset by default. With another one, its vectors are projected by
+            `aligned_projection`.
+
+    Raises:
+        InputError: as `read_preset`.
+    """
+    preset = read_preset(name)
+    longest = min(MAX_TOKENS, preset.backbone.max_sequence_length)
+    text = {"kind": "text", "encoder": "preset", "max_tokens": longest}
+    config = Config.model_validate(
+        {
+            "dimension": dimension or preset.backbone.hidden_dim,
+            "encoders": {"preset": preset.encoder.model_copy(update={"pooling": pooling})},
+            "channels": {
+                "query": {"tower": "query", "input": "query", **text},
+                "title": {"tower": "document", "input": "title", **text},
+            },
+        }
+    )
+    towers = build_towers(config, {"preset": preset.tokenizer}, dtype="float32")
+    _copy_preset(preset, towers, "preset")
+    return towers
+
+
+def _copy_preset(preset: Preset, towers: Towers, name: str) -> None:
+    """Copies the weights of a preset into the text encoder of this name."""
+    tokenizer = (towers.query.token_layers | towers.document.token_layers)[name].tokenizer
+    if tokenizer is not None:
+        copy_weights(preset.backbone, towers.text_encoders[name], tokenizer.padding)
 
 
 def copy_weights(backbone: Any, encoder: TextEncoder, padding: int) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from q2s_tf.cli import console
+from q2s_tf.evaluation.advice import DECISIVE
 from q2s_tf.evaluation.collection import LEXICAL, MODEL
 from q2s_tf.evaluation.judgements import Judgements
 from q2s_tf.evaluation.results import RunEvaluation
@@ -28,8 +29,8 @@ MAX_COMPARED = 60_000
 DUPLICATE_COSINE = 0.99
 SHOWN_GROUPS, SHOWN_TITLES = 15, 6
 """Groups of near-duplicates in the report, and titles of each."""
-WORST, SHOWN_RESULTS = 12, 5
-"""Worst queries in the report, and documents of each."""
+WORST, CHANGED, SHOWN_RESULTS = 12, 5, 5
+"""Worst queries in the report, queries won and lost, and documents of each."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Analysis:
         duplicates: near-duplicates: numbers of documents that were `compared`, of `documents` in groups and of
             `groups`; `largest`, the `size` and `titles` of the largest groups.
         worst: the queries with the lowest recall (`find_worst_queries`).
+        changed: the queries `won` and `lost` against the best other system (`find_changed_queries`).
     """
 
     curves: list[dict[str, Any]]
@@ -64,6 +66,7 @@ class Analysis:
     spread: float
     duplicates: dict[str, Any]
     worst: list[dict[str, Any]]
+    changed: dict[str, list[dict[str, Any]]]
 
 
 def analyse(evaluation: RunEvaluation) -> Analysis:
@@ -103,6 +106,7 @@ def analyse(evaluation: RunEvaluation) -> Analysis:
         spread=mean_cosine(evaluation.document_embeddings),
         duplicates=_find_duplicates(evaluation, generator),
         worst=find_worst_queries(evaluation),
+        changed=find_changed_queries(evaluation),
     )
 
 
@@ -188,3 +192,30 @@ def find_worst_queries(evaluation: RunEvaluation, count: int = WORST) -> list[di
         entry |= {"recall": recall, "possible": float(possible[query]), "wanted": int(wanted[query])}
         worst.append({**entry, "came": came, "should": should})
     return worst
+
+
+def find_changed_queries(evaluation: RunEvaluation) -> dict[str, list[dict[str, Any]]]:
+    """The queries that the run won and lost by most against the system that the advice compares it with.
+
+    Returns:
+        `won` and `lost`. A query has `query`, `country`; `recall`, recall@10 by system; and `came`, the first retrieved
+        documents by system, each with `document_id`, `title` and `grade` (None if not judged).
+    """
+    judged, metrics, by_query = evaluation.judged, evaluation.metrics, evaluation.judged.by_query()
+    ours, other = evaluation.results["advice"]["ours"], evaluation.results["advice"]["other"]
+
+    def describe(query: int) -> dict[str, Any]:
+        pairs = by_query[query]
+        grades = dict(zip(judged.document[pairs].tolist(), judged.relevance[pairs].tolist(), strict=True))
+        first = {system: evaluation.retrieved[system][query, :SHOWN_RESULTS].tolist() for system in (ours, other)}
+        return {
+            **{column: values[query] for column, values in judged.queries.items()},
+            "recall": {system: float(metrics.per_query[system][DECISIVE][query]) for system in first},
+            "came": {
+                system: [{**_name(evaluation, row), "grade": grades.get(row)} for row in rows if row >= 0]
+                for system, rows in first.items()
+            },
+        }
+
+    won, lost = metrics.movers(DECISIVE, other, ours, CHANGED)
+    return {"won": [describe(query) for query in won], "lost": [describe(query) for query in lost]}

@@ -8,14 +8,17 @@ import plotly.express as px
 import plotly.graph_objects as go
 import pyarrow as pa
 
-from q2s_tf.evaluation.collection import HYBRID, INDEX, LEXICAL, MODEL
+from q2s_tf.evaluation.collection import ENCODER, FUSED, HYBRID, INDEX, LEXICAL, MODEL
 
 INK, GRID = "#1b1f24", "#d8dee4"
 # The palette of Okabe and Ito, which colour-blind readers can distinguish, without yellow, which is too light on white.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#6e7781", "#7a3e9d", "#8c5a2b", "#1b1f24")
 PATTERNS = ("", "/", ".", "x", "-", "\\", "|")
-SYSTEM_COLOURS = {MODEL: PALETTE[0], INDEX: PALETTE[4], LEXICAL: PALETTE[1], HYBRID: PALETTE[2]}
-SYSTEM_SYMBOLS = {MODEL: "circle", INDEX: "circle-open", LEXICAL: "square", HYBRID: "diamond"}
+SYSTEM_COLOURS = dict(zip((MODEL, LEXICAL, HYBRID, ENCODER, INDEX, FUSED), PALETTE, strict=False))
+SYSTEM_SYMBOLS = {
+    MODEL: "circle", INDEX: "circle-open", LEXICAL: "square", HYBRID: "diamond", ENCODER: "triangle-up",
+    FUSED: "triangle-down",
+}  # fmt: skip
 ALL = ""
 """The column of a chart with a single column."""
 
@@ -53,7 +56,7 @@ def interval_chart(figures: Mapping[str, Mapping[str, Mapping[str, Interval]]], 
     )
     rows = [
         {
-            "row": number + (systems.index(system) - (len(systems) - 1) / 2) * 0.2,
+            "row": number + (systems.index(system) - (len(systems) - 1) / 2) * min(0.2, 0.8 / len(systems)),
             "metric": metric,
             "system": system,
             "value": figure[value],

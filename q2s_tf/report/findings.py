@@ -1,6 +1,6 @@
 """The findings of a report: what the figures and their intervals say, and what to do about it.
 
-A difference is significant if its p-value is below `LEVEL` (paired bootstrap over queries, after Holm's correction). A
+A difference is significant if its p-value is below `ALPHA` (paired bootstrap over queries, after Holm's correction). A
 finding recommends something only if the figures decide it; otherwise it says that they do not. The sentences are in
 `templates/findings.toml`.
 """
@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-from q2s_tf.evaluation.collection import HYBRID, INDEX, LEXICAL, MODEL
+from q2s_tf.evaluation.advice import ALPHA, significant_difference
+from q2s_tf.evaluation.collection import INDEX, LEXICAL, MODEL
 from q2s_tf.report.analysis import Analysis
 
-LEVEL = 0.05
 MANY_MISSING, ALIKE, MANY_DUPLICATES, INDEX_LOSS = 0.2, 0.5, 0.01, 0.02
 WEAKEST = 4
 RECALL, ROC_AUC = "recall@10", "roc_auc"
@@ -35,56 +35,21 @@ def _finding(key: str, /, **values: Any) -> Finding:
 
 
 def summarise(results: dict[str, Any], analysis: Analysis) -> list[Finding]:
-    """The findings about the content of `metrics.json` and the analysis of the same run, problems first."""
+    """The findings about the content of `metrics.json` and the analysis of its run: what to deploy, then problems."""
+    advice = results["advice"]
     findings = [
-        *_against_bm25(results),
-        *_hybrid(results),
         *_index_loss(results),
         *_weak_slices(results),
         *_data_problems(analysis),
         *_channels(analysis),
     ]
-    return sorted(findings, key=lambda finding: ("problem", "good", "note").index(finding.kind))
+    findings.sort(key=lambda finding: ("problem", "good", "note").index(finding.kind))
+    return [Finding(advice["kind"], advice["text"], advice["action"], "systems"), *findings]
 
 
 def check_paper(analysis: Analysis) -> list[Finding]:
     """The two findings of the paper about channels, compared with the figures of this run."""
     return [_trigrams_on_short_queries(analysis), _importance_of_images(analysis)]
-
-
-def significant_difference(results: dict[str, Any], a: str, b: str, metric: str) -> float | None:
-    """The difference a − b; 0 if it is not significant, None if it was not tested."""
-    for test in results["significance"]:
-        if (test["metric"], {test["a"], test["b"]}) == (metric, {a, b}):
-            difference = test["difference"] if test["a"] == a else -test["difference"]
-            return difference if test["p_holm"] < LEVEL else 0.0
-    return None
-
-
-def _against_bm25(results: dict[str, Any]) -> Iterator[Finding]:
-    tests = {metric: significant_difference(results, MODEL, LEXICAL, metric) for metric in results["systems"][MODEL]}
-    known = {metric: value for metric, value in tests.items() if value is not None}
-    if worse := ", ".join(f"{metric} ({value:+.3f})" for metric, value in known.items() if value < 0):
-        yield _finding("worse_than_bm25", metrics=worse)
-    if better := ", ".join(f"{metric} ({value:+.3f})" for metric, value in known.items() if value > 0):
-        yield _finding("better_than_bm25", metrics=better)
-    if undecided := ", ".join(metric for metric, value in known.items() if value == 0):
-        yield _finding("undecided_bm25", metrics=undecided)
-
-
-def _hybrid(results: dict[str, Any]) -> Iterator[Finding]:
-    model, lexical = (significant_difference(results, HYBRID, name, RECALL) for name in (MODEL, LEXICAL))
-    if model is None or lexical is None:
-        return
-    figures = [results["systems"][name][RECALL] for name in (HYBRID, MODEL, LEXICAL)]
-    shown = "{:.3f}, against {:.3f} of the model and {:.3f} of BM25".format(*(figure["value"] for figure in figures))
-    if min(model, lexical) < 0:
-        worse = " and ".join(name for name, value in (("the model", model), ("BM25", lexical)) if value < 0)
-        yield _finding("hybrid_worse", worse=worse, shown=shown)
-    elif min(model, lexical) > 0:
-        yield _finding("hybrid_better", shown=shown)
-    else:
-        yield _finding("hybrid_undecided", shown=shown, queries=figures[0]["queries"])
 
 
 def _index_loss(results: dict[str, Any]) -> Iterator[Finding]:
@@ -133,7 +98,7 @@ def _channels(analysis: Analysis) -> Iterator[Finding]:
     """Channels without which a metric changes significantly, and those that the data do not decide about."""
     named: dict[str, list[str]] = {"harmful_channels": [], "useful_channels": [], "undecided_channels": []}
     for row in analysis.importance:
-        losses = {metric: test["difference"] for metric, test in row["losses"].items() if test["p_holm"] < LEVEL}
+        losses = {metric: test["difference"] for metric, test in row["losses"].items() if test["p_holm"] < ALPHA}
         if losses:
             finding = "harmful_channels" if min(losses.values()) < 0 else "useful_channels"
             changes = ", ".join(f"{metric} {-loss:+.3f}" for metric, loss in losses.items())

@@ -12,11 +12,12 @@ from plotly.offline import get_plotlyjs
 
 import q2s_tf
 from q2s_tf.cli import console
+from q2s_tf.evaluation.advice import significant_difference
 from q2s_tf.evaluation.collection import INDEX, LEXICAL, MODEL
-from q2s_tf.evaluation.results import RunEvaluation, write_json
+from q2s_tf.evaluation.results import RunEvaluation, split_metrics, write_json
 from q2s_tf.files import atomic_write
 from q2s_tf.report import analysis, charts
-from q2s_tf.report.findings import check_paper, significant_difference, summarise
+from q2s_tf.report.findings import check_paper, summarise
 from q2s_tf.report.importance import METRICS
 
 MAX_SLICES = 12
@@ -54,7 +55,7 @@ def write_report(evaluation: RunEvaluation, out: Path) -> Path:
 def _make_context(evaluation: RunEvaluation) -> dict[str, Any]:
     """The variables of the templates."""
     results, found = evaluation.results, analysis.analyse(evaluation)
-    metrics = list(dict.fromkeys(metric for figures in results["systems"].values() for metric in figures))
+    metrics, own_metrics = split_metrics(results["systems"])
     return {
         "results": results,
         "analysis": found,
@@ -62,6 +63,7 @@ def _make_context(evaluation: RunEvaluation) -> dict[str, Any]:
         "findings": summarise(results, found),
         "paper": check_paper(found),
         "metrics": metrics,
+        "own_metrics": own_metrics,
         "best": {metric: _find_best(results, metric) for metric in metrics},
         "slice_metrics": METRICS,
         "slice_systems": (MODEL, LEXICAL),

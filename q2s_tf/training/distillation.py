@@ -9,26 +9,14 @@ import numpy as np
 from keras import ops
 
 from q2s_tf.cli import console
-from q2s_tf.config import Config, Distillation
+from q2s_tf.config import Distillation
 from q2s_tf.examples.batches import Examples
 from q2s_tf.examples.prepare import Teacher
 from q2s_tf.losses import cosine_distillation
-from q2s_tf.models import (
-    Tower,
-    aligned_projection,
-    build_towers,
-    encode,
-    fill_encoders,
-    load,
-    load_pretrained,
-    read_preset,
-)
+from q2s_tf.models import Tower, aligned_projection, encode, load, preset_towers
 from q2s_tf.training.callbacks import StepProgress
 from q2s_tf.training.optimizer import LazyAdam, decaying_rate
 from q2s_tf.training.workers import Workers
-
-MAX_TOKENS = 64
-"""Longest query of a preset."""
 
 
 def read_teacher(settings: Distillation, dimension: int) -> Teacher | None:
@@ -47,7 +35,8 @@ def read_teacher(settings: Distillation, dimension: int) -> Teacher | None:
     if settings.teacher is None:
         return None
     is_run = (Path(settings.teacher) / "config.toml").is_file()
-    tower = load(settings.teacher).query if is_run else _preset_tower(settings.teacher, settings.pooling, dimension)
+    towers = load(settings.teacher) if is_run else preset_towers(settings.teacher, settings.pooling, dimension)
+    tower = towers.query
     width = tower.config.dimension
     kernel = None if width == dimension else np.asarray(aligned_projection()((width, dimension)))
 
@@ -56,21 +45,6 @@ def read_teacher(settings: Distillation, dimension: int) -> Teacher | None:
         return vectors if kernel is None else vectors @ kernel
 
     return embed
-
-
-def _preset_tower(name: str, pooling: str, dimension: int) -> Tower:
-    """A query tower whose only channel is a preset."""
-    longest = min(MAX_TOKENS, read_preset(name, weights=False).backbone.max_sequence_length)
-    text = {"kind": "text", "encoder": "teacher", "max_tokens": longest}
-    channels = {
-        "query": {"tower": "query", "input": "query", **text},
-        "title": {"tower": "document", "kind": "trigrams", "input": "title", "buckets": 1},
-    }
-    encoders = {"teacher": {"preset": name, "pooling": pooling}}
-    config = Config.model_validate({"dimension": dimension, "channels": channels, "encoders": encoders})
-    towers = build_towers(*fill_encoders(config), dtype="float32")
-    load_pretrained(towers)
-    return towers.query
 
 
 def distil(tower: Tower, examples: Examples, workers: Workers) -> float:
