@@ -16,8 +16,9 @@ import q2s_tf
 from q2s_tf.config import Distillation, check_config, read_config
 from q2s_tf.errors import InputError
 from q2s_tf.examples.prepare import build_examples
+from q2s_tf.layers import aligned_projection
 from q2s_tf.losses import cosine_distillation
-from q2s_tf.models import aligned_projection, build_towers, encode, load_weights, read_tokenizers
+from q2s_tf.models import build_towers, encode, load_weights, read_tokenizers
 from q2s_tf.tables import open_documents, open_positives
 from q2s_tf.training import RetrievalModel, train
 from q2s_tf.training.distillation import read_teacher
@@ -166,6 +167,7 @@ def test_before_stage_1_only_the_text_channels_learn(
 ) -> None:
     encoder = "{ num_layers = 1, num_heads = 2, hidden_dim = 32, intermediate_dim = 64, dropout = 0 }"
     before = [f'distillation.teacher="{run}"', "distillation.epochs=100", "distillation.learning_rate=0.01"]
+    before += ["distillation.batch_size=16"]
     still = ["stage1.max_epochs=1", "stage1.learning_rate=1e-12", "stage1.text_learning_rate=1e-12"]
     overrides = [f"channels.query_text={TEXT_CHANNEL}", f"encoders.query={encoder}", *before, *still]
     config = read_config(market.lean_config, overrides)
