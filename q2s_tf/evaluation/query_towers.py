@@ -24,7 +24,7 @@ TIMED = 100
 """Queries that are timed."""
 
 QueryTowerFigures = dict[str, dict[str, float]]
-"""By name of a query tower: `FIGURES` that are defined, `weights` (their number) and `microseconds` for one query."""
+"""By name of a query tower: `FIGURES` that are defined, `weights` (their number) and `µs` for one query."""
 
 
 def compare_query_towers(teacher: Path, student: Path, documents: Path, judgements: Path) -> QueryTowerFigures:
@@ -54,18 +54,19 @@ def compare_query_towers(teacher: Path, student: Path, documents: Path, judgemen
     with console.status("timing queries"):
         seconds = query_seconds(list(paths.values()), [query or "" for query in judged.queries["query"][:TIMED]])
     return {
-        name: {**metrics.values(name), "weights": pair.query.count_params(), "microseconds": 1e6 * median}
+        name: {**metrics.values(name), "weights": pair.query.count_params(), "µs": 1e6 * median}
         for (name, pair), median in zip(towers.items(), seconds, strict=True)
     }
 
 
 def query_towers_table(figures: QueryTowerFigures) -> RichTable:
     """The figures of `compare_query_towers` as a table for the console."""
-    table = RichTable(caption="weights of the query tower; µs: median from text to vector, one query on one thread")
-    metrics = [metric for metric in FIGURES if metric in figures["teacher"]]
-    for heading in ("", *metrics, "weights", "µs"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for name, values in figures.items():
-        quality = [f"{values[metric]:.4f}" for metric in metrics]
-        table.add_row(name, *quality, f"{values['weights']:,}", f"{values['microseconds']:,.0f}")
+    table = RichTable(caption="weights: of the query tower\nµs: median from text to vector, one query, one thread")
+    table.add_column("", no_wrap=True)
+    for name in figures:
+        table.add_column(name, justify="right")
+    for metric in (*FIGURES, "weights", "µs"):
+        row = [values[metric] for values in figures.values() if metric in values]
+        if row:
+            table.add_row(metric, *(f"{value:.4f}" if metric in FIGURES else f"{value:,.0f}" for value in row))
     return table

@@ -100,7 +100,7 @@ class Tower(keras.Model):
             for name, channel in self.channels.items()
         }
         self.fusion = self.fusion_class(dtype="float32", name="fusion")
-        self.normalization = keras.layers.UnitNormalization(dtype="float32", name="embedding")
+        self.normalization = keras.layers.UnitNormalization(dtype="float32", name="unit_length")
         embedding, weights = self.fuse(*self.encode_channels(self.preprocessor(raw_inputs)))
         outputs = {"embedding": embedding, "channel_weights": weights}
         super().__init__(raw_inputs, outputs, **{"name": f"{side}_tower", **kwargs})
