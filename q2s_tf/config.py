@@ -199,6 +199,7 @@ class Stage(Section):
     learning_rate: Rate = 7e-4
     text_learning_rate: Rate = 2e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps until the full learning rate, at most a quarter of all."""
     patience: Positive = 3
     """Number of epochs without a better validation metric after which the stage ends."""
     hard_negatives: bool = False

@@ -84,7 +84,8 @@ def test_an_epoch_has_the_same_negatives_again(towers: Towers, examples: Example
 def test_of_a_large_catalogue_a_part_is_searched(
     towers: Towers, examples: Examples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hard_negatives, "MAX_DOCUMENTS", 12)
+    monkeypatch.setattr(hard_negatives, "MIN_DOCUMENTS", 12)
+    monkeypatch.setattr(hard_negatives, "DOCUMENTS_PER_POSITIVE", 2)
     mined = HardNegatives(towers, examples, seed=(3,))
     seen = set()
     for epoch in range(20):

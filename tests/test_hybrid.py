@@ -1,5 +1,6 @@
 """Hybrid scores of a retriever, for every kind of index, compared with NumPy over all documents."""
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -74,59 +75,109 @@ def documents(request: pytest.FixtureRequest, catalogue: Catalogue) -> tuple[str
     return request.param, index, added.remove(ids[~catalogue.alive])[0]
 
 
+Request = dict[str, Any]
+"""k, effort, weight (λ), min_score and country of a search; those that are not given have their defaults."""
+ALL_PARTITIONS = 10**6
+DEFAULTS: Request = {"k": 10, "effort": ALL_PARTITIONS, "weight": -1.0, "min_score": -1.0, "country": ""}
+REQUESTS: list[Request] = [
+    {},
+    {"k": 150},
+    {"weight": 0.0},
+    {"weight": 2.0, "k": 3},
+    {"country": "jp", "k": 30},
+    {"country": "us"},
+    {"country": "fr"},
+    {"min_score": 0.9},
+]
+
+
+class Searcher:
+    """A retriever over the documents, with chosen query vectors in place of those of the texts."""
+
+    def __init__(self, towers: Towers, documents: tuple[str, Any, IndexedDocuments], collapse: bool):
+        self.kind, index, indexed = documents
+        self.collapse = collapse
+        if not collapse:
+            indexed = replace(indexed, rows=indexed.rows._replace(groups=None))
+        retriever = RetrieverServable(towers.query, index, indexed, lexical_weight=0.3)
+
+        @tf.function
+        def search(queries: Any, texts: Any, k: Any, effort: Any, weight: Any, min_score: Any, country: Any) -> Any:
+            return retriever._search(queries, k, effort, min_score, country, words=(texts, weight))
+
+        self._search = search
+
+    def __call__(self, queries: np.ndarray, texts: list[str], request: Request) -> dict[str, np.ndarray]:
+        values = DEFAULTS | request
+        values["country"] = [values["country"]] * len(queries)
+        answer = self._search(
+            tf.constant(queries), tf.constant(texts), **{n: tf.constant(v) for n, v in values.items()}
+        )
+        return {name: value.numpy() for name, value in answer.items()}
+
+
+def check(searcher: Searcher, catalogue: Catalogue, texts: list[str], request: Request, seed: int) -> list[float]:
+    """Compares an answer with all documents; returns the share of the best documents that each query has."""
+    queries = catalogue.vectors[np.random.default_rng(seed).integers(COUNT, size=len(texts))]
+    answer, values, shares = searcher(queries, texts, request), DEFAULTS | request, []
+    weight = 0.3 if values["weight"] < 0 else values["weight"]
+    for number, text in enumerate(texts):
+        lexical = catalogue.bm25(text)
+        lexical = lexical / (lexical.max() or 1.0) if weight else np.zeros(COUNT)
+        cosines = catalogue.vectors @ queries[number]
+        scores = cosines + weight * lexical
+        allowed = catalogue.alive & (scores >= values["min_score"])
+        if values["country"]:
+            allowed &= catalogue.country == values["country"].encode()
+        ids = [int(name[1:]) for name in answer["document_id"][number] if name]
+        near = np.abs(scores - values["min_score"]) < 2e-6
+        assert (allowed | near)[ids].all()
+        np.testing.assert_allclose(answer["score"][number][: len(ids)], scores[ids], atol=2e-6)
+        np.testing.assert_allclose(answer["embedding_score"][number][: len(ids)], cosines[ids], atol=2e-6)
+        np.testing.assert_allclose(answer["lexical_score"][number][: len(ids)], lexical[ids], atol=2e-6)
+        assert (np.diff(answer["score"][number][: len(ids)]) <= 0).all()
+        order = np.flatnonzero(allowed)[np.argsort(-scores[allowed], kind="stable")]
+        if searcher.collapse:
+            assert len(set(catalogue.groups[ids])) == len(ids)
+            order = order[np.sort(np.unique(catalogue.groups[order], return_index=True)[1])]
+        expected = order[: values["k"]]
+        assert len(ids) == len(expected) or near.any()
+        if len(ids) and len(expected):
+            shares.append(float(np.mean(scores[ids] >= scores[expected[-1]] - 2e-6)))
+    return shares
+
+
 @pytest.mark.parametrize("collapse", [False, True])
 def test_results_are_the_best_of_all_documents(
     documents: tuple[str, Any, IndexedDocuments], catalogue: Catalogue, towers: Towers, collapse: bool
 ) -> None:
-    kind, index, indexed = documents
-    if not collapse:
-        rows = indexed.rows._replace(groups=None)
-        indexed = IndexedDocuments(rows, indexed.alive, indexed.delta, indexed.postings)
-    retriever = RetrieverServable(towers.query, index, indexed, lexical_weight=0.3)
-    random = np.random.default_rng(8)
-    queries = catalogue.vectors[random.integers(COUNT, size=len(TEXTS))]
+    searcher = Searcher(towers, documents, collapse)
+    shares = [share for request in REQUESTS for share in check(searcher, catalogue, TEXTS, request, seed=8)]
+    assert np.min(shares) == 1 if searcher.kind != "scann" else np.mean(shares) > 0.9
 
-    @tf.function
-    def search(k: tf.Tensor, weight: tf.Tensor, min_score: tf.Tensor, country: tf.Tensor) -> dict[str, tf.Tensor]:
-        # The embeddings of a signature are those of its texts; here they are chosen.
-        return retriever._search(queries, k, tf.constant(10**6), min_score, country, words=(tf.constant(TEXTS), weight))
 
-    shares = []
-    cases = [
-        {},
-        {"k": 150},
-        {"weight": 0.0},
-        {"weight": 2.0, "k": 3},
-        {"country": "jp", "k": 30},
-        {"country": "us"},
-        {"country": "fr"},
-        {"min_score": 0.9},
-    ]
-    for options in cases:
-        values = {"k": 10, "weight": -1.0, "min_score": -1.0, "country": "", **options}
-        values["country"] = [values["country"]] * len(queries)
-        answer = search(**{name: tf.constant(value) for name, value in values.items()})
-        answer = {name: value.numpy() for name, value in answer.items()}
-        weight = 0.3 if values["weight"] < 0 else values["weight"]
-        for number, text in enumerate(TEXTS):
-            lexical = catalogue.bm25(text)
-            lexical = lexical / (lexical.max() or 1.0) if weight else np.zeros(COUNT)
-            cosines = catalogue.vectors @ queries[number]
-            scores = cosines + weight * lexical
-            allowed = catalogue.alive & (scores >= options.get("min_score", -1.0))
-            if "country" in options:
-                allowed &= catalogue.country == options["country"].encode()
-            ids = [int(name[1:]) for name in answer["document_id"][number] if name]
-            assert allowed[ids].all()
-            np.testing.assert_allclose(answer["score"][number][: len(ids)], scores[ids], atol=2e-6)
-            np.testing.assert_allclose(answer["embedding_score"][number][: len(ids)], cosines[ids], atol=2e-6)
-            np.testing.assert_allclose(answer["lexical_score"][number][: len(ids)], lexical[ids], atol=2e-6)
-            order = np.flatnonzero(allowed)[np.argsort(-scores[allowed], kind="stable")]
-            if collapse:
-                order = order[np.sort(np.unique(catalogue.groups[order], return_index=True)[1])]
-            expected = order[: options.get("k", 10)]
-            assert len(ids) == len(expected)
-            if not len(ids):
-                continue
-            shares.append(np.mean(scores[ids] >= scores[expected[-1]] - 2e-6))
-    assert np.min(shares) == 1 if kind != "scann" else np.mean(shares) > 0.9
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("collapse", [False, True])
+def test_30_000_random_searches(
+    documents: tuple[str, Any, IndexedDocuments], catalogue: Catalogue, towers: Towers, collapse: bool
+) -> None:
+    """5,000 of each kind of index and of each way to return groups."""
+    searcher, random = Searcher(towers, documents, collapse), np.random.default_rng(9)
+    exact, partial = [], []
+    for number in range(1_250):
+        request = {
+            "k": int(random.choice([1, 2, 10, 100, 500])),
+            "weight": float(random.choice([-1.0, 0.0, 0.05, 0.5, 3.0])),
+            "min_score": float(random.choice([-1.0, -1.0, 0.2, 0.8])),
+            "country": str(random.choice(["", "", "us", "jp", "fr"])),
+            "effort": int(random.choice([0, 1, ALL_PARTITIONS, ALL_PARTITIONS])),
+        }
+        texts = [" ".join(random.choice([*WORDS, "", "none"], random.integers(1, 5))) for _ in range(4)]
+        shares = check(searcher, catalogue, texts, request, seed=number)
+        (exact if request["effort"] == ALL_PARTITIONS else partial).extend(shares)
+    if searcher.kind == "scann":
+        assert np.mean(exact) > 0.9
+    else:
+        assert np.min(exact) == 1
+    assert np.mean(partial) > 0.8

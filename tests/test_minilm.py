@@ -79,7 +79,7 @@ def test_a_run_without_positives_ranks_as_the_encoder(market: TinyMarket, tmp_pa
     ]
     out = tmp_path / "run"
     overrides = [images, *trigrams, "tokenizer.vocabulary_size=200"]
-    q2s_tf.train("pretrained", documents=market.documents, out=out, overrides=overrides)
+    q2s_tf.train("own_data", documents=market.documents, out=out, overrides=overrides)
     towers = q2s_tf.load(out)
     titles = [row["title"] for row in market.document_rows]
     documents = towers.encode_documents(
@@ -90,10 +90,10 @@ def test_a_run_without_positives_ranks_as_the_encoder(market: TinyMarket, tmp_pa
     expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(towers.encode_queries(titles) @ documents.T, expected @ expected.T, atol=1e-4)
     with pytest.raises(InputError, match="give both, or neither"):
-        q2s_tf.train("pretrained", documents=market.documents, positives=market.positives, out=tmp_path / "other")
+        q2s_tf.train("own_data", documents=market.documents, positives=market.positives, out=tmp_path / "other")
     with pytest.raises(InputError, match="only a config with a preset"):
         q2s_tf.train("marketplace", documents=market.documents, out=tmp_path / "other")
     assert not (tmp_path / "other").exists()
     with pytest.raises(InputError, match="--resume needs the --positives"):
-        q2s_tf.train("pretrained", documents=market.documents, out=out, overrides=overrides, resume=True)
+        q2s_tf.train("own_data", documents=market.documents, out=out, overrides=overrides, resume=True)
     np.testing.assert_array_equal(q2s_tf.load(out).encode_queries(["sofa"]), towers.encode_queries(["sofa"]))

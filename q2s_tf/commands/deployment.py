@@ -57,7 +57,7 @@ def export(
     ] = None,
     lexical_weight: Annotated[
         float | None,
-        Option(help="Default weight of BM25 beside the cosine, 0 for none. [default: chosen on --queries, or 0.2]"),
+        Option(help="Default weight of BM25 beside the cosine, 0 for none. [default: chosen on --queries, or 0.5]"),
     ] = None,
     keep: Keep = None,
 ) -> None:

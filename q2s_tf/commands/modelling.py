@@ -102,7 +102,7 @@ def distil(
     The new run has the document tower of the run, unchanged, and a query tower of 3-grams and two layers, which learns
     the query embeddings of the run. The config `distil` describes it. Prints quality, size and time of both.
 
-    Example: q2s distil --run runs/pretrained --documents data/documents.parquet
+    Example: q2s distil --run runs/own --documents data/documents.parquet
     --positives data/positives.parquet --validation data/judgements_validation.parquet --out runs/fast
     """
     from q2s_tf.evaluation.query_towers import compare_query_towers, query_towers_table

@@ -94,6 +94,11 @@ class Examples:
     def __len__(self) -> int:
         return self.num_positives
 
+    @property
+    def num_queries(self) -> int:
+        """Number of queries of the positives; queries that are equal after normalisation are one."""
+        return len(np.unique(self.group["group"][self.pairs["query"][: len(self)]]))
+
     def positives_per_batch(self, batch_size: int) -> int:
         """Number of positives in a batch; the other rows are pseudo-queries."""
         return min(max(1, round(batch_size * (1 - self.pseudo_share))), self.num_positives)

@@ -12,8 +12,8 @@ from q2s_tf.models import Towers, encode
 from q2s_tf.tables import Table
 from q2s_tf.text import normalise
 
-DEFAULT_WEIGHT = 0.2
-"""λ without judged queries. An unchanged pretrained encoder gains more from BM25, a model trained on a log less."""
+DEFAULT_WEIGHT = 0.5
+"""λ without judged queries: the best of `WEIGHTS` for a pretrained encoder. A model trained on a log may need less."""
 COLUMNS = {"title": 2.0, "description": 1.0}
 """The columns of the lexical index by default, and their weights."""
 WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8)
@@ -29,7 +29,7 @@ def default_columns(documents: Table) -> dict[str, float]:
 def choose_weight(
     towers: Towers, queries: Table, ids: np.ndarray, embeddings: np.ndarray, postings: Postings
 ) -> tuple[float, dict[str, float]]:
-    """Choose λ by recall@10 over the whole catalogue.
+    """Choose λ by recall@10 over the whole catalogue; see `nearest_weight`.
 
     Args:
         towers: The run.
@@ -39,8 +39,7 @@ def choose_weight(
         postings: Their posting lists.
 
     Returns:
-        λ, the smallest of the best, and recall@10 by λ. Without a query that has a relevant document: the default, and
-        nothing.
+        λ, and the mean recall@10 by λ. Without a query that has a relevant document: the default, and nothing.
     """
     table = queries.read()
     if "relevance" in queries.columns:
@@ -56,13 +55,28 @@ def choose_weight(
     vectors = encode(towers.query, judged.select(["query", "country"]))["embedding"]
     texts = normalise(tf.constant(judged["query"].fill_null("").to_pylist()))
     score = tf.function(LexicalIndex(postings, len(ids)).score, input_signature=[tf.TensorSpec([], tf.string)])
-    recalls = np.zeros(len(WEIGHTS))
+    recalls = np.empty((len(judged), len(WEIGHTS)))
     for number, relevant in enumerate(track(judged["row_distinct"].to_pylist(), "choosing the lexical weight")):
         sums, _, scale = score(texts[number])
         cosines, lexical = embeddings @ vectors[number], sums.numpy() * scale.numpy()
         for position, weight in enumerate(WEIGHTS):
             scores = cosines + weight * lexical
             best = np.argpartition(-scores, min(DEPTH, len(scores) - 1))[:DEPTH]
-            recalls[position] += np.isin(relevant, best).mean() / len(judged)
-    chosen = WEIGHTS[int(np.argmax(np.round(recalls, 6)))]
-    return chosen, dict(zip(map(str, WEIGHTS), np.round(recalls, 4).tolist(), strict=True))
+            recalls[number, position] = np.isin(relevant, best).mean()
+    means = dict(zip(map(str, WEIGHTS), np.round(recalls.mean(axis=0), 4).tolist(), strict=True))
+    return nearest_weight(recalls), means
+
+
+def nearest_weight(recalls: np.ndarray) -> float:
+    """Of `WEIGHTS`, the one nearest to the default whose mean recall is within a standard error of the best.
+
+    Few queries do not tell weights apart; the default then stays. The standard error is that of the difference to the
+    best weight by query.
+
+    Args:
+        recalls: float `[Q, W]`, recall of each query by weight.
+    """
+    losses = recalls[:, [np.argmax(recalls.mean(axis=0))]] - recalls
+    errors = losses.std(axis=0) / np.sqrt(len(recalls))
+    close = losses.mean(axis=0) <= errors + 1e-9
+    return min(np.array(WEIGHTS)[close].tolist(), key=lambda weight: abs(weight - DEFAULT_WEIGHT))

@@ -18,8 +18,11 @@ POSITIVE_SHARE = 0.95
 """A document with a higher cosine than this share of the positive's is no negative: many of these are relevant too."""
 HARDEST = 10
 """A negative is drawn from this many of the remaining documents, those with the highest cosines."""
+MIN_DOCUMENTS = 10_000
 MAX_DOCUMENTS = 200_000
-"""Of a larger catalogue, this many random documents and the positives are searched."""
+DOCUMENTS_PER_POSITIVE = 10
+"""Of a larger catalogue than these allow, random documents and the positives are searched: mining then takes about as
+long as the training of the epoch."""
 
 
 class HardNegatives(keras.callbacks.Callback):
@@ -56,8 +59,9 @@ class HardNegatives(keras.callbacks.Callback):
         self.examples, self.seed, self.workers, self.file = examples, seed, workers, file
         self._pairs = examples.pairs[: len(examples)]
         self._documents = np.arange(examples.num_documents)
-        if examples.num_documents > MAX_DOCUMENTS:
-            drawn = np.random.default_rng(seed).choice(examples.num_documents, MAX_DOCUMENTS, replace=False)
+        searched = int(np.clip(DOCUMENTS_PER_POSITIVE * len(examples), MIN_DOCUMENTS, MAX_DOCUMENTS))
+        if examples.num_documents > searched:
+            drawn = np.random.default_rng(seed).choice(examples.num_documents, searched, replace=False)
             self._documents = np.union1d(drawn, self._pairs["document"])
         self._queries, self._query = np.unique(self._pairs["query"], return_inverse=True)
         self._embed_queries = StoredEmbeddings(towers.query, examples.queries, self._queries)

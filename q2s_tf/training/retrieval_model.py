@@ -188,7 +188,8 @@ def compile_stage(model: RetrievalModel, stage: int, steps_per_epoch: int) -> No
     """Compiles a model as the config of its towers says: eq. 2 or 3 in stage 1, eq. 5 or 4 in stage 2."""
     config = model.config
     settings: Stage = config.stage1 if stage == 1 else config.stage2
-    rate = decaying_rate(settings.learning_rate, settings.warmup_steps, steps_per_epoch * settings.max_epochs)
+    steps = steps_per_epoch * settings.max_epochs
+    rate = decaying_rate(settings.learning_rate, min(settings.warmup_steps, steps // 4), steps)
     factors = model.learning_rate_factors(settings.text_learning_rate / settings.learning_rate)
     optimizer = LazyAdam(rate, clip_norm=config.clip_norm, learning_rate_factors=factors)
     if stage == 1:

@@ -204,7 +204,9 @@ def prepare_training(
     examples = build_examples(folder, towers, catalogue, pairs, teacher)
     _check_negative_rank(config, examples)
     console.print(
-        f"{len(examples):,} positives, {examples.num_documents:,} documents, {towers.count_params():,} weights"
+        f"training: {examples.num_queries:,} queries, {len(examples):,} positives; validation: "
+        f"{len(judged.queries['query']):,} queries, {len(relevant):,} pairs, {relevant.sum():,} of them relevant; "
+        f"{examples.num_documents:,} documents, {towers.count_params():,} weights"
     )
     head = None
     if examples.labels:
