@@ -31,7 +31,9 @@ def query_seconds(runs: Sequence[Path], queries: Sequence[str]) -> list[float]:
     """
     command = [sys.executable, "-m", __name__, *map(str, runs)]
     environment, asked = {**os.environ, **ENVIRONMENT}, json.dumps(queries)
-    done = subprocess.run(command, input=asked, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, input=asked, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
 
 
