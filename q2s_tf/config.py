@@ -80,7 +80,8 @@ class VectorsChannel(_Channel):
     kind: Literal["vectors"]
     dimension: Positive
     max_vectors: Positive = 5
-    hidden_dim: Positive = 128
+    hidden_dim: Annotated[int, Field(ge=0)] = 128
+    """Width of the hidden layer. 0 for none: the vectors are finished embeddings, whose cosines are kept at first."""
 
 
 Channel = Annotated[TrigramsChannel | CategoricalChannel | TextChannel | VectorsChannel, Field(discriminator="kind")]
@@ -171,16 +172,21 @@ class Blending(Section):
 
 
 class Distillation(Section):
-    """Distillation of a teacher into the text channels of the query tower; off without `teacher`."""
+    """Distillation of a teacher into the query tower; off without `teacher`."""
 
     teacher: Annotated[str, Field(min_length=1)] | None = None
-    """The teacher: a run directory, whose query embeddings are the targets, or a preset, whose text embeddings are."""
+    """The teacher: a run directory, whose query embeddings are the targets; a preset, whose text embeddings are; or a
+    table (a file) with the columns `query` and `embedding`."""
+    channels: Literal["text", "all"] = "text"
+    """What is compared with the teacher: the text channels of the query tower alone, or all of its channels."""
     weight: Rate = 1.0
     """Weight of the distillation loss in the stages."""
     pooling: Pooling = "mean"
     """Pooling of a preset."""
     epochs: Annotated[int, Field(ge=0)] = 0
     """Epochs of distillation alone, over the distinct queries, before stage 1. They are short; use many."""
+    batch_size: Positive = 768
+    """Queries of a batch in these epochs."""
     learning_rate: Rate = 1e-3
     """Learning rate of these epochs."""
 
@@ -286,7 +292,7 @@ class Config(Section):
             if unknown := set(weights) - set(self.groups(tower)):
                 names, groups = ", ".join(sorted(unknown)), ", ".join(self.groups(tower))
                 raise ValueError(f"blending.weights.{tower}: {names} is no group of its channels (groups: {groups})")
-        if self.distillation.teacher and not self.text_channels("query"):
+        if self.distillation.teacher and not self.distilled_channels():
             raise ValueError("distillation.teacher is given, but the query tower has no text channel that could learn")
         return self
 
@@ -318,6 +324,20 @@ class Config(Section):
     def text_channels(self, tower: str) -> dict[str, TextChannel]:
         """The channels of one tower that read a text through an encoder."""
         return {name: channel for name, channel in self.tower_channels(tower).items() if channel.kind == "text"}
+
+    def tower_encoders(self, tower: str) -> dict[str, Encoder]:
+        """The text encoders that the channels of one tower read."""
+        return {channel.encoder: self.encoders[channel.encoder] for channel in self.text_channels(tower).values()}
+
+    def distilled_channels(self) -> list[str]:
+        """The channels of the query tower that are compared with the teacher."""
+        text_only = self.distillation.channels == "text"
+        return list(self.text_channels("query") if text_only else self.tower_channels("query"))
+
+    def given_width(self) -> int | None:
+        """The width of document vectors that are passed through, by a `vectors` channel without hidden layer."""
+        channels = self.tower_channels("document").values()
+        return next((each.dimension for each in channels if each.kind == "vectors" and not each.hidden_dim), None)
 
     def longest_texts(self) -> dict[str, int]:
         """The largest `max_tokens` of each text encoder, over the channels of both towers that share it."""
@@ -370,13 +390,13 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise InputError(f"config {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"config {path}: not a TOML file in UTF-8: {error}") from None
+    return check_config(tables, str(path), overrides)
+
+
+def check_config(tables: dict[str, Any], source: str, overrides: Sequence[str] = ()) -> Config:
+    """Validates plain tables, after overrides as in `read_config`; an `InputError` names them as `source`."""
     for override in overrides:
         _override(tables, override)
-    return check_config(tables, str(path))
-
-
-def check_config(tables: dict[str, Any], source: str) -> Config:
-    """Validates plain tables as a `Config`; `source` names them in the `InputError` if they break a rule."""
     try:
         return Config.model_validate(tables)
     except ValidationError as error:

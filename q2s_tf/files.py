@@ -54,7 +54,7 @@ def find_files(path: str | Path, kind: str) -> TableFiles:
         files = {file for match in matches for file in ([match] if match.is_file() else match.rglob("*"))}
     if not path.is_file():
         files = [file for file in files if _is_part(file, root)]
-    formats_of = {file: format_of for file in sorted(files) if (format_of := _format(file))}
+    formats_of = {file: format_of for file in sorted(files) if (format_of := table_format(file))}
     if not formats_of:
         raise InputError(f"{kind} {path}: {reason}; give a file, folder or glob of {ACCEPTED}")
     first, *others = sorted(set(formats_of.values()))
@@ -64,7 +64,8 @@ def find_files(path: str | Path, kind: str) -> TableFiles:
     return TableFiles(list(formats_of), first, root)
 
 
-def _format(file: Path) -> str | None:
+def table_format(file: Path) -> str | None:
+    """The format of a table by its name, a value of `FORMATS`; None if the name ends in none of them."""
     name = file.name.lower()
     found = FORMATS.get(Path(name.removesuffix(".gz")).suffix)
     return None if found == "parquet" and name.endswith(".gz") else found

@@ -1,28 +1,33 @@
 """Distillation: the text channels of the query tower learn the embeddings of a teacher, which is not changed."""
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_market import TinyMarket
+from tiny_market import TinyMarket, market_tokenizer
 from tiny_presets import make_bert
 
 import q2s_tf
 from q2s_tf.config import Distillation, check_config, read_config
 from q2s_tf.errors import InputError
 from q2s_tf.examples.prepare import build_examples
+from q2s_tf.layers import aligned_projection
 from q2s_tf.losses import cosine_distillation
-from q2s_tf.models import aligned_projection, build_towers, encode, load_weights, read_tokenizers
+from q2s_tf.models import build_towers, encode, load_weights, read_tokenizers
 from q2s_tf.tables import open_documents, open_positives
 from q2s_tf.training import RetrievalModel, train
 from q2s_tf.training.distillation import read_teacher
 from q2s_tf.training.retrieval_model import compile_stage
 
+CONFIG = q2s_tf.CONFIGS / "distil.toml"
 QUERIES: dict[str, list[Any]] = {"query": ["red sofa", "Лампа", "", "ソファ"], "country": ["US", None, "US", "JP"]}
 TEXT_CHANNEL = '{ tower = "query", kind = "text", input = "query", encoder = "query", max_tokens = 8 }'
 SMALL = "{ num_layers = 1, num_heads = 2, hidden_dim = 16, intermediate_dim = 32, dropout = 0.0 }"
@@ -107,6 +112,120 @@ def test_an_unusable_teacher_is_refused(market: TinyMarket) -> None:
         check_config(tables, "test")
 
 
+# --- a table of embeddings
+
+WIDTH = 6
+
+
+def given(texts: list[str]) -> np.ndarray:
+    """Vectors of texts, as a service would give them: the sums of those of the words."""
+    words = [[np.random.default_rng(sum(map(ord, word))).normal(size=WIDTH) for word in text.split()] for text in texts]
+    return np.array([np.sum(vectors, axis=0) for vectors in words], np.float32)
+
+
+def write_vectors(path: Path, texts: list[str], vectors: Any) -> Path:
+    rows = [
+        {"query": text, "embedding": np.asarray(vector, float).tolist()}
+        for text, vector in zip(texts, vectors, strict=True)
+    ]
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix == ".tsv":
+        lines = ["query\tembedding", *(f"{row['query']}\t{json.dumps(row['embedding'])}" for row in rows)]
+        path.write_text("\n".join(lines), encoding="utf-8")
+    else:
+        path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "tsv", "jsonl"])
+def test_the_targets_of_a_table_are_its_vectors_in_the_space_of_given_document_vectors(
+    tmp_path: Path, suffix: str
+) -> None:
+    texts = ["Red  SOFA", "Лампа", "ソファ", "red sofa"]
+    vectors = given(texts)
+    vectors[3] = 9  # the same query again: the first one counts
+    path = write_vectors(tmp_path / f"queries.{suffix}", texts, vectors)
+    teacher = read_teacher(Distillation(teacher=str(path)), 8, WIDTH)
+    assert teacher is not None
+    found = teacher({"query": ["red sofa", "chair", None, "лампа", "ソファ"], "country": [None] * 5})
+    np.testing.assert_allclose(found, [vectors[0] @ kernel(), *np.zeros((2, 8)), *(vectors[1:3] @ kernel())], atol=1e-5)
+
+
+def kernel() -> np.ndarray:
+    return np.asarray(aligned_projection()((WIDTH, 8)))
+
+
+def test_given_document_vectors_keep_their_cosines(market: TinyMarket) -> None:
+    config = check_config(given_tables(market, Path("queries.tsv")), "test")
+    towers = build_towers(config, dict.fromkeys(config.encoders, market_tokenizer(market)))
+    vectors = unit(given([row["title"] for row in market.document_rows]))
+    embeddings = towers.encode_documents({"embedding": vectors[:, np.newaxis]})
+    np.testing.assert_allclose(embeddings @ embeddings.T, vectors @ vectors.T, atol=1e-5)
+    np.testing.assert_allclose(embeddings @ unit(vectors @ kernel()).T, vectors @ vectors.T, atol=1e-5)
+
+
+def given_tables(market: TinyMarket, teacher: Path) -> dict[str, Any]:
+    """The shipped config, smaller."""
+    tables = tomllib.loads(CONFIG.read_text(encoding="utf-8"))
+    tables["channels"]["vector"]["dimension"] = WIDTH
+    tables["channels"]["query_trigrams"]["buckets"] = 500
+    tables["encoders"]["student"] = {"num_layers": 1, "num_heads": 2, "hidden_dim": 32, "intermediate_dim": 64}
+    tables["distillation"] |= {"teacher": str(teacher), "epochs": 40, "batch_size": 16, "learning_rate": 0.01}
+    return tables | {"dimension": 8, "tokenizer": {"vocabulary_size": 200}, "stage1": {"max_epochs": 1}}
+
+
+def test_a_query_tower_learns_given_embeddings(market: TinyMarket, tmp_path: Path) -> None:
+    """The vectors of a query and of a product with the same title are equal, so that the product is found."""
+    titles = [row["title"] for row in market.document_rows]
+    rows = [
+        {**row, "embedding": vector.tolist()} for row, vector in zip(market.document_rows, given(titles), strict=True)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "documents.parquet")
+    teacher = write_vectors(tmp_path / "queries.parquet", titles, given(titles))
+    tables = given_tables(market, teacher)
+    tables["stage1"] |= {"learning_rate": 1e-12, "text_learning_rate": 1e-12, "batch_size": 16}
+    config = check_config(tables, "test")
+    train(config, tmp_path / "documents.parquet", market.positives, market.judgements, tmp_path / "run")
+    towers = q2s_tf.load(tmp_path / "run")
+    documents = towers.encode_documents({"embedding": given(titles)[:, np.newaxis]})
+    queries = towers.encode_queries(titles)
+    assert np.mean(np.sum(queries * documents, axis=1)) > 0.7
+    assert np.mean(np.argmax(queries @ documents.T, axis=1) == np.arange(len(titles))) > 0.5
+
+
+@pytest.mark.parametrize(
+    ("vectors", "message"),
+    [
+        ([[1.0, 2.0], [1.0]], "must be a list of vectors of 2 finite numbers.*got a vector of 1"),
+        ([[1.0, 2.0], [1.0, float("nan")]], "finite numbers.*got nan"),
+        ([[1.0, 2.0], []], "got a vector of 0"),
+        ([[[1.0, 2.0]], [[1.0, 2.0], [3.0, 4.0]]], "query 'лампа': needs one embedding"),
+    ],
+)
+def test_a_table_with_other_vectors_is_refused(tmp_path: Path, vectors: Any, message: str) -> None:
+    path = write_vectors(tmp_path / "queries.parquet", ["sofa", "лампа"], vectors)
+    with pytest.raises(InputError, match=message):
+        read_teacher(Distillation(teacher=str(path)), 8, 2)
+
+
+def test_an_unusable_table_is_refused(market: TinyMarket, run: Path, tmp_path: Path) -> None:
+    path = write_vectors(tmp_path / "queries.parquet", ["sofa", "лампа"], [[1.0, 2.0], [1.0, 2.0, 3.0]])
+    with pytest.raises(InputError, match="query 'лампа': needs one embedding, as wide as that of the first query"):
+        read_teacher(Distillation(teacher=str(path)), 8)
+    with pytest.raises(InputError, match=r"absent\.tsv: there is no such file"):
+        read_teacher(Distillation(teacher=str(tmp_path / "absent.tsv")), 8)
+    with pytest.raises(InputError, match="needs the column embedding"):
+        read_teacher(Distillation(teacher=str(market.positives)), 8)
+    other = write_vectors(tmp_path / "other.parquet", ["nothing like it"], given(["x"]))
+    config = read_config(run / "config.toml", [f'distillation.teacher="{other}"'])
+    towers = build_towers(config, read_tokenizers(run, config))
+    catalogue = open_documents(market.documents, config.tower_inputs("document"), config.vector_inputs())
+    teacher = read_teacher(config.distillation, 16)
+    with pytest.raises(InputError, match=r"other\.parquet has an embedding for none of the"):
+        build_examples(tmp_path / "stores", towers, catalogue, open_positives(market.positives), teacher)
+
+
 # --- in training
 
 
@@ -166,6 +285,7 @@ def test_before_stage_1_only_the_text_channels_learn(
 ) -> None:
     encoder = "{ num_layers = 1, num_heads = 2, hidden_dim = 32, intermediate_dim = 64, dropout = 0 }"
     before = [f'distillation.teacher="{run}"', "distillation.epochs=100", "distillation.learning_rate=0.01"]
+    before += ["distillation.batch_size=16"]
     still = ["stage1.max_epochs=1", "stage1.learning_rate=1e-12", "stage1.text_learning_rate=1e-12"]
     overrides = [f"channels.query_text={TEXT_CHANNEL}", f"encoders.query={encoder}", *before, *still]
     config = read_config(market.lean_config, overrides)

@@ -196,6 +196,17 @@ def test_deep_sets_is_its_equation() -> None:
         np.testing.assert_allclose(expected, hidden @ outer + outer_bias, atol=1e-5)
 
 
+def test_deep_sets_without_a_hidden_layer_sums_and_keeps_cosines() -> None:
+    layer = DeepSets(hidden_dim=0, dimension=7)
+    vectors = np.random.default_rng(8).normal(size=(4, 2, 5)).astype(np.float32)
+    vectors[0, 1] = 0
+    sums, result = vectors.sum(axis=1), np.asarray(layer(vectors))
+    np.testing.assert_allclose(result @ result.T, sums @ sums.T, atol=1e-4)
+    again = DeepSets.from_config(layer.get_config())
+    again.build(vectors.shape)
+    np.testing.assert_array_equal(again(vectors), result)
+
+
 def deep_sets() -> DeepSets:
     keras.utils.set_random_seed(5)
     layer = DeepSets(hidden_dim=8, dimension=4)

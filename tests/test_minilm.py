@@ -49,7 +49,7 @@ def test_a_small_query_tower_learns_from_the_minilm_of_the_document_tower(market
     """All six layers in the document tower, and as the teacher of a small encoder; the run is read in a new process."""
     query = '{ tower = "query", kind = "text", input = "query", encoder = "query", max_tokens = 8 }'
     small = "encoders.query={ num_layers = 1, num_heads = 2, hidden_dim = 32, intermediate_dim = 64, dropout = 0.0 }"
-    distillation = f'distillation={{ teacher = "{MINILM}", epochs = 40, learning_rate = 0.01 }}'
+    distillation = f'distillation={{ teacher = "{MINILM}", epochs = 40, batch_size = 16, learning_rate = 0.01 }}'
     overrides = (f"channels.query_text={query}", small, "dimension=384", distillation, *SLOW_RATES)
     fixed = ("encoders.own.num_layers=6", "encoders.own.trainable=false")
     towers = train_pretrained(market, MINILM, tmp_path / "run", *overrides, *fixed)

@@ -320,15 +320,15 @@ def test_of_two_trainings_that_start_together_the_first_is_undisturbed(
     train_module = importlib.import_module("q2s_tf.training.train")
     second: list[InputError] = []
     prepare: Callable[..., None] = train_module._prepare_run
-    refuse = train_module._refuse_existing
+    refuse = train_module.refuse_existing
 
     def start_the_second(*arguments: Any) -> None:
-        monkeypatch.setattr(train_module, "_refuse_existing", lambda run: None)
+        monkeypatch.setattr(train_module, "refuse_existing", lambda run: None)
         (run / "mine.txt").write_text("mine")
         with pytest.raises(InputError, match="another process trains in it") as refused:
             train_lean(market, run, ["stage1.max_epochs=1"])
         second.append(refused.value)
-        monkeypatch.setattr(train_module, "_refuse_existing", refuse)
+        monkeypatch.setattr(train_module, "refuse_existing", refuse)
         monkeypatch.setattr(train_module, "_prepare_run", prepare)
         prepare(*arguments)
 

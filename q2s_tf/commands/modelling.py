@@ -24,6 +24,9 @@ RelevantAt = Annotated[
 RecallRelevantAt = Annotated[
     float | None, Option(min=-1000, max=1000, help="The same for recall and MRR over the catalogue.")
 ]
+Overrides = Annotated[
+    list[str] | None, Option("--set", help="Overrides a key of the config: stage1.batch_size=512. May be repeated.")
+]
 Stage = Annotated[int | None, Option(min=1, max=2, help="Weights of this stage. [default: the last one]")]
 
 
@@ -56,9 +59,7 @@ def train(
     validation: Annotated[
         Path | None, Option(help="Judgements, or later positives; they choose the best epoch. Goes with --positives.")
     ] = None,
-    set_: Annotated[
-        list[str] | None, Option("--set", help="Overrides a key of the config: stage1.batch_size=512. May be repeated.")
-    ] = None,
+    set_: Overrides = None,
     tokenizer: Annotated[
         Path | None, Option(help="The tokenizer.model of another run. [default: trained on the data]")
     ] = None,
@@ -82,6 +83,33 @@ def train(
             command = shlex.join([*sys.argv, *([] if resume else ["--resume"])])
             cli.console.print(f"interrupted; this continues after the last complete epoch: {command}", markup=False)
         raise
+
+
+def distil(
+    run: Run,
+    documents: Documents,
+    validation: Annotated[
+        Path, Option(help="Judgements, or later positives; they choose the best epoch and are measured at the end.")
+    ],
+    out: Annotated[Path, Option(help="The run directory to create.")],
+    positives: Annotated[
+        Path | None, Option(help="Pairs whose queries are learned. [default: only queries made from titles]")
+    ] = None,
+    set_: Overrides = None,
+) -> None:
+    """Distil the query tower of a run into a small, fast one.
+
+    The new run has the document tower of the run, unchanged, and a query tower of 3-grams and two layers, which learns
+    the query embeddings of the run. The config `distil` describes it. Prints quality, size and time of both.
+
+    Example: q2s distil --run runs/own --documents data/documents.parquet
+    --positives data/positives.parquet --validation data/judgements_validation.parquet --out runs/fast
+    """
+    from q2s_tf.evaluation.query_towers import compare_query_towers, query_towers_table
+    from q2s_tf.training.distil_run import distil_run
+
+    distil_run(run, documents, positives, validation, out, set_ or [])
+    Console().print(query_towers_table(compare_query_towers(run, out, documents, validation)))
 
 
 def evaluate(

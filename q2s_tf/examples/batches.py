@@ -201,22 +201,22 @@ class Examples:
 
         return generated(first, batches, steps)
 
-    def distillation_dataset(self, batch_size: int, seed: tuple[int, ...]) -> tf.data.Dataset:
-        """Distinct queries and their teacher embeddings: inputs of the query tower and `[B, D]`, shuffled."""
-        total, size = len(self.queries), min(batch_size, len(self.queries))
-        epochs = iter(range(1 << 30))
+    def distillation_dataset(self, batch_size: int, seed: int) -> tf.data.Dataset:
+        """The distinct queries that have a teacher embedding: inputs of the query tower and `[B, D]`, shuffled."""
+        if (teacher := self.teacher) is None:
+            raise ValueError("there is no teacher")
+        taught = np.flatnonzero(teacher.lengths(np.arange(len(teacher))))
+        size, epochs = min(batch_size, len(taught)), iter(range(1 << 30))
 
         def read(rows: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
-            if self.teacher is None:
-                raise ValueError("there is no teacher")
-            return self.queries.read(rows), self.teacher.read(rows)[:, 0]
+            return self.queries.read(rows), teacher.read(rows)[:, 0]
 
         def batches() -> Iterator[Any]:
-            order = np.random.default_rng((*seed, next(epochs))).permutation(total)
-            for start in range(0, total - size + 1, size):
+            order = np.random.default_rng((seed, 0, next(epochs))).permutation(taught)
+            for start in range(0, len(taught) - size + 1, size):
                 yield read(np.sort(order[start : start + size]))
 
-        return generated(read(np.zeros(1, np.int64)), batches, total // size)
+        return generated(read(taught[:1]), batches, len(taught) // size)
 
 
 def batch_signature(batch: Any) -> Any:

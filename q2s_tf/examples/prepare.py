@@ -61,9 +61,14 @@ class TableScan:
         }
 
     def texts(self) -> Iterator[str]:
-        """Reads the table once: yields every text of a channel, normalised, and sets the attributes at the end."""
+        """Reads the table once: yields every text of a channel, normalised, and sets the attributes at the end.
+
+        Titles are among the texts if pseudo-queries are made from them.
+        """
         channels = self.config.tower_channels(self.side)
-        inputs = sorted({channel.input for channel in channels.values() if channel.kind in ("text", "trigrams")})
+        inputs = {channel.input for channel in channels.values() if channel.kind in ("text", "trigrams")}
+        if self.side == "document" and self.config.pseudo_queries.per_document:
+            inputs.add("title")
         ids = []
         batches = self.table.num_batches(8_192)
         for batch in track(self.table.batches(), f"reading {self.table.kind}", batches):
@@ -71,7 +76,7 @@ class TableScan:
                 ids.append(batch.column("document_id"))
             for name, counter in self._values.items():
                 counter.update(filter(None, _normalised(batch.column(channels[name].input))))
-            for name in inputs:
+            for name in sorted(inputs):
                 yield from filter(None, _normalised(batch.column(name)))
         if self.side == "document":
             self.document_ids = unique_ids(ids, self.table)
@@ -98,7 +103,7 @@ def build_examples(
     folder: Path,
     towers: Towers,
     documents: Table,
-    positives: Table,
+    positives: Table | None,
     teacher: Teacher | None = None,
 ) -> Examples:
     """Stores everything that training reads: the second pass.
@@ -107,11 +112,13 @@ def build_examples(
         folder: folder of the stores, which is emptied first.
         towers: their preprocessors are applied.
         documents: the catalogue.
-        positives: the pairs; those whose document is not in the catalogue are left out and counted on the console.
+        positives: the pairs; those whose document is not in the catalogue are left out and counted on the console. None
+            for pseudo-queries alone.
         teacher: embeds every distinct query.
 
     Raises:
-        InputError: no positive with a document of the catalogue, or image vectors of another width.
+        InputError: no positive with a document of the catalogue, image vectors of another width, or a teacher without
+            an embedding for any query.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -120,13 +127,13 @@ def build_examples(
         document_rows = _store_documents(folder / "documents", towers.document, documents, join)
         num_documents = len(document_rows)
         query_rows = _store_queries(folder / "queries", towers.query, positives, join)
-        teacher_rows = _store_teacher(folder / "teacher", teacher, config.dimension, join) if teacher else None
+        teacher_rows = _store_teacher(folder / "teacher", teacher, config, join) if teacher else None
         fields = [("query", "i4"), ("document", "i4"), ("weight", "f4")]
         pairs = _save(folder / "pairs", join, f"{_PAIRS} ORDER BY pseudo, position", fields)
         group = _save(folder / "groups", join, _GROUPS, [("group", "i8")])
         known = _save(folder / "known", join, _KNOWN.format(num_documents=num_documents), [("known", "i8")])
         countries = _countries(join) if config.stage2.negatives == "same_country" else {}
-        num_positives = _count_positives(join, positives, documents)
+        num_positives = _count_positives(join, positives, documents) if positives else 0
     (folder / "join.duckdb").unlink()
     share = config.pseudo_queries.batch_share if len(pairs) > num_positives else 0.0
     real = pairs[:num_positives]
@@ -234,7 +241,7 @@ def pseudo_query(title: str, generator: random.Random) -> str:
     return " ".join(words[position] for position in sorted(positions))
 
 
-def _store_queries(folder: Path, tower: Tower, positives: Table, join: duckdb.DuckDBPyConnection) -> TowerRows:
+def _store_queries(folder: Path, tower: Tower, positives: Table | None, join: duckdb.DuckDBPyConnection) -> TowerRows:
     """Stores the distinct queries; creates the tables `positives`, `texts` (as typed) and `normal` (normalised)."""
     join.execute("""
         CREATE SEQUENCE positions;
@@ -242,7 +249,7 @@ def _store_queries(folder: Path, tower: Tower, positives: Table, join: duckdb.Du
             query VARCHAR, country VARCHAR, document_id VARCHAR, weight DOUBLE, pseudo BOOLEAN DEFAULT false,
             position BIGINT DEFAULT nextval('positions'))""")
     columns = ("query", "country", "document_id", "weight")
-    for batch in positives.batches():
+    for batch in positives.batches() if positives else ():
         _insert(join, f"positives ({', '.join(columns)})", *(batch.column(name) for name in columns))
     join.execute(
         "INSERT INTO positives (query, country, document_id, pseudo) SELECT *, true FROM pseudo WHERE query <> ''"
@@ -262,7 +269,7 @@ def _store_queries(folder: Path, tower: Tower, positives: Table, join: duckdb.Du
     return _store(folder, tower, inputs())
 
 
-def _store_teacher(path: Path, teacher: Teacher, dimension: int, join: duckdb.DuckDBPyConnection) -> RowReader:
+def _store_teacher(path: Path, teacher: Teacher, config: Config, join: duckdb.DuckDBPyConnection) -> RowReader:
     """Stores the teacher embeddings of the rows of `texts`."""
     total = join.execute("SELECT count(*) FROM texts").fetchall()[0][0]
     batches = join.sql("SELECT text AS query, country FROM texts ORDER BY query").to_arrow_reader(4_096)
@@ -271,7 +278,16 @@ def _store_teacher(path: Path, teacher: Teacher, dimension: int, join: duckdb.Du
         vectors = teacher({name: batch.column(name).to_pylist() for name in ("query", "country")})
         writer.append(vectors.astype(np.float32)[:, np.newaxis])
     writer.close()
-    return RowReader(path, np.float32, dimension)
+    rows = RowReader(path, np.float32, config.dimension)
+    taught = int(np.count_nonzero(rows.lengths(np.arange(total))))
+    if not taught:
+        raise InputError(
+            f"distillation.teacher: {config.distillation.teacher} has an embedding for none of the {total:,} queries: "
+            "give a table with the queries of the positives"
+        )
+    if taught < total:
+        console.print(f"{total - taught:,} of {total:,} queries have no teacher embedding")
+    return rows
 
 
 def _store(folder: Path, tower: Tower, inputs: Iterator[dict[str, tf.Tensor]]) -> TowerRows:

@@ -1,5 +1,6 @@
 """Keras layers of the towers: preprocessing of raw inputs, one layer for each kind of channel, and the fusion."""
 
+from q2s_tf.layers.aligned_projection import aligned_projection
 from q2s_tf.layers.attention_fusion import AttentionFusion
 from q2s_tf.layers.deep_sets import DeepSets
 from q2s_tf.layers.preprocessing import CategoryIds, TextNormalization, TokenIds, TrigramIds, VectorSet
@@ -16,4 +17,5 @@ __all__ = [
     "TrigramEmbedding",
     "TrigramIds",
     "VectorSet",
+    "aligned_projection",
 ]

@@ -5,6 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from q2s_tf.layers.aligned_projection import aligned_projection
 from q2s_tf.layers.configured_layer import ConfiguredLayer
 
 
@@ -12,10 +13,11 @@ from q2s_tf.layers.configured_layer import ConfiguredLayer
 class DeepSets(ConfiguredLayer):
     """Pools any number of vectors into one, independently of their order: φ = ρ(Σⱼ g(xⱼ)).
 
-    g is a dense layer with GELU that all vectors share, ρ is a dense layer.
+    g is a dense layer with GELU that all vectors share, ρ is a dense layer. Without g, φ = ρ(Σⱼ xⱼ), and ρ is at first
+    the `aligned_projection`, which keeps cosines.
 
     Args:
-        hidden_dim: width of g.
+        hidden_dim: width of g; 0 for no g.
         dimension: D, width of the output.
 
     Source: Zaheer et al., Deep Sets, NeurIPS 2017, eq. 2. Que2Search applies it to up to five image vectors.
@@ -26,13 +28,16 @@ class DeepSets(ConfiguredLayer):
         self.supports_masking = True
         self.hidden_dim = hidden_dim
         self.dimension = dimension
-        self.shared = keras.layers.Dense(hidden_dim, activation="gelu", dtype=self.dtype_policy, name="shared")
-        self.projection = keras.layers.Dense(dimension, dtype=self.dtype_policy, name="projection")
+        options = {"dtype": self.dtype_policy}
+        self.shared = keras.layers.Dense(hidden_dim, "gelu", name="shared", **options) if hidden_dim else None
+        initializer = "glorot_uniform" if hidden_dim else aligned_projection()
+        self.projection = keras.layers.Dense(dimension, kernel_initializer=initializer, name="projection", **options)
 
     def build(self, vectors_shape: tuple[Any, ...]) -> None:
-        """Builds both dense layers for vectors `[batch, M, I]`."""
-        self.shared.build(vectors_shape)
-        self.projection.build((vectors_shape[0], self.hidden_dim))
+        """Builds the dense layers for vectors `[batch, M, I]`."""
+        if self.shared:
+            self.shared.build(vectors_shape)
+        self.projection.build((vectors_shape[0], self.hidden_dim or vectors_shape[2]))
 
     def call(self, vectors: Any, mask: Any = None) -> Any:
         """Pools vectors.
@@ -46,7 +51,8 @@ class DeepSets(ConfiguredLayer):
         """
         if mask is None:
             mask = ops.any(vectors != 0, axis=-1)
-        return self.projection(ops.sum(self.shared(vectors) * ops.cast(mask, vectors.dtype)[..., None], axis=1))
+        hidden = self.shared(vectors) if self.shared else vectors
+        return self.projection(ops.sum(hidden * ops.cast(mask, vectors.dtype)[..., None], axis=1))
 
     def compute_mask(self, vectors: Any, mask: Any = None) -> None:
         """No mask: the set axis is summed out."""

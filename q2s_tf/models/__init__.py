@@ -22,7 +22,7 @@ from q2s_tf.models.run_directory import (
     read_tokenizers,
     save_weights,
 )
-from q2s_tf.models.towers import Tower, Towers, aligned_projection, build_towers
+from q2s_tf.models.towers import Tower, Towers, build_towers
 
 __all__ = [
     "ENCODER_TOKENIZER",
@@ -31,7 +31,6 @@ __all__ = [
     "STAGE_WEIGHTS",
     "Tower",
     "Towers",
-    "aligned_projection",
     "build_towers",
     "copy_weights",
     "embed_catalogue",

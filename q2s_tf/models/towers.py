@@ -20,19 +20,9 @@ from q2s_tf.layers import (
     TrigramEmbedding,
     TrigramIds,
     VectorSet,
+    aligned_projection,
 )
 from q2s_tf.models.plain_data import as_columns, encode, text_tensor, vector_tensor
-
-ALIGNED_SEED = 3
-"""Seed of every `aligned_projection`, independent of the seed of the run."""
-
-
-def aligned_projection() -> keras.initializers.Initializer:
-    """Initializer of the projection of a pretrained encoder: orthogonal, and the same in both towers.
-
-    The cosines of the encoder's vectors are kept if D is at least their width, and approximately otherwise.
-    """
-    return keras.initializers.Orthogonal(seed=ALIGNED_SEED)
 
 
 @keras.saving.register_keras_serializable(package="q2s_tf")
@@ -110,7 +100,7 @@ class Tower(keras.Model):
             for name, channel in self.channels.items()
         }
         self.fusion = self.fusion_class(dtype="float32", name="fusion")
-        self.normalization = keras.layers.UnitNormalization(dtype="float32", name="embedding")
+        self.normalization = keras.layers.UnitNormalization(dtype="float32", name="unit_length")
         embedding, weights = self.fuse(*self.encode_channels(self.preprocessor(raw_inputs)))
         outputs = {"embedding": embedding, "channel_weights": weights}
         super().__init__(raw_inputs, outputs, **{"name": f"{side}_tower", **kwargs})

@@ -84,7 +84,7 @@ class EpochMetrics(keras.callbacks.Callback):
 
     Args:
         validate: computes the validation metric, by its name in logs.
-        pairs_per_epoch: number of rows of an epoch, for the speed; None to leave it out.
+        pairs_per_epoch: number of pairs of an epoch, for their speed; None to leave it out.
     """
 
     def __init__(self, validate: Callable[[], dict[str, float]], pairs_per_epoch: int | None = None):
@@ -97,11 +97,11 @@ class EpochMetrics(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any) -> None:
         """Adds the validation metric, `seconds` and `pairs_per_second`."""
-        seconds = time.perf_counter() - self.begin
+        logs["seconds"] = time.perf_counter() - self.begin
+        if self.pairs_per_epoch is not None:
+            logs["pairs_per_second"] = self.pairs_per_epoch / logs["seconds"]
         with console.status("validating"):
             logs |= self.validate()
-        if self.pairs_per_epoch is not None:
-            logs |= {"seconds": seconds, "pairs_per_second": self.pairs_per_epoch / seconds}
 
 
 class EpochRecord(keras.callbacks.Callback):
@@ -110,16 +110,18 @@ class EpochRecord(keras.callbacks.Callback):
     The file has one JSON object a line. Lines of epochs that an interruption has undone are removed.
 
     Args:
+        trained: the model whose weights are saved.
         history: the complete epochs of the stage; new ones are appended.
         stage: number of the stage.
         steps: number of steps of an epoch.
         path: the `metrics.jsonl`; None to write nothing, in a worker that is not the chief.
-        best: file of the weights of the towers in the best epoch.
+        best: file of the weights in the best epoch.
     """
 
-    def __init__(self, history: History, stage: int, steps: int, path: Path | None, best: Path):
+    def __init__(self, trained: keras.Model, history: History, stage: int, steps: int, path: Path | None, best: Path):
         super().__init__()
-        self.history, self.stage, self.steps, self.path, self.best = history, stage, steps, path, best
+        self.trained, self.history, self.stage, self.steps = trained, history, stage, steps
+        self.path, self.best = path, best
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Records and prints an epoch; `InputError` if its loss is not finite."""
@@ -131,11 +133,12 @@ class EpochRecord(keras.callbacks.Callback):
             )
         self.record(epoch + 1, entry)
         metric = validation_metric(self.history)
+        recall = f", batch recall@1 {entry['batch_recall@1']:.3f}" if "batch_recall@1" in entry else ""
+        speed = f", {entry['pairs_per_second']:.0f} pairs/s" if "pairs_per_second" in entry else ""
         console.print(
-            f"stage {self.stage} epoch {epoch + 1}: loss {entry['loss']:.4f}, batch recall@1 "
-            f"{entry['batch_recall@1']:.3f}, validation {metric} {entry[VALIDATION.format(metric)]:.4f}"
-            f"{'' if epochs_since_best(self.history) else ' (best)'}, {entry['seconds']:.0f} s, "
-            f"{entry['pairs_per_second']:.0f} pairs/s"
+            f"stage {self.stage} epoch {epoch + 1}: loss {entry['loss']:.4f}{recall}, validation {metric} "
+            f"{entry[VALIDATION.format(metric)]:.4f}{'' if epochs_since_best(self.history) else ' (best)'}, "
+            f"{entry['seconds']:.0f} s{speed}"
         )
 
     def record(self, epoch: int, metrics: dict[str, Any]) -> None:
@@ -145,7 +148,7 @@ class EpochRecord(keras.callbacks.Callback):
             return
         if not epochs_since_best(self.history):
             self.best.parent.mkdir(exist_ok=True)
-            save_weights(self.model.towers, self.best)
+            save_weights(self.trained, self.best)
         others = [entry for entry in read_history(self.path) if entry["stage"] != self.stage]
         with atomic_write(self.path) as partial:
             partial.write_text("".join(f"{json.dumps(entry)}\n" for entry in [*others, *self.history]))

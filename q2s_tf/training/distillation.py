@@ -1,42 +1,57 @@
-"""Distillation: the query tower's text channels are trained towards the query embeddings of a teacher."""
+"""Distillation: the query tower is trained towards the query embeddings of a teacher."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+import pyarrow.compute as pc
+import tensorflow as tf
 from keras import ops
 
 from q2s_tf.cli import console
 from q2s_tf.config import Distillation
-from q2s_tf.examples.batches import Examples
+from q2s_tf.errors import InputError
 from q2s_tf.examples.prepare import Teacher
+from q2s_tf.files import table_format
+from q2s_tf.layers import aligned_projection
 from q2s_tf.losses import cosine_distillation
-from q2s_tf.models import Tower, aligned_projection, encode, load, preset_towers
+from q2s_tf.models import Tower, encode, load, preset_towers
+from q2s_tf.tables import Table
+from q2s_tf.text import normalise
 from q2s_tf.training.callbacks import StepProgress
 from q2s_tf.training.optimizer import LazyAdam, decaying_rate
 from q2s_tf.training.workers import Workers
 
 
-def read_teacher(settings: Distillation, dimension: int) -> Teacher | None:
-    """The teacher of a config, or None: the query tower of a run, or a query tower that has only the text of a preset.
+def read_teacher(settings: Distillation, dimension: int, width: int | None = None) -> Teacher | None:
+    """The teacher of a config, or None: a run, a preset, whose only channel is the text, or a table of embeddings.
 
-    The vectors of a preset are projected by `aligned_projection`, the initial projection of pretrained encoders: the
-    query tower then learns the space in which such a document tower starts. So are embeddings of a run with another D.
+    The vectors of a preset or of a table are projected by `aligned_projection`, the initial projection of pretrained
+    encoders and of given vectors: the query tower then learns the space in which such a document tower starts. So are
+    embeddings of a run with another D.
 
     Args:
         settings: the teacher, and the pooling of a preset.
         dimension: D of the towers to train.
+        width: width of the embeddings of a table; that of the first one by default.
 
     Raises:
-        InputError: neither a trained run nor a preset that can be read.
+        InputError: neither a trained run, nor a table, nor a preset that can be read.
     """
     if settings.teacher is None:
         return None
-    is_run = (Path(settings.teacher) / "config.toml").is_file()
-    towers = load(settings.teacher) if is_run else preset_towers(settings.teacher, settings.pooling, dimension)
-    tower = towers.query
+    path = Path(settings.teacher)
+    if path.is_file() or table_format(path):
+        return _table_teacher(path, dimension, width)
+    is_run = (path / "config.toml").is_file()
+    tower = load(path).query if is_run else preset_towers(settings.teacher, settings.pooling, dimension).query
+    return tower_teacher(tower, dimension)
+
+
+def tower_teacher(tower: Tower, dimension: int) -> Teacher:
+    """A query tower as the teacher of a tower of another dimension D, or of the same one."""
     width = tower.config.dimension
     kernel = None if width == dimension else np.asarray(aligned_projection()((width, dimension)))
 
@@ -47,49 +62,65 @@ def read_teacher(settings: Distillation, dimension: int) -> Teacher | None:
     return embed
 
 
-def distil(tower: Tower, examples: Examples, workers: Workers) -> float:
-    """Trains the text channels of a query tower on every distinct query, before stage 1.
+def _table_teacher(path: Path, dimension: int, width: int | None) -> Teacher:
+    """The projected embeddings of a table by normalised query. Of equal queries the first one counts."""
+    data = Table(path, "teacher", ["query", "embedding"], vectors={"embedding": width}).read().drop_null()
+    texts, embeddings = data["query"].to_pylist(), data["embedding"].combine_chunks()
+    counts, widths = (pc.list_value_length(lists).to_numpy() for lists in (embeddings, embeddings.flatten()))
+    bad = np.append(np.flatnonzero(counts != 1), np.flatnonzero(widths != widths[:1]))
+    if not texts or len(bad):
+        query = f"query {texts[bad[0]]!r}: " if texts else ""
+        raise InputError(f"teacher {path}: {query}needs one embedding, as wide as that of the first query")
+    vectors = embeddings.flatten().flatten().to_numpy().reshape(len(texts), -1)
+    projected = vectors @ np.asarray(aligned_projection()((vectors.shape[1], dimension)))
+    projected = np.append(projected, np.zeros((1, dimension), np.float32), axis=0)  # at −1, of other queries
+    normal = normalise(tf.constant(texts)).numpy()
+    rows = dict(zip(reversed(normal), reversed(range(len(normal))), strict=True))
 
-        loss = mean of 1 − cos(q with its text channels only, teacher)
+    def embed(columns: Mapping[str, list[Any]]) -> np.ndarray:
+        queries = normalise(tf.constant([query or "" for query in columns["query"]])).numpy()
+        return projected[[rows.get(query, -1) for query in queries]]
+
+    return embed
+
+
+def distil(
+    tower: Tower, dataset: tf.data.Dataset, workers: Workers, callbacks: Sequence[keras.callbacks.Callback] = ()
+) -> None:
+    """Trains a query tower on queries and their teacher embeddings, without documents.
+
+        loss = mean of 1 − cos(q, teacher), with q of the channels in `distillation.channels`
 
     A small encoder needs many more steps for this than the stages have. Nothing else is trained.
 
     Args:
         tower: the query tower, trained in place.
-        examples: with teacher embeddings.
+        dataset: `Examples.distillation_dataset`.
         workers: the processes of the training.
-
-    Returns:
-        The mean loss of the last epoch.
+        callbacks: of the fit.
     """
     config, settings = tower.config, tower.config.distillation
     with workers.strategy.scope():
-        student = text_student(tower)
-        dataset = examples.distillation_dataset(config.stage1.batch_size, (config.seed, 0))
-        dataset = dataset.map(lambda inputs, teacher: ({name: inputs[name] for name in student.input}, teacher))
-        steps = len(dataset)
-        rate = decaying_rate(settings.learning_rate, steps // 4, steps * settings.epochs)
+        student = query_student(tower)
+        rate = decaying_rate(settings.learning_rate, len(dataset) // 4, len(dataset) * settings.epochs)
         student.compile(
             LazyAdam(rate, clip_norm=config.clip_norm),
             loss=lambda teacher, vectors: cosine_distillation(vectors, teacher, reduction="none"),
             jit_compile=False,
         )
     history = keras.callbacks.History()
-    workers.fit(student, dataset, settings.epochs, [StepProgress("distillation", settings.epochs), history])
-    loss = history.history["loss"][-1]
-    console.print(f"distillation done: mean cosine {1 - loss:.3f} after {settings.epochs} epochs")
-    return loss
+    callbacks = [StepProgress("distillation", settings.epochs), *callbacks, history]
+    workers.fit(student, dataset, settings.epochs, callbacks)
+    cosine = 1 - history.history["loss"][-1]
+    console.print(f"distillation done: mean cosine {cosine:.3f} after {settings.epochs} epochs")
 
 
-def text_student(tower: Tower) -> keras.Model:
-    """A model of the text channels of a tower: from their ids to the unit mean of their vectors, `[batch, D]`.
+def query_student(tower: Tower) -> keras.Model:
+    """A query tower as a model of preprocessed inputs, whose embedding `[batch, D]` is of `distillation.channels` only.
 
-    It shares its weights with the tower.
+    It shares its weights with the tower. The other channels are masked, so that their gradients are 0.
     """
-    inputs, vectors = {}, []
-    for name, channel in tower.config.text_channels(tower.side).items():
-        inputs[name] = keras.Input((None,), dtype="int32", name=name)
-        present = ops.cast(ops.any(inputs[name] != 0, axis=1, keepdims=True), "float32")
-        vector = tower.channel_layers[name](tower.text_encoders[channel.encoder](inputs[name]))
-        vectors.append(present * ops.cast(vector, "float32"))
-    return keras.Model(inputs, tower.normalization(ops.sum(ops.stack(vectors), axis=0)), name="text_student")
+    inputs = {name: keras.Input((None,), dtype="int32", name=name) for name in tower.channels}
+    vectors, mask = tower.encode_channels(inputs)
+    distilled = [name in tower.config.distilled_channels() for name in tower.channels]
+    return keras.Model(inputs, tower.fuse(vectors, ops.logical_and(mask, distilled))[0], name="query_student")

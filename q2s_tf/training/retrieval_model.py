@@ -24,7 +24,7 @@ class RetrievalModel(keras.Model):
     """Trains two towers with in-batch negatives through a retrieval task of TensorFlow Recommenders.
 
         loss = L(q, d) + Σ_g w_g·L(q, d with the channels of group g only in their tower) + w_head·head(d)
-            + w_distillation·(1 − cos(q with its text channels only, teacher))
+            + w_distillation·(1 − cos(q with the channels of `distillation.channels` only, teacher))
 
     L is the loss of the stage. The sum over groups is gradient blending (eq. 6): channel vectors are computed once and
     fused once more for each group. A row without any channel of a group has no part in the loss of the group.
@@ -132,7 +132,7 @@ class RetrievalModel(keras.Model):
             loss = losses.query_classification(logits, batch["labels"], reduction=self.reduction)
             parts["head_loss"] = self.config.head.weight * loss
         if "teacher" in batch:
-            student = self.fuse("query", *channels["query"], only=list(self.config.text_channels("query")))
+            student = self.fuse("query", *channels["query"], only=self.config.distilled_channels())
             loss = losses.cosine_distillation(student, batch["teacher"], reduction=self.reduction)
             parts["distillation_loss"] = self.config.distillation.weight * loss
         return parts, embeddings

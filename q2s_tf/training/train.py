@@ -1,13 +1,9 @@
 """Training as a whole: tokenizer, stage 1 and stage 2, into a run directory."""
 
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import duckdb
 import keras
 
 from q2s_tf.cli import console
@@ -16,7 +12,7 @@ from q2s_tf.errors import InputError
 from q2s_tf.evaluation.judgements import read_judgements, relevant_pairs
 from q2s_tf.examples.batches import Examples
 from q2s_tf.examples.prepare import TableScan, build_examples
-from q2s_tf.files import atomic_write, exclusive
+from q2s_tf.files import atomic_write
 from q2s_tf.models import (
     ENCODER_TOKENIZER,
     RUN_TOKENIZER,
@@ -47,6 +43,7 @@ from q2s_tf.training.callbacks import (
 )
 from q2s_tf.training.distillation import distil, read_teacher
 from q2s_tf.training.hard_negatives import HardNegatives
+from q2s_tf.training.new_run import refuse_existing, run_directory
 from q2s_tf.training.retrieval_model import RetrievalModel, classification_head, compile_stage
 from q2s_tf.training.validation import Validation
 from q2s_tf.training.workers import Workers
@@ -57,8 +54,6 @@ EXAMPLES = "examples-{}"
 CHECKPOINTS = "checkpoints"
 NEGATIVES = "hard_negatives"
 """File of the hard negatives of an epoch, among the checkpoints, for the workers that are not the chief."""
-LOCK = "training.lock"
-"""File that the process that trains in a run directory locks."""
 
 
 def train(
@@ -97,7 +92,7 @@ def train(
     """
     workers = Workers()
     if workers.chief and not resume:
-        _refuse_existing(run)
+        refuse_existing(run)
     if positives is None or validation is None:
         if resume:
             raise InputError(f"run {run}: --resume needs the --positives and the --validation of the training")
@@ -105,11 +100,12 @@ def train(
     with workers.lost_worker_errors():
         if resume:
             config = _resumed_config(config, run)
-        with _run_directory(run, workers.chief, resume):
+        with run_directory(run, workers.chief, resume):
             prepared = prepare_training(config, documents, positives, validation, run, tokenizer, resume, workers)
             towers, config = prepared.towers, prepared.towers.config
             if prepared.undistilled:
-                distil(towers.query, prepared.examples, workers)
+                batch_size = config.distillation.batch_size
+                distil(towers.query, prepared.examples.distillation_dataset(batch_size, config.seed), workers)
             for stage in (1, 2) if config.stage2.max_epochs else (1,):
                 converged = _train_stage(stage, run, prepared, workers)
                 if stage == 1 and config.stage2.max_epochs and not (converged or config.stage2.unconverged):
@@ -134,7 +130,7 @@ def _start_from_encoders(
             "pretrained: give --positives and --validation, or another --config"
         )
     catalogue = open_documents(documents, config.tower_inputs("document"), config.vector_inputs())
-    with _run_directory(run, chief=True, resume=False):
+    with run_directory(run, chief=True, resume=False):
         _prepare_run(config, run, [TableScan(config, "document", catalogue)], tokenizer, resume=False)
         config = read_run_config(run)
         towers = build_towers(config, read_tokenizers(run, config))
@@ -204,7 +200,7 @@ def prepare_training(
     else:
         load_pretrained(towers)
     folder = run / EXAMPLES.format(workers.index)
-    teacher = read_teacher(config.distillation, config.dimension)
+    teacher = read_teacher(config.distillation, config.dimension, config.given_width())
     examples = build_examples(folder, towers, catalogue, pairs, teacher)
     _check_negative_rank(config, examples)
     console.print(
@@ -242,7 +238,7 @@ def _train_stage(stage: int, run: Path, prepared: Prepared, workers: Workers) ->
     if recorded and recorded[-1]["epoch"] > complete + 1:
         raise InputError(f"run {run}: the last backup of stage {stage} is missing: train into a new --out")
     history = [entry for entry in recorded if entry["epoch"] <= complete]
-    record = EpochRecord(history, stage, steps, metrics if workers.chief else None, best)
+    record = EpochRecord(towers, history, stage, steps, metrics if workers.chief else None, best)
 
     def validate() -> dict[str, float]:
         return {validation.name: workers.broadcast(validation.value)}
@@ -286,41 +282,6 @@ def _train_stage(stage: int, run: Path, prepared: Prepared, workers: Workers) ->
     return epochs_since_best(history) >= settings.patience
 
 
-@contextmanager
-def _run_directory(run: Path, chief: bool, resume: bool) -> Iterator[None]:
-    """Creates a run directory and keeps other trainings out of it; the chief of several workers does.
-
-    After an error a new run directory in which no stage has begun is removed; an empty one that existed is kept. After
-    Ctrl-C it is kept if it can be resumed.
-
-    Raises:
-        InputError: another process trains in it, or it cannot be written, for example because the disk is full.
-    """
-    if not chief:
-        yield
-        return
-    existed = run.exists()
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        message = f"run {run}: another process trains in it: wait for it to end, or train into another --out"
-        with exclusive(run / LOCK, message):
-            try:
-                yield
-            except BaseException as error:
-                resumable = isinstance(error, KeyboardInterrupt) and (run / "config.toml").is_file()
-                if not (resume or resumable or read_history(run / "metrics.jsonl")):
-                    shutil.rmtree(run, ignore_errors=True)
-                    if existed:
-                        run.mkdir(exist_ok=True)
-                raise
-    except (OSError, duckdb.IOException) as error:
-        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
-        raise InputError(
-            f"run {run}: cannot be written: {reason.splitlines()[0]}: make room or choose another disk, then train "
-            "again, with --resume if the folder exists"
-        ) from error
-
-
 def _prepare_run(config: Config, run: Path, scans: list[TableScan], tokenizer: Path | None, resume: bool) -> None:
     """Writes the config and the tokenizers of a run, in one pass over the catalogue and one over the positives."""
     if tokenizer and not tokenizer.is_file():
@@ -355,11 +316,6 @@ def _check_negative_rank(config: Config, examples: Examples) -> None:
             f"stage2.negative_rank is {stage2.negative_rank}, but a batch of the {len(examples):,} positives has only "
             f"{rows - 1} other documents, so that no query would have a negative: lower it"
         )
-
-
-def _refuse_existing(run: Path) -> None:
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise InputError(f"run {run}: exists and is not empty: give another --out, or --resume to continue it")
 
 
 def _resumed_config(config: Config, run: Path) -> Config:
