@@ -254,7 +254,7 @@ def recorded_batches(examples: Examples, batch_size: int) -> list[list[int]]:
     numbers: list[list[int]] = []
 
     class Recorder(Examples):
-        def batch(self, chosen: np.ndarray) -> dict[str, Any]:
+        def batch(self, chosen: np.ndarray, hard_negatives: np.ndarray | None = None) -> dict[str, Any]:
             numbers.append(chosen.tolist())
             return {}
 
