@@ -22,6 +22,7 @@ from q2s_tf.config import FORMAT, IMAGES
 from q2s_tf.errors import InputError
 from q2s_tf.models import Towers, encode
 from q2s_tf.serving.export import export
+from q2s_tf.serving.lexical_weight import DEFAULT_WEIGHT
 from q2s_tf.serving.versions import SERVABLES
 
 DIMENSION = 16
@@ -189,7 +190,9 @@ def test_hybrid_scores_add_bm25_to_the_cosines(
         found = [int(name.decode()[1:]) for name in answer["document_id"][number] if name]
         embedding, lexical = (answer[f"{part}_score"][number][: len(found)] for part in ("embedding", "lexical"))
         np.testing.assert_allclose(embedding, vectors["document"][found] @ query, atol=1e-5)
-        np.testing.assert_allclose(answer["score"][number][: len(found)], embedding + 0.2 * lexical, atol=1e-5)
+        np.testing.assert_allclose(
+            answer["score"][number][: len(found)], embedding + DEFAULT_WEIGHT * lexical, atol=1e-5
+        )
         for document, score in zip(found, lexical, strict=True):
             row = market.document_rows[document]
             text = f"{row['title'] or ''} {row['description'] or ''}".lower()

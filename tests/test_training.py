@@ -179,8 +179,8 @@ config, documents, positives, validation, run = map(Path, sys.argv[1:6])
 moment, stage, epoch, resume = sys.argv[6], int(sys.argv[7]), int(sys.argv[8]), sys.argv[9] == "resume"
 batches, write_backup = Examples.batches, EpochBackups.on_epoch_end
 
-def batches_until_the_kill(self, batch_size, seed):
-    for number, batch in enumerate(batches(self, batch_size, seed)):
+def batches_until_the_kill(self, batch_size, seed, hard_negatives):
+    for number, batch in enumerate(batches(self, batch_size, seed, hard_negatives)):
         if (moment, *seed[1:]) == ("batch", stage, epoch) and number == 8:
             os._exit(77)
         yield batch

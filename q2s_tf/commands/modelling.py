@@ -131,10 +131,10 @@ def evaluate(
         ),
     ] = None,
 ) -> None:
-    """Evaluate a run, say whether to deploy it, and write a report.
+    """Evaluate a run and say whether to deploy it.
 
     ROC AUC, nDCG, MRR and recall with intervals and slices: of BM25, of an unmodified encoder, of the run, and of both
-    with BM25 added. The HTML report needs the extra `report`; without it, only the metrics are written.
+    with BM25 added. Also writes a report, in HTML with the extra `report`.
 
     Example: q2s evaluate --run runs/first --documents data/documents.parquet
     --judgements data/judgements_test.parquet --out runs/first/evaluation
