@@ -32,8 +32,14 @@ CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
 @pytest.fixture(scope="module")
 def evaluation(run: Path, market: TinyMarket, tmp_path_factory: pytest.TempPathFactory) -> RunEvaluation:
-    """The tiny run on a catalogue with hostile titles and a hostile query with a low recall."""
+    """The tiny run on a catalogue with hostile titles and a hostile query with a low recall.
+
+    Its epochs are as if recall@100 had chosen the best one.
+    """
     folder = tmp_path_factory.mktemp("hostile")
+    run = shutil.copytree(run, folder / "run")
+    epochs = (run / "metrics.jsonl").read_text(encoding="utf-8")
+    (run / "metrics.jsonl").write_text(epochs.replace("val_roc_auc", "val_recall@100"), encoding="utf-8")
     documents = [{**row, "title": f"{row['title']} {HOSTILE}"} for row in market.document_rows]
     # The query has twelve relevant documents, so that its recall@10 cannot be 1.
     hostile = [{"query": HOSTILE, "country": "US", "document_id": f"d{at:02}", "relevance": 2.0} for at in range(12)]
@@ -52,6 +58,10 @@ def report(evaluation: RunEvaluation, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture(scope="module")
 def analysis(evaluation: RunEvaluation) -> Analysis:
     return analyse(evaluation)
+
+
+def test_the_learning_curves_are_of_the_validation_metric_of_the_run(report: Path) -> None:
+    assert "validation recall@100" in Page(report).text
 
 
 class Page(HTMLParser):

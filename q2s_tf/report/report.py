@@ -69,6 +69,7 @@ def _make_context(evaluation: RunEvaluation) -> dict[str, Any]:
         "slice_systems": (MODEL, LEXICAL),
         "max_slices": MAX_SLICES,
         "charts": _make_charts(results, found, metrics),
+        "validation": next((name for line in found.curves for name in line if name.startswith("val_")), ""),
         "limits": analysis,
         "version": q2s_tf.__version__,
         "plotly_js": Markup(get_plotlyjs()),
