@@ -183,7 +183,8 @@ def test_the_guide_does_what_it_says(workplace: Path, running: list[subprocess.P
         )  # fmt: skip
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         printed.append(done.stdout)
-    for name in ("data/positives.parquet", "data/later_positives.parquet", "runs/own/stage1.weights.h5", "runs/fast/stage1.weights.h5",
+    for name in ("data/positives.parquet", "data/later_positives.parquet", "runs/own/stage1.weights.h5",
+                 "runs/fast/stage1.weights.h5",
                  "runs/own/evaluation/metrics.json", "saved_models/retriever/1/saved_model.pb"):  # fmt: skip
         assert (workplace / name).is_file(), name
     answer = next(text for text in printed if "rank" in text and "title" in text)

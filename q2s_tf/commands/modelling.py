@@ -36,7 +36,7 @@ def demo(
     listings: Annotated[int, Option(min=1, max=10_000_000, help="Size of the generated catalogue.")] = 8_000,
     seed: Annotated[int, Option(min=0, max=2**32 - 1, help="Seed of the generated marketplace.")] = 1,
 ) -> None:
-    """Run all steps on a generated marketplace, about 6 minutes.
+    """Run all steps on a generated marketplace, about 8 minutes.
 
     Log, positives, training, export, evaluation, server, queries. Without the extra `report` there is no HTML report,
     without the extra `server` no server and no queries.
