@@ -8,8 +8,8 @@ and at least 20, chooses epochs and fusion weights. The systems on the test quer
 - `zero-shot`: the pretrained encoder of the config, unchanged;
 - `fine-tuned`: the same encoder after one epoch with in-batch negatives on the same pairs, or unchanged if that is
   better on the validation queries;
-- `zero-shot + BM25`, `fine-tuned + BM25`: cos + w · BM25 / max BM25, with the w of the best recall@10 on the validation
-  queries;
+- `zero-shot + BM25`, `fine-tuned + BM25`: cos + w · BM25 / max BM25, with w chosen on the validation queries as export
+  chooses it;
 - `embeddings`, `hybrid`: the run of the config, and what its retriever returns, with the weight that export chooses.
 
 The values of a query are averaged over the subsets, and differences are tested by a bootstrap over queries.
@@ -40,7 +40,7 @@ from q2s_tf.evaluation.system_metrics import SystemMetrics, measure_systems
 from q2s_tf.index.postings import build_postings, count_words
 from q2s_tf.models import Towers, embed_catalogue, encode
 from q2s_tf.serving.export import to_bytes
-from q2s_tf.serving.lexical_weight import WEIGHTS, choose_weight, default_columns
+from q2s_tf.serving.lexical_weight import WEIGHTS, choose_weight, default_columns, nearest_weight
 from q2s_tf.tables import Table, open_documents, open_judgements
 
 OURS = "hybrid"
@@ -126,7 +126,8 @@ class Experiment:
                 cosines = self.cosines(each, vectors, self.judged)
                 yield OURS, (cosine + weight * share for cosine, share in zip(cosines, part, strict=True))
             else:
-                weight = max(WEIGHTS, key=lambda weight: self.recall(self.fused(each, vectors, judged, weight), judged))
+                recalls = [self.recalls(self.fused(each, vectors, judged, weight), judged) for weight in WEIGHTS]
+                weight = nearest_weight(np.stack(recalls, axis=1))
                 yield f"{name} + BM25", self.fused(each, vectors, self.judged, weight)
 
     def cosines(self, towers: Towers, vectors: np.ndarray, judged: Judgements) -> Iterator[np.ndarray]:
@@ -139,11 +140,11 @@ class Experiment:
         for cosines, row in zip(self.cosines(towers, vectors, judged), words, strict=True):
             yield cosines + weight * row / max(row.max(), 1e-9)
 
-    def recall(self, rows: Iterator[np.ndarray], judged: Judgements) -> float:
-        """Mean recall@10 of rows of scores."""
+    def recalls(self, rows: Iterator[np.ndarray], judged: Judgements) -> np.ndarray:
+        """Recall@10 of each query with a relevant document, by its scores of every document."""
         best = [top_k(row, 10) for row in rows]
         pairs = zip(judged.by_query(), best, strict=True)
-        return float(np.mean([np.isin(judged.document[pair], ten).mean() for pair, ten in pairs if len(pair)]))
+        return np.array([np.isin(judged.document[pair], ten).mean() for pair, ten in pairs if len(pair)])
 
 
 def main(
@@ -171,7 +172,8 @@ def main(
             values = folder / "per_query.json"
             if not values.is_file():
                 per_query = experiment.measure(folder, size, number)
-                write_json({s: {m: v.tolist() for m, v in each.items()} for s, each in per_query.items()}, values)
+                lists = {s: {m: v.tolist() for m, v in each.items()} for s, each in per_query.items()}
+                values.write_text(json.dumps(lists))  # NaN where a query has no value
             measured.append(json.loads(values.read_text()))
         results[size] = summarise(measured, experiment.judged)
         write_json(results, out / "small_data.json")
