@@ -253,6 +253,11 @@ class Evaluation(Section):
     validation_metric: Literal["roc_auc", "ndcg@10", "recall@100"] = "roc_auc"
     """Chooses the best epoch of a stage and its end. recall@100 embeds the whole catalogue after each epoch."""
 
+    @property
+    def recall_grade(self) -> float:
+        """Lowest grade of a relevant document in recall over the catalogue."""
+        return self.relevant_at if self.recall_relevant_at is None else self.recall_relevant_at
+
 
 class Config(Section):
     """Everything that defines a model and its training."""

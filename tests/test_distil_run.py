@@ -25,7 +25,7 @@ QUERIES: dict[str, list[Any]] = {"query": ["red sofa", "Лампа", "", "ソフ
 
 @pytest.fixture(scope="module")
 def large(market: TinyMarket, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose towers share a pretrained encoder."""
+    """A run whose towers share a pretrained encoder, with longer queries than titles."""
     folder = tmp_path_factory.mktemp("large")
     make_bert(folder / "preset")
     text = {"kind": "text", "encoder": "text", "max_tokens": 12}
@@ -35,7 +35,7 @@ def large(market: TinyMarket, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "tokenizer": {"vocabulary_size": 200},
         "encoders": {"text": {"preset": str(folder / "preset"), "pooling": "mean"}},
         "channels": {
-            "query_words": {"tower": "query", "input": "query", **text},
+            "query_words": {"tower": "query", "input": "query", **text, "max_tokens": 16},
             "title_text": {"tower": "document", "input": "title", **text},
         },
     }

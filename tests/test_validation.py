@@ -9,22 +9,22 @@ from sklearn.metrics import ndcg_score, roc_auc_score
 from tiny_market import TinyMarket, filled_config, market_tokenizer, random_towers
 
 from q2s_tf.errors import InputError
-from q2s_tf.evaluation.judgements import Judgements, read_judgements
+from q2s_tf.evaluation.judgements import Judgements
 from q2s_tf.examples.stored_rows import store_rows
 from q2s_tf.models import Towers, read_ids
 from q2s_tf.tables import open_documents, open_judgements
 from q2s_tf.training import validation
-from q2s_tf.training.validation import Validation
+from q2s_tf.training.validation import Validation, read_validation
 
 
-def make(market: TinyMarket, folder: Path, metric: str) -> tuple[Towers, Judgements, Validation]:
-    config = filled_config(market, f"evaluation.validation_metric={metric}")
+def make(market: TinyMarket, folder: Path, metric: str, *overrides: str) -> tuple[Towers, Judgements, Validation]:
+    config = filled_config(market, f"evaluation.validation_metric={metric}", *overrides)
     towers = random_towers(config, market_tokenizer(market))
     documents = open_documents(market.documents, towers.config.tower_inputs("document"), towers.config.vector_inputs())
-    judged = read_judgements(open_judgements(market.judgements), read_ids(documents), 0)
+    judged, relevant = read_validation(open_judgements(market.judgements), read_ids(documents), config)
     raw = tf.data.Dataset.from_tensor_slices(towers.document.as_inputs(documents.read())).batch(7)
     rows = store_rows(folder / "documents", towers.document, raw)
-    return towers, judged, Validation(towers, judged, judged.relevant(2.0), rows, folder / "validation")
+    return towers, judged, Validation(towers, judged, relevant, rows, folder / "validation")
 
 
 @pytest.fixture
@@ -65,16 +65,22 @@ def test_ndcg_is_the_mean_of_the_queries_that_have_one(market: TinyMarket, score
     assert validate() == {"val_ndcg@10": pytest.approx(np.mean(values), abs=1e-6)}
 
 
+@pytest.mark.parametrize(("overrides", "grade"), [((), 2), (("evaluation.recall_relevant_at=1",), 1)])
 def test_recall_ranks_the_whole_catalogue(
-    market: TinyMarket, scores: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    overrides: tuple[str, ...],
+    grade: int,
+    market: TinyMarket,
+    scores: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Over the first five documents: 100 would be all of them."""
     monkeypatch.setattr(validation, "DEPTH", 5)
     values = []
     for row, cosines in zip(grades(market), scores, strict=True):
-        if (row >= 2).any():
-            values.append((row[np.argsort(-cosines)[:5]] >= 2).sum() / (row >= 2).sum())
-    _, _, validate = make(market, tmp_path, "recall@100")
+        if (row >= grade).any():
+            values.append((row[np.argsort(-cosines)[:5]] >= grade).sum() / (row >= grade).sum())
+    _, _, validate = make(market, tmp_path, "recall@100", *overrides)
     assert validate() == {"val_recall@100": pytest.approx(np.mean(values), abs=1e-6)}
 
 

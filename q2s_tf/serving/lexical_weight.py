@@ -43,9 +43,7 @@ def choose_weight(
     """
     table = queries.read()
     if "relevance" in queries.columns:
-        grades = towers.config.evaluation
-        least = grades.relevant_at if grades.recall_relevant_at is None else grades.recall_relevant_at
-        table = table.filter(pc.greater_equal(table["relevance"], least))
+        table = table.filter(pc.greater_equal(table["relevance"], towers.config.evaluation.recall_grade))
     rows = pc.index_in(table["document_id"].cast(pa.binary()), value_set=pa.array(ids, pa.binary()))
     table = table.append_column("row", rows).filter(pc.is_valid(rows))
     judged = table.group_by(["query", "country"], use_threads=False).aggregate([("row", "distinct")])

@@ -9,7 +9,6 @@ import q2s_tf
 from q2s_tf.cli import console
 from q2s_tf.config import Blending, Config, check_config, read_config, save_config
 from q2s_tf.errors import InputError
-from q2s_tf.evaluation.judgements import read_judgements, relevant_pairs
 from q2s_tf.examples.prepare import TableScan, build_examples
 from q2s_tf.models import (
     ENCODER_TOKENIZER,
@@ -26,7 +25,7 @@ from q2s_tf.text import train_tokenizer
 from q2s_tf.training.callbacks import EpochMetrics, EpochRecord, History
 from q2s_tf.training.distillation import distil, tower_teacher
 from q2s_tf.training.new_run import refuse_existing, run_directory
-from q2s_tf.training.validation import Validation
+from q2s_tf.training.validation import Validation, read_validation
 from q2s_tf.training.workers import Workers
 
 STUDENT = q2s_tf.CONFIGS / "distil.toml"
@@ -72,12 +71,11 @@ def distil_run(
         scans = [scan, TableScan(config, "query", pairs)] if pairs else [scan]
         _write_tokenizers(config, scans, run, out)
         towers = build_towers(config, read_tokenizers(out, config))
+        # An encoder that the query tower shared may have more positions than the documents need.
         for weight, given in zip(towers.document.weights, source.document.weights, strict=True):
-            weight.assign(given)
+            weight.assign(given.numpy()[tuple(map(slice, weight.shape))])
         towers.document.trainable = False  # its encoders are then computed once for each document
-        judged = read_judgements(judgements, scan.document_ids, config.seed)
-        grade, remedy = config.evaluation.relevant_at, "set evaluation.relevant_at"
-        relevant = relevant_pairs(judged, grade, str(validation), remedy)
+        judged, relevant = read_validation(judgements, scan.document_ids, config)
         teacher = tower_teacher(source.query, config.dimension)
         examples = build_examples(folder, towers, catalogue, pairs, teacher)
         validate = Validation(towers, judged, relevant, examples.documents, folder / "validation")

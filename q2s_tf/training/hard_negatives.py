@@ -21,8 +21,8 @@ HARDEST = 10
 MIN_DOCUMENTS = 10_000
 MAX_DOCUMENTS = 200_000
 DOCUMENTS_PER_POSITIVE = 10
-"""Of a larger catalogue than these allow, random documents and the positives are searched: mining then takes about as
-long as the training of the epoch."""
+"""A larger catalogue is sampled: so many random documents for each positive, and the positives, are searched. Mining
+then takes about as long as the training of the epoch."""
 
 
 class HardNegatives(keras.callbacks.Callback):

@@ -9,7 +9,6 @@ import keras
 from q2s_tf.cli import console
 from q2s_tf.config import Config, save_config
 from q2s_tf.errors import InputError
-from q2s_tf.evaluation.judgements import read_judgements, relevant_pairs
 from q2s_tf.examples.batches import Examples
 from q2s_tf.examples.prepare import TableScan, build_examples
 from q2s_tf.files import atomic_write
@@ -45,7 +44,7 @@ from q2s_tf.training.distillation import distil, read_teacher
 from q2s_tf.training.hard_negatives import HardNegatives
 from q2s_tf.training.new_run import refuse_existing, run_directory
 from q2s_tf.training.retrieval_model import RetrievalModel, classification_head, compile_stage
-from q2s_tf.training.validation import Validation
+from q2s_tf.training.validation import Validation, read_validation
 from q2s_tf.training.workers import Workers
 
 EXAMPLES = "examples-{}"
@@ -188,8 +187,7 @@ def prepare_training(
         _prepare_run(config, run, scans, tokenizer, resume)
     else:
         scans[0].read()
-    judged = read_judgements(judgements, scans[0].document_ids, config.seed)
-    relevant = relevant_pairs(judged, config.evaluation.relevant_at, str(judgements.path), "set evaluation.relevant_at")
+    judged, relevant = read_validation(judgements, scans[0].document_ids, config)
     workers.barrier()
     config = read_run_config(run)
     with workers.strategy.scope():

@@ -3,19 +3,36 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import tensorflow as tf
 
+from q2s_tf.config import Config
 from q2s_tf.errors import InputError
-from q2s_tf.evaluation.judgements import Judgements
+from q2s_tf.evaluation.judgements import Judgements, read_judgements, relevant_pairs
 from q2s_tf.evaluation.metrics import as_run, ndcg, retrieval, roc_auc
 from q2s_tf.evaluation.rankers import cosine_rows, top_k
 from q2s_tf.examples.stored_rows import TowerRows, store_rows
 from q2s_tf.models import Towers
+from q2s_tf.tables import Table
 from q2s_tf.training.callbacks import VALIDATION
 from q2s_tf.training.stored_embeddings import BATCH, StoredEmbeddings
 
 DEPTH = 100
 """Documents of a query that recall reads."""
+
+
+def read_validation(judgements: Table, document_ids: pa.Array, config: Config) -> tuple[Judgements, np.ndarray]:
+    """The judged pairs, and which of them are relevant for the validation metric, bool `[J]`.
+
+    Raises:
+        InputError: no usable pair; none that is relevant; except for recall, none that is irrelevant.
+    """
+    settings = config.evaluation
+    recall = settings.validation_metric == "recall@100"
+    judged = read_judgements(judgements, document_ids, config.seed)
+    key = "recall_relevant_at" if recall and settings.recall_relevant_at is not None else "relevant_at"
+    grade = settings.recall_grade if recall else settings.relevant_at
+    return judged, relevant_pairs(judged, grade, str(judgements.path), f"set evaluation.{key}", not recall)
 
 
 class Validation:
