@@ -28,7 +28,8 @@ from rich.console import Console
 from typer import Option
 
 from q2s_tf import cli
-from q2s_tf.config import Config, check_config, read_config
+from q2s_tf.config import Config
+from q2s_tf.config_files import check_config, read_config
 from q2s_tf.errors import InputError
 from q2s_tf.files import atomic_write
 

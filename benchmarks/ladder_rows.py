@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-from q2s_tf.config import Config, check_config
+from q2s_tf.config import Config
+from q2s_tf.config_files import check_config
 from q2s_tf.errors import InputError
 
 

@@ -68,7 +68,8 @@ def train(
     `config` is a TOML file, the name of a shipped config (`marketplace`), or a `Config`; `overrides` are `key=value`
     for keys of a config that is read from a file: `stage1.batch_size=512`.
     """
-    from q2s_tf.config import Config, read_config
+    from q2s_tf.config import Config
+    from q2s_tf.config_files import read_config
 
     if not isinstance(config, Config):
         config = read_config(find_config(config), overrides)

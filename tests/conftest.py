@@ -50,7 +50,7 @@ def market(tmp_path_factory: pytest.TempPathFactory) -> TinyMarket:
 @pytest.fixture(scope="session")
 def trained(market: TinyMarket, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, "Towers"]:
     """A run directory of both stages with every kind of channel, and the towers that training returned."""
-    from q2s_tf.config import read_config
+    from q2s_tf.config_files import read_config
     from q2s_tf.training import train
 
     run = tmp_path_factory.mktemp("runs") / "tiny"

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from tiny_market import CONFIG
 
-from q2s_tf.config import IMAGES, Config, check_config, read_config, save_config
+from q2s_tf.config import IMAGES, Config
+from q2s_tf.config_files import check_config, read_config, save_config
 from q2s_tf.errors import InputError
 
 

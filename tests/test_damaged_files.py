@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_market import CONFIG
 
-from q2s_tf.config import read_config
+from q2s_tf.config_files import read_config
 from q2s_tf.errors import InputError
 from q2s_tf.tables import open_documents
 

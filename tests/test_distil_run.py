@@ -12,7 +12,7 @@ from tiny_market import TinyMarket, judged_auc
 from tiny_presets import make_bert
 
 import q2s_tf
-from q2s_tf.config import check_config, read_config
+from q2s_tf.config_files import check_config, read_config
 from q2s_tf.errors import InputError
 from q2s_tf.models import Towers, build_towers, encode, read_run_config, read_tokenizers
 from q2s_tf.training import train

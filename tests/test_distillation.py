@@ -16,7 +16,8 @@ from tiny_market import TinyMarket, market_tokenizer
 from tiny_presets import make_bert
 
 import q2s_tf
-from q2s_tf.config import Distillation, check_config, read_config
+from q2s_tf.config import Distillation
+from q2s_tf.config_files import check_config, read_config
 from q2s_tf.errors import InputError
 from q2s_tf.examples.prepare import build_examples
 from q2s_tf.layers import aligned_projection

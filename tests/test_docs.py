@@ -17,7 +17,7 @@ import typer
 from own_data import write_own_data
 
 from q2s_tf.commands import app
-from q2s_tf.config import read_config
+from q2s_tf.config_files import read_config
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent

@@ -21,7 +21,7 @@ from sklearn.metrics import roc_auc_score
 from tiny_market import TinyMarket
 from tiny_presets import make_bert, tower_config
 
-from q2s_tf.config import read_config
+from q2s_tf.config_files import read_config
 from q2s_tf.errors import InputError
 from q2s_tf.evaluation import evaluate as evaluate_module
 from q2s_tf.evaluation.collection import MODEL, rank_documents, score_documents

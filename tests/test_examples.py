@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_market import TinyMarket
 
-from q2s_tf.config import read_config
+from q2s_tf.config_files import read_config
 from q2s_tf.errors import InputError
 from q2s_tf.examples import batches as examples_module
 from q2s_tf.examples.batches import Examples, frequent_queries, shuffled

@@ -17,7 +17,7 @@ import typer
 
 from q2s_tf import cli
 from q2s_tf.commands import app
-from q2s_tf.config import read_config
+from q2s_tf.config_files import read_config
 from q2s_tf.errors import InputError
 
 ROOT = Path(__file__).parents[1]

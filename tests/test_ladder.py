@@ -14,7 +14,8 @@ from xml.etree import ElementTree
 import pytest
 from tiny_market import CONFIG, TinyMarket
 
-from q2s_tf.config import Config, read_config
+from q2s_tf.config import Config
+from q2s_tf.config_files import read_config
 from q2s_tf.errors import InputError
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"

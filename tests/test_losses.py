@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_market import TinyMarket
 
-from q2s_tf.config import read_config
+from q2s_tf.config_files import read_config
 from q2s_tf.losses import (
     binary_cross_entropy,
     cosine_distillation,

@@ -11,7 +11,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from q2s_tf.config import read_config
+from q2s_tf.config_files import read_config
 from q2s_tf.models import build_towers, read_tokenizers
 from q2s_tf.training import RetrievalModel
 from q2s_tf.training.optimizer import LazyAdam, decaying_rate

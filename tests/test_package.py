@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import q2s_tf
 from q2s_tf import cli, extras
 from q2s_tf.commands import COMMANDS, app
-from q2s_tf.config import read_config
+from q2s_tf.config_files import read_config
 
 ROOT = Path(__file__).parents[1]
 

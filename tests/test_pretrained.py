@@ -29,7 +29,7 @@ from tiny_presets import (
 )
 
 import q2s_tf
-from q2s_tf.config import check_config
+from q2s_tf.config_files import check_config
 from q2s_tf.errors import InputError
 from q2s_tf.examples.stored_rows import store_rows
 from q2s_tf.layers import TextEncoder

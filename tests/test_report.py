@@ -15,7 +15,7 @@ import pytest
 from tiny_market import TinyMarket
 from tiny_presets import make_bert
 
-from q2s_tf.config import save_config
+from q2s_tf.config_files import save_config
 from q2s_tf.evaluation.evaluate import evaluate
 from q2s_tf.evaluation.results import RunEvaluation
 from q2s_tf.models import build_towers, read_tokenizers, save_weights
@@ -335,7 +335,7 @@ def test_the_importance_of_images_is_compared_with_the_paper(
 
 def test_a_run_of_one_channel_a_tower_on_later_positives(run: Path, market: TinyMarket, tmp_path: Path) -> None:
     """The report of a run without text, images, metrics.jsonl and ratings is complete."""
-    from q2s_tf.config import read_config
+    from q2s_tf.config_files import read_config
 
     lean, config = tmp_path / "lean", read_config(market.lean_config)
     lean.mkdir()

@@ -17,7 +17,7 @@ from tiny_market import TinyMarket
 
 import q2s_tf
 from q2s_tf import losses
-from q2s_tf.config import read_config
+from q2s_tf.config_files import read_config
 from q2s_tf.errors import InputError
 from q2s_tf.examples.batches import Examples
 from q2s_tf.examples.prepare import build_examples

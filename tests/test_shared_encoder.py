@@ -11,7 +11,7 @@ import pytest
 from tiny_market import TinyMarket, filled_config, market_tokenizer, random_towers
 
 import q2s_tf
-from q2s_tf.config import read_config
+from q2s_tf.config_files import read_config
 from q2s_tf.models import Towers, build_towers, read_tokenizers
 from q2s_tf.training import train
 

@@ -16,7 +16,8 @@ import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2, saved_model_pb2
 from tiny_market import IMAGE_DIM, TinyMarket, market_tokenizer, random_towers
 
-from q2s_tf.config import IMAGES, CategoricalChannel, Config, Encoder, TextChannel, TrigramsChannel, read_config
+from q2s_tf.config import IMAGES, CategoricalChannel, Config, Encoder, TextChannel, TrigramsChannel
+from q2s_tf.config_files import read_config
 from q2s_tf.models import Tower, Towers, encode
 from q2s_tf.serving.export import export, write_servable
 from q2s_tf.serving.tower_servable import LARGEST_CONSTANT, TowerServable

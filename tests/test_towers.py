@@ -15,7 +15,8 @@ import tensorflow as tf
 from tiny_market import IMAGE_DIM, TinyMarket, filled_config, market_tokenizer, random_towers
 
 import q2s_tf
-from q2s_tf.config import FORMAT, IMAGES, read_config, save_config
+from q2s_tf.config import FORMAT, IMAGES
+from q2s_tf.config_files import read_config, save_config
 from q2s_tf.errors import InputError
 from q2s_tf.models import Tower, Towers, build_towers, embed_catalogue, encode, read_ids, save_weights
 from q2s_tf.tables import open_documents

@@ -19,7 +19,7 @@ import tensorflow as tf
 from tiny_market import TinyMarket, judged_auc
 
 import q2s_tf
-from q2s_tf.config import read_config
+from q2s_tf.config_files import read_config
 from q2s_tf.errors import InputError
 from q2s_tf.files import exclusive
 from q2s_tf.models import Towers, build_towers, read_tokenizers
@@ -170,7 +170,7 @@ def test_the_catalogue_is_read_twice(market: TinyMarket, tmp_path: Path, monkeyp
 KILLED = """
 import os, sys
 from pathlib import Path
-from q2s_tf.config import read_config
+from q2s_tf.config_files import read_config
 from q2s_tf.training import train
 from q2s_tf.training.callbacks import EpochBackups
 from q2s_tf.examples.batches import Examples

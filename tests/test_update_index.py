@@ -15,7 +15,7 @@ import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2
 from tiny_market import TinyMarket
 
-from q2s_tf.config import read_config
+from q2s_tf.config_files import read_config
 from q2s_tf.errors import InputError
 from q2s_tf.models import Towers, encode, load
 from q2s_tf.server.servable import Servable

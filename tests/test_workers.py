@@ -14,7 +14,7 @@ from tiny_market import TEXT_OVERRIDES, TinyMarket
 from tiny_presets import make_bert
 
 import q2s_tf
-from q2s_tf.config import read_config
+from q2s_tf.config_files import read_config
 from q2s_tf.errors import InputError
 from q2s_tf.models import encode
 from q2s_tf.training import train
@@ -37,7 +37,7 @@ from q2s_tf.training.workers import Workers
 workers = Workers()
 import keras
 import numpy as np
-from q2s_tf.config import read_config
+from q2s_tf.config_files import read_config
 from q2s_tf.models import build_towers, load_weights, read_tokenizers
 from q2s_tf.tables import open_documents, open_positives
 from q2s_tf.training import RetrievalModel
@@ -114,7 +114,7 @@ TRAIN = """
 import sys
 from pathlib import Path
 from q2s_tf import cli
-from q2s_tf.config import read_config
+from q2s_tf.config_files import read_config
 from q2s_tf.training import train
 
 def main() -> None:

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from sklearn.metrics import roc_auc_score
 
-from q2s_tf.config import Config, read_config
+from q2s_tf.config import Config
+from q2s_tf.config_files import read_config
 from q2s_tf.models import Towers, build_towers, encode
 from q2s_tf.text import train_tokenizer
 

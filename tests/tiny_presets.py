@@ -9,7 +9,8 @@ import numpy as np
 import sentencepiece
 from tiny_market import TinyMarket
 
-from q2s_tf.config import Config, check_config, read_config
+from q2s_tf.config import Config
+from q2s_tf.config_files import check_config, read_config
 from q2s_tf.models import Towers, build_towers, fill_encoders, load_pretrained
 from q2s_tf.training import train
 

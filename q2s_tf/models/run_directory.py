@@ -5,7 +5,8 @@ from pathlib import Path
 
 import keras
 
-from q2s_tf.config import FORMAT, Config, check_config
+from q2s_tf.config import FORMAT, Config
+from q2s_tf.config_files import check_config
 from q2s_tf.errors import InputError
 from q2s_tf.files import atomic_write
 from q2s_tf.models.towers import Towers, build_towers

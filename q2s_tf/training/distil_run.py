@@ -7,7 +7,8 @@ from pathlib import Path
 
 import q2s_tf
 from q2s_tf.cli import console
-from q2s_tf.config import Blending, Config, check_config, read_config, save_config
+from q2s_tf.config import Blending, Config
+from q2s_tf.config_files import check_config, read_config, save_config
 from q2s_tf.errors import InputError
 from q2s_tf.examples.prepare import TableScan, build_examples
 from q2s_tf.models import (

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import keras
 
 from q2s_tf.cli import console
-from q2s_tf.config import Config, save_config
+from q2s_tf.config import Config
+from q2s_tf.config_files import save_config
 from q2s_tf.errors import InputError
 from q2s_tf.examples.batches import Examples
 from q2s_tf.examples.prepare import TableScan, build_examples
