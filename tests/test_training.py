@@ -257,7 +257,7 @@ def test_an_interruption_leaves_a_run_to_resume_or_none(
     def interrupt(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    for name, kept in (("fill_encoders", False), ("read_judgements", True)):
+    for name, kept in (("fill_encoders", False), ("read_validation", True)):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(importlib.import_module("q2s_tf.training.train"), name, interrupt)
             train_lean(market, tmp_path / "run", ["stage1.max_epochs=1"])
