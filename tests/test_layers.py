@@ -29,15 +29,16 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def fusion_oracle(channels: np.ndarray, mask: np.ndarray, kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Eq. 1 row by row; the softmax runs over the channels that are present."""
+    """Eq. 1 row by row, where the softmax runs over the channels that are present; and the weights of unit vectors."""
     fused, weights = [], []
     for row, present in zip(channels, mask, strict=True):
         row = row * present[:, None]
-        weight = np.zeros(len(present))
+        attention = np.zeros(len(present))
         if present.any():
-            weight[present] = softmax((row.reshape(-1) @ kernel)[present])
-        fused.append(sum(a * phi for a, phi in zip(weight, row, strict=True)))
-        weights.append(weight)
+            attention[present] = softmax((row.reshape(-1) @ kernel)[present])
+        fused.append(sum(a * phi for a, phi in zip(attention, row, strict=True)))
+        lengths = [a * np.sqrt(phi @ phi) for a, phi in zip(attention, row, strict=True)]
+        weights.append([length / (sum(lengths) or 1) for length in lengths])
     return np.array(fused), np.array(weights)
 
 
@@ -116,6 +117,19 @@ def test_gradients_are_finite_with_every_mask_and_large_values() -> None:
     assert np.isfinite(by_kernel).all()
     assert not np.asarray(by_channel)[~present].any(), "a missing channel has no gradient"
     assert np.asarray(by_kernel).any()
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 5))
+@settings(deadline=None, max_examples=20)
+def test_weights_of_unit_vectors_give_the_direction_of_the_fused_vector(seed: int, channels: int) -> None:
+    generator = np.random.default_rng(seed)
+    phi = generator.normal(size=(3, channels, 4)) * 10.0 ** generator.integers(-2, 3, (3, channels, 1))
+    layer = fusion_with(generator.normal(scale=0.01, size=(channels * 4, channels)).astype(np.float32))
+    fused, weights = (np.asarray(output, np.float64) for output in layer(phi.astype(np.float32)))
+    direction = np.einsum("bn,bnd->bd", weights, phi / np.linalg.norm(phi, axis=2, keepdims=True))
+    for vectors in (fused, direction):
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    np.testing.assert_allclose(fused, direction, atol=1e-4)
 
 
 def test_fusion_starts_with_equal_weights() -> None:

@@ -272,7 +272,9 @@ def importance(**losses: tuple[float, float]) -> list[dict[str, Any]]:
             "tower": "document",
             "channel": name,
             "present": 1.0,
+            "weight": 0.5,
             "share": max(0, loss),
+            "dependence": {},
             "losses": {"roc_auc": difference("roc_auc", "all channels", name, loss, p)},
         }
         for name, (loss, p) in losses.items()

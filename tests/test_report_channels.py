@@ -30,7 +30,7 @@ from q2s_tf.report.explain import (
     trigram_contributions,
 )
 from q2s_tf.report.fusion_weights import compare_means, group_by_length, group_by_missing, mean_weights
-from q2s_tf.report.importance import measure_importance
+from q2s_tf.report.importance import measure_importance, weight_agreement
 from q2s_tf.tables import open_documents
 
 COLUMNS = ("title", "description", "language", "country", "image_embeddings")
@@ -250,8 +250,21 @@ def test_importance_in_an_artificial_tower() -> None:
         assert useful["losses"]["recall@10"]["difference"] == pytest.approx(14 / 24), "ten are first by their index"
         assert useful["losses"]["roc_auc"]["p_holm"] < 0.05
         assert (useful["share"], constant["share"]) == (1, 0)
+        assert (useful["weight"], constant["weight"]) == (1, 0), "a vector of zeros has no part in the embedding"
+        assert useful["dependence"]["roc_auc"]["difference"] > 0.4, "almost every row has the vector of another one"
+        assert constant["dependence"]["roc_auc"]["difference"] == 0
         for test in constant["losses"].values():
             assert (test["difference"], test["low"], test["high"], test["p_holm"]) == (0, 0, 0, 1)
+
+
+def test_weights_and_importance_are_compared_by_their_order() -> None:
+    def row(tower: str, weight: float, loss: float) -> dict[str, Any]:
+        return {"tower": tower, "weight": weight, "dependence": {"roc_auc": {"difference": loss}}}
+
+    rows = [row("query", 0.2, 0.1), row("query", 0.5, 0.3), row("query", 0.3, 0.2), row("document", 1, 0.3)]
+    assert weight_agreement(rows) == {"query": 1}, "a tower of one channel has no order"
+    assert weight_agreement([*rows[:3], row("query", 0.6, 0)]) == {"query": pytest.approx(-0.2)}
+    assert weight_agreement([row("query", 0.5, 0), row("query", 0.5, 0.1)]) == {}
 
 
 def test_masking_a_channel_equals_a_missing_input(

@@ -17,13 +17,20 @@ class AttentionFusion(keras.layers.Layer):
 
         Φ = φ₁ ‖ … ‖ φ_N;   a = softmax(Φ W), W in R^{ND×N};   f = Σ aᵢ φᵢ
 
-    The weight of a missing channel is exactly 0 and the other weights sum to 1. A row without any channel has zero
-    weights and f = 0. W is initialised to 0, which gives equal weights.
+    A missing channel has a = 0. W is initialised to 0, which gives equal a.
 
-    The softmax is computed in float32 under every dtype policy.
+    The channel vectors differ in length, so that a large aᵢ of a short φᵢ can mean little. The layer therefore returns
+    the weights w of the unit vectors of the channels, which have the same direction of f:
 
-    Source: Liu et al., Que2Search, KDD 2021, eq. 1. The paper does not describe missing channels; the mask is an
-    addition.
+        f / |f| = Σ wᵢ φᵢ/|φᵢ| / |Σ wᵢ φᵢ/|φᵢ||,   wᵢ = aᵢ|φᵢ| / Σⱼ aⱼ|φⱼ|
+
+    The weight of a missing channel is exactly 0 and the weights sum to 1. A row without any channel has zero weights
+    and f = 0.
+
+    Softmax and weights are computed in float32 under every dtype policy.
+
+    Source: Liu et al., Que2Search, KDD 2021, eq. 1. The paper describes neither missing channels nor the lengths of the
+    channel vectors; mask and w are additions.
     """
 
     def __init__(self, **kwargs: Any):
@@ -46,20 +53,21 @@ class AttentionFusion(keras.layers.Layer):
             mask: bool `[batch, N]`, False where a channel is missing; None if no channel is missing.
 
         Returns:
-            f `[batch, D]` and the weights a `[batch, N]`.
+            f `[batch, D]` and the weights w `[batch, N]`.
         """
         _, num_channels, dimension = channels.shape
         if mask is None:
             mask = ops.ones_like(channels[..., 0], dtype="bool")
         present = ops.cast(mask, channels.dtype)
         channels = channels * present[..., None]
-        weights = present
+        attention = ops.cast(present, "float32")
         if self.kernel is not None:
             logits = ops.matmul(ops.reshape(channels, (-1, num_channels * dimension)), self.kernel)
-            present = ops.cast(present, "float32")
-            weights = present * ops.softmax(ops.cast(logits, "float32") + MASKED_LOGIT * (1 - present), axis=-1)
-            weights = ops.cast(weights, channels.dtype)
-        return ops.sum(weights[..., None] * channels, axis=1), weights
+            attention *= ops.softmax(ops.cast(logits, "float32") + MASKED_LOGIT * (1 - attention), axis=-1)
+        fused = ops.sum(ops.cast(attention, channels.dtype)[..., None] * channels, axis=1)
+        lengths = attention * ops.norm(ops.cast(channels, "float32"), axis=-1)
+        weights = ops.divide_no_nan(lengths, ops.sum(lengths, axis=-1, keepdims=True))
+        return fused, ops.cast(weights, channels.dtype)
 
     def compute_mask(self, channels: Any, mask: Any = None) -> tuple[None, None]:
         """No mask: the channel axis is summed out."""

@@ -19,7 +19,7 @@ from q2s_tf.report.fusion_weights import (
     group_by_missing,
     mean_weights,
 )
-from q2s_tf.report.importance import measure_importance
+from q2s_tf.report.importance import measure_importance, weight_agreement
 from q2s_tf.training.callbacks import read_history
 
 MAX_QUERIES, MAX_DOCUMENTS = 1_000, 8_000
@@ -45,6 +45,7 @@ class Analysis:
         short_queries: by kind of channel, the mean weight on short and on longer queries (`compare_means`).
         full: ROC AUC and recall@10 of the sample with all channels.
         importance: importance of each channel (`measure_importance`).
+        agreement: rank correlation of the weights and the importance of channels, by tower (`weight_agreement`).
         image_channels: channels of the document tower that read vectors.
         missing: by input of a channel, the share of the catalogue without it.
         spread: mean cosine of two random documents; near 1 all embeddings are alike.
@@ -61,6 +62,7 @@ class Analysis:
     short_queries: dict[str, dict[str, float]]
     full: dict[str, float]
     importance: list[dict[str, Any]]
+    agreement: dict[str, float]
     image_channels: list[str]
     missing: dict[str, float]
     spread: float
@@ -101,6 +103,7 @@ def analyse(evaluation: RunEvaluation) -> Analysis:
         },
         full=full,
         importance=importance,
+        agreement=weight_agreement(importance),
         image_channels=[name for name, each in config.tower_channels("document").items() if each.kind == "vectors"],
         missing={name: float(missing.mean()) for name, missing in evaluation.missing.items() if name in read},
         spread=mean_cosine(evaluation.document_embeddings),

@@ -24,7 +24,7 @@ class ChannelVectors:
         names: the channels, in the order of the fusion.
         vectors: φ, float32 `[B, N, D]`; 0 where a channel is missing.
         present: bool `[B, N]`, False where a channel is missing.
-        weights: a, float32 `[B, N]`.
+        weights: w, of the unit vectors of the channels, float32 `[B, N]`.
         embedding: f / |f|, float32 `[B, D]`; 0 for a row without any channel.
         fusion: the fusion layer, to be applied to other vectors.
     """
@@ -36,10 +36,16 @@ class ChannelVectors:
     embedding: np.ndarray
     fusion: Any
 
-    def weighted(self, row: int) -> np.ndarray:
-        """aᵢ φᵢ / |f| of one row, float64 `[N, D]`; the sum over channels is the embedding (attention fusion only)."""
-        weighted = self.weights[row][:, None] * self.vectors[row].astype(np.float64)
-        return weighted / max(np.linalg.norm(weighted.sum(axis=0)), 1e-6)
+    def factors(self, row: int) -> np.ndarray:
+        """aᵢ / |f| of one row, float64 `[N]`: the embedding is the sum of these times φᵢ (attention fusion only)."""
+        vectors = self.vectors[row].astype(np.float64)
+        lengths = np.linalg.norm(vectors, axis=1)
+        attention = np.divide(self.weights[row], lengths, out=np.zeros_like(lengths), where=lengths > 0)
+        return attention / max(np.linalg.norm(attention @ vectors), 1e-6)
+
+    def parts(self, row: int) -> np.ndarray:
+        """The part of each channel in the embedding of one row, float64 `[N, D]`; the sum is the embedding."""
+        return self.factors(row)[:, None] * self.vectors[row]
 
 
 def read_channels(tower: Tower, data: Any, batch_size: int = 256) -> ChannelVectors:
@@ -71,7 +77,7 @@ def fuse(fusion: Any, vectors: np.ndarray, present: np.ndarray) -> tuple[np.ndar
     """Fuses the `present` `[B, N]` ones of channel vectors `[B, N, D]`.
 
     Returns:
-        f / |f| `[B, D]` and the weights a `[B, N]`.
+        f / |f| `[B, D]` and the weights w `[B, N]`.
     """
     starts = range(0, len(vectors), CHUNK)
     parts = [fusion(tf.constant(vectors[at : at + CHUNK]), tf.constant(present[at : at + CHUNK])) for at in starts]

@@ -68,7 +68,7 @@ def contributions(queries: ChannelVectors, query: int, documents: ChannelVectors
 
     The sum is the score. A missing channel contributes 0.
     """
-    return queries.weighted(query) @ documents.weighted(document).T
+    return queries.parts(query) @ documents.parts(document).T
 
 
 def trigram_contributions(
@@ -76,7 +76,7 @@ def trigram_contributions(
 ) -> list[dict[str, Any]]:
     """What each 3-gram of the texts of a row adds to a score, largest contribution first.
 
-    The vector of a 3-gram channel is the sum of the embeddings E of its 3-grams g. At the given fusion weight aᵢ, its
+    The vector of a 3-gram channel is the sum of the embeddings E of its 3-grams g. With the attention aᵢ of eq. 1, its
     part of the score is therefore the sum of aᵢ E[g]·d̂ / |f|.
 
     Args:
@@ -91,14 +91,14 @@ def trigram_contributions(
         occurrences, and their `contribution`.
     """
     found = []
-    length = max(np.linalg.norm(channels.weights[row] @ channels.vectors[row]), 1e-6)
+    factors = channels.factors(row).tolist()
     for index, name in enumerate(channels.names):
         text = inputs[tower.channels[name].input]
         if tower.channels[name].kind == "trigrams" and text:
             trigrams, vectors = trigram_vectors(tower, name, text)
             totals: Counter[str] = Counter()
             for trigram, share in zip(trigrams, (vectors @ other).tolist(), strict=True):
-                totals[trigram] += share * float(channels.weights[row, index] / length)
+                totals[trigram] += share * factors[index]
             counts = Counter(trigrams)
             found += [
                 {"channel": name, "trigram": trigram, "count": counts[trigram], "contribution": total}
