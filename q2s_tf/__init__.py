@@ -31,6 +31,7 @@ CONFIGS = Path(__file__).parent / "configs"
 
 KERAS_CLASSES = (
     "AttentionFusion",
+    "CategoryEmbedding",
     "CategoryIds",
     "DeepSets",
     "TextEncoder",

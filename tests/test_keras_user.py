@@ -112,7 +112,7 @@ def test_predict_takes_arrays_tensors_and_datasets(policy: str, facts: dict[str,
 
 def test_the_summary_lists_channels_and_preprocessing(facts: dict[str, dict[str, Any]]) -> None:
     names = {
-        "query": ("query_normalised", "query_trigrams_ids", "TextEncoder", "AttentionFusion", "Total params"),
+        "query": ("normalised", "query_trigrams_ids", "TextEncoder", "AttentionFusion", "Total params"),
         "document": ("VectorSet", "DeepSets", "TrigramEmbedding", "CategoryIds"),
     }
     for side, fact in facts.items():

@@ -36,6 +36,8 @@ class _Preprocessing(ConfiguredLayer):
 class TextNormalization(_Preprocessing):
     """Normalises texts: NFKC with case folding, single spaces, at most 2,048 characters.
 
+    Several columns of texts are normalised as one, because the number of ops is most of the cost of one row.
+
     Args:
         decode_only: only make texts valid UTF-8 and cut them, for the tokenizer of a pretrained model. A text that
             normalisation would make empty becomes "".
@@ -47,14 +49,22 @@ class TextNormalization(_Preprocessing):
         super().__init__(**kwargs)
         self.decode_only = decode_only
 
-    def call(self, text: Any) -> Any:
-        """Normalises strings `[batch]`, in any bytes."""
-        normalised = normalise(text)
-        return tf.where(normalised == "", "", decode(text)) if self.decode_only else normalised
+    def call(self, texts: Any) -> Any:
+        """Normalises strings `[batch]`, in any bytes: one tensor, or several of the same size in a list or dict."""
+        columns = keras.tree.flatten(texts)
+        stacked = tf.stack(columns)
+        normalised = normalise(stacked)
+        if self.decode_only:
+            normalised = tf.where(normalised == "", "", decode(stacked))
+        return keras.tree.pack_sequence_as(texts, tf.unstack(normalised, len(columns)))
 
-    def compute_output_shape(self, text_shape: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The shape of the input."""
-        return tuple(text_shape)
+    def compute_output_spec(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Shapes and dtypes of the inputs."""
+        return keras.tree.map_structure(lambda text: keras.KerasTensor(text.shape, self.output_dtype), inputs)
+
+    def compute_output_shape(self, texts_shape: Any) -> Any:
+        """The shapes of the inputs."""
+        return texts_shape
 
 
 @keras.saving.register_keras_serializable(package="q2s_tf")

@@ -28,7 +28,7 @@ class PaddedTokens:
     def __init__(self, ids: Any):
         self.ids = ids
         self.length = tf.shape(ids)[1]
-        self.biases = [tf.where(ids == 0, MASKED_SCORE, 0.0)[:, tf.newaxis, tf.newaxis]]
+        self.biases = [MASKED_SCORE * tf.cast(ids == 0, tf.float32)[:, tf.newaxis, tf.newaxis]]
 
     def embed(self, token_table: Any, position_table: Any) -> Any:
         """Sum of the token embedding and the position embedding of each row, `[T, H]`."""

@@ -12,6 +12,7 @@ from q2s_tf.config import IMAGES, Channel, Config, Encoder
 from q2s_tf.errors import InputError
 from q2s_tf.layers import (
     AttentionFusion,
+    CategoryEmbedding,
     CategoryIds,
     DeepSets,
     TextEncoder,
@@ -29,8 +30,8 @@ from q2s_tf.models.plain_data import as_columns, encode, text_tensor, vector_ten
 class Tower(keras.Model):
     """One tower: a functional model from raw inputs to a unit vector.
 
-    Each channel i becomes a vector φᵢ in R^D: 3-grams by `TrigramEmbedding`, a category by `keras.layers.Embedding`, a
-    text by `TextEncoder` and a projection, image vectors by `DeepSets`. `AttentionFusion` (eq. 1) combines them to f,
+    Each channel i becomes a vector φᵢ in R^D: 3-grams by `TrigramEmbedding`, a category by `CategoryEmbedding`, a text
+    by `TextEncoder` and a projection, image vectors by `DeepSets`. `AttentionFusion` (eq. 1) combines them to f,
     and the embedding is f / |f|, or 0 for a row without any channel.
 
     A missing input is "" or an empty set of vectors; its channel is masked. `towers.query` has the inputs `query` and
@@ -119,7 +120,7 @@ class Tower(keras.Model):
         vectors, masks = [], []
         for name, channel in self.channels.items():
             values = inputs[name]
-            masks.append(ops.any(values != 0, axis=tuple(range(1, len(values.shape)))))
+            masks.append(ops.any(values != 0, axis=(1, 2)) if channel.kind == "vectors" else values[:, 0] != 0)
             layer = self.channel_layers[name]
             if channel.kind == "text":
                 encoded = inputs.get(precomputed_input(name))
@@ -183,25 +184,33 @@ class Tower(keras.Model):
         }
 
     def _build_preprocessor(self, raw_inputs: dict[str, Any]) -> keras.Model:
-        texts: dict[tuple[str, bool], Any] = {}  # by input, decoded only or normalised
+        decoded = {
+            name: channel.kind == "text" and self.config.encoders[channel.encoder].pretrained is not None
+            for name, channel in self.channels.items()
+        }
+        texts: dict[bool, dict[str, Any]] = {}  # decoded only or normalised, by input
+        for decode_only, name in ((False, "normalised"), (True, "decoded")):
+            read = {
+                channel.input: raw_inputs[channel.input]
+                for key, channel in self.channels.items()
+                if channel.kind != "vectors" and decoded[key] == decode_only
+            }
+            if read:
+                texts[decode_only] = TextNormalization(decode_only, dtype="float32", name=name)(read)
         outputs = {}
         for name, channel in self.channels.items():
             options = {"dtype": "float32", "name": f"{name}_{'set' if channel.kind == 'vectors' else 'ids'}"}
-            raw = raw_inputs[channel.input]
             if channel.kind == "vectors":
+                raw = raw_inputs[channel.input]
                 outputs[name] = VectorSet(channel.dimension, channel.max_vectors, **options)(raw)
                 continue
-            decode_only = channel.kind == "text" and self.config.encoders[channel.encoder].pretrained is not None
-            key = channel.input, decode_only
-            if key not in texts:
-                suffix = "decoded" if decode_only else "normalised"
-                texts[key] = TextNormalization(decode_only, dtype="float32", name=f"{channel.input}_{suffix}")(raw)
+            text = texts[decoded[name]][channel.input]
             if channel.kind == "text":
-                outputs[name] = self.token_layers[channel.encoder](texts[key], max_tokens=channel.max_tokens)
+                outputs[name] = self.token_layers[channel.encoder](text, max_tokens=channel.max_tokens)
             elif channel.kind == "trigrams":
-                outputs[name] = TrigramIds(channel.buckets, channel.max_trigrams, **options)(texts[key])
+                outputs[name] = TrigramIds(channel.buckets, channel.max_trigrams, **options)(text)
             else:
-                outputs[name] = CategoryIds(channel.values, **options)(texts[key])
+                outputs[name] = CategoryIds(channel.values, **options)(text)
         return keras.Model(raw_inputs, outputs, name="preprocessor")
 
     def _channel_layer(self, channel: Channel, **options: Any) -> keras.layers.Layer:
@@ -214,7 +223,7 @@ class Tower(keras.Model):
         # Zeros for categories and for encoders from scratch: an untrained transformer gives nearly the same vector for
         # every text, which would dominate the sum of the channels, and training did not recover from that.
         if channel.kind == "categorical":
-            return keras.layers.Embedding(len(channel.values) + 1, dimension, "zeros", **options)
+            return CategoryEmbedding(len(channel.values) + 1, dimension, "zeros", **options)
         pretrained = self.config.encoders[channel.encoder].pretrained
         initializer = aligned_projection() if pretrained else "zeros"
         return keras.layers.Dense(dimension, kernel_initializer=initializer, **options)
