@@ -79,7 +79,8 @@ def test_ctrl_c_is_status_130_also_when_a_library_wraps_it(
 def test_ctrl_c_during_the_imports_of_a_tool(tmp_path: Path) -> None:
     """The first module that a tool imports stands for all of them: it is interrupted."""
     (tmp_path / "rich").mkdir()
-    (tmp_path / "rich/__init__.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    code = ("import os, signal", "signal.signal(signal.SIGINT, signal.default_int_handler)")
+    (tmp_path / "rich/__init__.py").write_text("\n".join((*code, "os.kill(os.getpid(), signal.SIGINT)")))
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     for program in ([str(ROOT / "tools/split_judgements.py")], ["-m", "q2s_tf"]):
         done = subprocess.run([sys.executable, *program], env=environment, capture_output=True, text=True, cwd=ROOT)
