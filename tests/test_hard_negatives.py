@@ -10,11 +10,13 @@ from tiny_market import TinyMarket, filled_config, market_tokenizer, random_towe
 
 from q2s_tf.examples.batches import Examples
 from q2s_tf.examples.prepare import build_examples
+from q2s_tf.examples.stored_rows import TowerRows
 from q2s_tf.models import Towers
 from q2s_tf.tables import open_documents, open_positives
 from q2s_tf.text import normalise
 from q2s_tf.training import hard_negatives
 from q2s_tf.training.hard_negatives import HardNegatives
+from q2s_tf.training.stored_embeddings import StoredEmbeddings
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +81,37 @@ def test_an_epoch_has_the_same_negatives_again(towers: Towers, examples: Example
     mined.on_epoch_begin(1)
     again.on_epoch_begin(1)
     np.testing.assert_array_equal(mined.rows(), again.rows())
+
+
+def test_the_catalogue_is_embedded_once_for_the_same_weights(
+    towers: Towers, examples: Examples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embeddings = StoredEmbeddings(towers.document, examples.documents)
+    before = embeddings()
+    read: list[int] = []
+    read_rows = TowerRows.read
+
+    def count_rows(rows: TowerRows, numbers: np.ndarray) -> Any:
+        read.append(len(numbers))
+        return read_rows(rows, numbers)
+
+    monkeypatch.setattr(TowerRows, "read", count_rows)
+    mined, alone = HardNegatives(towers, examples, (3,), embeddings=embeddings), HardNegatives(towers, examples, (3,))
+    read.clear()
+    mined.on_epoch_begin(0)
+    assert sum(read) < examples.num_documents, "the queries alone"
+    alone.on_epoch_begin(0)
+    np.testing.assert_array_equal(mined.rows(), alone.rows())
+    weight = towers.document.trainable_variables[0]
+    value = weight.numpy()
+    weight.assign(value[::-1])
+    assert np.abs(embeddings() - before).max() > 1e-3, "other weights, other embeddings"
+    weight.assign(value)
+    np.testing.assert_allclose(embeddings(), before, atol=1e-6)
+    part = StoredEmbeddings(towers.document, examples.documents, np.arange(3))
+    alone = HardNegatives(towers, examples, (3,), embeddings=part)
+    alone.on_epoch_begin(0)
+    np.testing.assert_array_equal(mined.rows(), alone.rows())
 
 
 def test_of_a_large_catalogue_a_part_is_searched(

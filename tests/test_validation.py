@@ -87,6 +87,6 @@ def test_recall_ranks_the_whole_catalogue(
 def test_ndcg_without_grades_is_refused(market: TinyMarket, tmp_path: Path) -> None:
     towers, judged, validate = make(market, tmp_path, "ndcg@10")
     equal = judged.select(np.unique(judged.query, return_index=True)[1])
-    rows = validate._embed_documents._rows
+    rows = validate.embed_documents._rows
     with pytest.raises(InputError, match="no query has an nDCG.* set evaluation.validation_metric to roc_auc"):
         Validation(towers, equal, equal.relevant(2.0), rows, tmp_path / "again")

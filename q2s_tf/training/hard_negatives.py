@@ -42,6 +42,8 @@ class HardNegatives(keras.callbacks.Callback):
         seed: of the draws, together with the number of the epoch.
         workers: the processes of the training, of which the chief mines.
         file: the file from which the other workers read the negatives.
+        embeddings: embeddings of documents that the validation computes; used if they are those of the whole catalogue
+            and it is searched as a whole. An epoch begins with the weights of the validation before it.
 
     Source: Moreira et al., NV-Retriever, 2024, for the limit by the score of the positive; Huang et al.,
     Embedding-based Retrieval in Facebook Search, KDD 2020, for negatives of the whole catalogue.
@@ -54,6 +56,7 @@ class HardNegatives(keras.callbacks.Callback):
         seed: tuple[int, ...],
         workers: Workers | None = None,
         file: Path | None = None,
+        embeddings: StoredEmbeddings | None = None,
     ):
         super().__init__()
         self.examples, self.seed, self.workers, self.file = examples, seed, workers, file
@@ -65,7 +68,9 @@ class HardNegatives(keras.callbacks.Callback):
             self._documents = np.union1d(drawn, self._pairs["document"])
         self._queries, self._query = np.unique(self._pairs["query"], return_inverse=True)
         self._embed_queries = StoredEmbeddings(towers.query, examples.queries, self._queries)
-        self._embed_documents = StoredEmbeddings(towers.document, examples.documents, self._documents)
+        if embeddings is None or not np.array_equal(embeddings.numbers, self._documents):
+            embeddings = StoredEmbeddings(towers.document, examples.documents, self._documents)
+        self._embed_documents = embeddings
         self._rows = np.full(len(self._pairs), -1)
 
     def rows(self) -> np.ndarray:

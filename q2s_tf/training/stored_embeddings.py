@@ -1,5 +1,7 @@
 """Embeddings of stored rows with the current weights of a tower in training."""
 
+import zlib
+
 import numpy as np
 import tensorflow as tf
 
@@ -11,18 +13,22 @@ BATCH = 256
 
 
 class StoredEmbeddings:
-    """Embeds rows in batches of similar length.
+    """Embeds rows in batches of similar length, once as long as the weights of the tower do not change.
 
     Args:
         tower: the tower.
         rows: its stored inputs.
         numbers: the R rows to embed; all by default.
+
+    Attributes:
+        numbers: the rows.
     """
 
     def __init__(self, tower: Tower, rows: TowerRows, numbers: np.ndarray | None = None):
-        numbers = np.arange(len(rows)) if numbers is None else numbers
+        self.numbers = numbers = np.arange(len(rows)) if numbers is None else numbers
         order = np.argsort(rows.lengths(numbers), kind="stable")
-        self._rows, self._numbers, self._inverse = rows, numbers[order], np.argsort(order)
+        self._tower, self._rows, self._sorted, self._inverse = tower, rows, numbers[order], np.argsort(order)
+        self._embeddings: tuple[int, np.ndarray] | None = None  # and the checksum of the weights that gave them
         self._embed = tf.function(
             lambda inputs: tower.fuse(*tower.encode_channels(inputs, training=False))[0],
             input_signature=[batch_signature(rows.read(numbers[:1]))],
@@ -31,5 +37,11 @@ class StoredEmbeddings:
 
     def __call__(self) -> np.ndarray:
         """The embeddings with the current weights, float32 `[R, D]`."""
-        batches = np.split(self._numbers, range(BATCH, len(self._numbers), BATCH))
-        return np.concatenate([self._embed(self._rows.read(batch)).numpy() for batch in batches])[self._inverse]
+        checksum = 0
+        for weight in self._tower.weights:
+            checksum = zlib.crc32(weight.numpy().tobytes(), checksum)
+        if self._embeddings is None or self._embeddings[0] != checksum:
+            batches = np.split(self._sorted, range(BATCH, len(self._sorted), BATCH))
+            embeddings = [self._embed(self._rows.read(batch)).numpy() for batch in batches]
+            self._embeddings = checksum, np.concatenate(embeddings)[self._inverse]
+        return self._embeddings[1]

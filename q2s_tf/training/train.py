@@ -260,7 +260,9 @@ def _train_stage(stage: int, run: Path, prepared: Prepared, workers: Workers) ->
         ]
         mined = None
         if settings.hard_negatives:
-            mined = HardNegatives(towers, examples, (config.seed, stage), workers, run / CHECKPOINTS / NEGATIVES)
+            file = run / CHECKPOINTS / NEGATIVES
+            embeddings = validation.embed_documents
+            mined = HardNegatives(towers, examples, (config.seed, stage), workers, file, embeddings)
             callbacks.append(mined)
         if workers.chief:  # the CSV comes after the backup: an epoch that is repeated has one row
             callbacks += [

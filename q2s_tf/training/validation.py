@@ -47,6 +47,9 @@ class Validation:
         documents: the preprocessed catalogue.
         folder: folder for the preprocessed queries.
 
+    Attributes:
+        embed_documents: the embeddings of the documents that the metric reads.
+
     Raises:
         InputError: nDCG of queries that have none.
     """
@@ -63,7 +66,7 @@ class Validation:
         self._document = np.searchsorted(rows, judged.document)
         raw = tf.data.Dataset.from_tensor_slices(towers.query.as_inputs(judged.queries)).batch(BATCH)
         self._embed_queries = StoredEmbeddings(towers.query, store_rows(folder, towers.query, raw))
-        self._embed_documents = StoredEmbeddings(towers.document, documents, rows)
+        self.embed_documents = StoredEmbeddings(towers.document, documents, rows)
 
     def __call__(self) -> dict[str, float]:
         """The metric with the current weights by its name in logs, such as `val_roc_auc`."""
@@ -71,7 +74,7 @@ class Validation:
 
     def value(self) -> float:
         """The metric with the current weights."""
-        queries, documents = self._embed_queries(), self._embed_documents()
+        queries, documents = self._embed_queries(), self.embed_documents()
         if self.metric == "recall@100":
             run = as_run(np.stack([top_k(row, DEPTH) for row in cosine_rows(queries, documents)]))
             recall = retrieval(run, self.judged.query[self.relevant], self._document[self.relevant])
