@@ -87,15 +87,11 @@ def main(
 
 def make_postings(documents: Path, size: int) -> Any:
     """The posting lists of `size` titles: those of the table, again and again."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    from lexical import count_titles
 
-    from q2s_tf.index.postings import build_postings, count_words
+    from q2s_tf.index.postings import build_postings
 
-    titles = pq.read_table(documents, columns=["title"])
-    titles = pa.concat_tables([titles] * -(-size // len(titles))).slice(0, size)
-    batches = cli.track(titles.to_batches(8_192), "counting words")
-    return build_postings(count_words(batches, {"title": 1.0}), {"title": 1.0})
+    return build_postings(count_titles(documents, size), {"title": 1.0})
 
 
 def make_retriever(
