@@ -161,6 +161,20 @@ def test_results_are_the_best_of_all_documents(
     assert np.min(shares) == 1 if searcher.kind != "scann" else np.mean(shares) > 0.9
 
 
+def test_no_op_makes_other_reads_of_a_variable_copy_it(
+    documents: tuple[str, Any, IndexedDocuments], towers: Towers
+) -> None:
+    """`ResourceGather` does so; a search that reads all embeddings then takes tens of times as long."""
+    retriever = RetrieverServable(towers.query, *documents[1:], lexical_weight=0.3)
+    for name in ("retrieve", "by_embedding"):
+        endpoint: Any = retriever.endpoints[name]
+        graph = endpoint.get_concrete_function().graph.as_graph_def()
+        ops = {node.op for node in graph.node}
+        ops |= {node.op for function in graph.library.function for node in function.node_def}
+        assert "ReadVariableOp" in ops
+        assert "ResourceGather" not in ops
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("collapse", [False, True])

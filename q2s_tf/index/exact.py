@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from q2s_tf.index.search_ops import ScoredRows, best_rows, map_queries
+from q2s_tf.index.search_ops import ScoredRows, best_rows, gather, map_queries
 
 MAX_GATHERED = 2**22
 """Numbers of candidate rows that are gathered at a time, 16 MB. The operating system hands out more memory page by page
@@ -57,8 +57,8 @@ class Index(tf.Module):
         chunk, count = max(1, MAX_GATHERED // self.embeddings.shape[1]), tf.shape(rows)[0]
 
         def score_some(some: tf.Tensor) -> tf.Tensor:
-            scales = None if self.scales is None else tf.gather(self.scales, some)
-            return _product(queries, tf.gather(self.embeddings, some), scales)
+            scales = None if self.scales is None else gather(self.scales, some)
+            return _product(queries, gather(self.embeddings, some), scales)
 
         def score_chunks() -> tf.Tensor:
             chunks = tf.reshape(tf.pad(rows, [[0, -count % chunk]]), [-1, chunk])

@@ -7,6 +7,8 @@ import numpy as np
 import pyarrow as pa
 import tensorflow as tf
 
+from q2s_tf.index.search_ops import gather
+
 BUCKETS = 2**63 - 1
 ANY = -2
 """The code of a filter that is not used."""
@@ -55,13 +57,13 @@ class FilterColumns(tf.Module):
         keys = tf.stack([_bucket(column, number) for number, column in enumerate(tf.unstack(wanted, axis=1))], axis=1)
         last = self.keys.shape[0] - 1
         positions = tf.reshape(tf.searchsorted(self.keys, tf.reshape(keys, [-1])), tf.shape(keys))
-        codes = tf.where(tf.gather(self.keys, positions) == keys, positions, last)
+        codes = tf.where(gather(self.keys, positions) == keys, positions, last)
         return tf.where(wanted == "", ANY, codes)
 
     def accepts(self, codes: tf.Tensor, rows: tf.Tensor | None) -> tf.Tensor:
         """Which rows int32 `[C]` (all when None) have the values of requests, int32 `[B, F]`; booleans `[B, C]`."""
         masks = [
-            (wanted == ANY) | (wanted == (column if rows is None else tf.gather(column, rows)))
+            (wanted == ANY) | (wanted == (column if rows is None else gather(column, rows)))
             for wanted, column in zip(tf.split(codes, len(self.codes), axis=1), self.codes, strict=True)
         ]
         return reduce(tf.logical_and, masks)
@@ -73,14 +75,14 @@ class FilterColumns(tf.Module):
             The start and the length of its list of rows. Without a used filter the length is that of all rows.
         """
         lists = tf.maximum(codes, 0)
-        starts = tf.gather(self.starts, lists)
-        lengths = tf.where(codes == ANY, self.indexed, tf.gather(self.starts, lists + 1) - starts)
+        starts = gather(self.starts, lists)
+        lengths = tf.where(codes == ANY, self.indexed, gather(self.starts, lists + 1) - starts)
         shortest = tf.argmin(lengths)
         return tf.gather(starts, shortest), tf.gather(lengths, shortest)
 
     def list_rows(self, start: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
         """The rows int32 `[length]` of a list that `shortest_list` found."""
-        return tf.gather(self.postings, tf.range(start, start + length))
+        return gather(self.postings, tf.range(start, start + length))
 
 
 def _bucket(values: tf.Tensor, column: int) -> tf.Tensor:

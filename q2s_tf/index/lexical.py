@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from q2s_tf.index.postings import CORRECTED, GRAM_BUCKETS, HASHES, MAX_GRAMS, Postings
-from q2s_tf.index.search_ops import select
+from q2s_tf.index.search_ops import gather, select
 from q2s_tf.text import row_numbers, split_words, trigram_ids
 
 MAX_WORDS = 32
@@ -61,7 +61,7 @@ class LexicalIndex(tf.Module):
         )
         hashes = tf.strings.to_hash_bucket_fast(words, HASHES)
         positions = tf.reshape(_bounds(self.words, tf.reshape(hashes, [-1])), tf.shape(words))
-        known = tf.gather(self.words, positions) == hashes
+        known = gather(self.words, positions) == hashes
         positions, same = tf.where(known, positions, self.words.shape[0] - 1), tf.ones_like(hashes, tf.float32)
         unknown = tf.logical_not(known) & tf.strings.regex_full_match(words, CORRECTED)
 
@@ -73,7 +73,7 @@ class LexicalIndex(tf.Module):
             return update(positions, indices, nearest), update(same, indices, similarity)
 
         positions, similarities = tf.cond(tf.reduce_any(unknown), correct, lambda: (positions, same))
-        return tf.gather(self.word_terms, positions), similarities
+        return gather(self.word_terms, positions), similarities
 
     def score(self, terms: tf.Tensor, similarities: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Score all documents for one query.
@@ -87,9 +87,9 @@ class LexicalIndex(tf.Module):
             highest BM25, float32 `[]`, 0 if no document has a word of the query.
         """
         terms = terms[0]
-        starts, limits = tf.gather(self.starts, terms), tf.gather(self.starts, terms + 1)
+        starts, limits = gather(self.starts, terms), gather(self.starts, terms + 1)
         lists = tf.raw_ops.RaggedRange(starts=starts, limits=limits, deltas=1)
-        rows, scores = tf.gather(self.rows, lists.rt_dense_values), tf.gather(self.scores, lists.rt_dense_values)
+        rows, scores = gather(self.rows, lists.rt_dense_values), gather(self.scores, lists.rt_dense_values)
         scores = tf.cond(
             tf.reduce_all(similarities == 1),
             lambda: scores,
@@ -106,13 +106,13 @@ class LexicalIndex(tf.Module):
         grams = tf.unique(select(grams, grams > 0)).y
         first, last = _bounds(self.grams, grams), _bounds(self.grams, grams + 1)
         pairs = tf.raw_ops.RaggedRange(starts=first, limits=last, deltas=1).rt_dense_values
-        candidates, _, common = tf.unique_with_counts(tf.gather(self.gram_words, pairs))
-        counts = tf.size(grams) + tf.gather(self.gram_counts, candidates) - common
+        candidates, _, common = tf.unique_with_counts(gather(self.gram_words, pairs))
+        counts = tf.size(grams) + gather(self.gram_counts, candidates) - common
         # The last position, no word, has the least similarity that is enough.
         candidates = tf.concat([candidates, [self.words.shape[0] - 1]], 0)
         similarity = tf.concat([tf.cast(common / counts, tf.float32), [MIN_SIMILARITY]], 0)
-        terms = tf.gather(self.word_terms, candidates)
-        lengths = tf.gather(self.starts, terms + 1) - tf.gather(self.starts, terms)
+        terms = gather(self.word_terms, candidates)
+        lengths = gather(self.starts, terms + 1) - gather(self.starts, terms)
         # Of equally similar words the one that more documents have.
         best = tf.argmax(tf.where(similarity == tf.reduce_max(similarity), lengths, -1))
         return tf.gather(candidates, best), tf.gather(similarity, best)

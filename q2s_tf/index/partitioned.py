@@ -9,6 +9,7 @@ from sklearn.cluster import KMeans
 from q2s_tf.cli import console, track
 from q2s_tf.index.effort import calibrate, draw_sample
 from q2s_tf.index.exact import Index
+from q2s_tf.index.search_ops import gather
 
 STORAGES = ("float32", "bfloat16", "int8")
 PARTITIONS_PER_ROOT = 4
@@ -54,7 +55,7 @@ class PartitionedIndex(Index):
         effort = tf.clip_by_value(effort, 1, self.centres.shape[0])
         similarities = tf.matmul(query, self.centres, transpose_b=True)[0]
         nearest = tf.math.top_k(similarities, effort, sorted=False).indices
-        starts, limits = tf.gather(self.starts, nearest), tf.gather(self.starts, nearest + 1)
+        starts, limits = gather(self.starts, nearest), gather(self.starts, nearest + 1)
         # `tf.ragged.range` wraps this op in more ops, and each op adds to the time of a single query.
         return tf.raw_ops.RaggedRange(starts=starts, limits=limits, deltas=1).rt_dense_values
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 from q2s_tf.index import FilterColumns, Index, IndexedDocuments
 from q2s_tf.index.filter_columns import ANY
 from q2s_tf.index.lexical import MAX_WORDS, LexicalIndex
-from q2s_tf.index.search_ops import EXCLUDED, ScoredRows, best_rows, map_queries, select
+from q2s_tf.index.search_ops import EXCLUDED, ScoredRows, best_rows, gather, map_queries, select
 from q2s_tf.models import Tower
 from q2s_tf.serving import MAX_RESULTS
 from q2s_tf.serving.tower_servable import Endpoints, TowerServable, graph_function
@@ -181,7 +181,7 @@ class RetrieverServable(tf.Module):
         # A query without any channel has a zero vector, which has no nearest documents.
         present = (rows >= 0) & (scores >= min_score) & tf.reduce_any(queries != 0, axis=1, keepdims=True)
         return {
-            "document_id": tf.gather(self.document_ids, tf.where(present, rows, self.count)),
+            "document_id": gather(self.document_ids, tf.where(present, rows, self.count)),
             "score": tf.where(present, scores, -1.0),
             "embedding_score": tf.where(present, scores - weight * lexical, -1.0),
             "lexical_score": tf.where(present, lexical, 0.0),
@@ -276,7 +276,7 @@ class RetrieverServable(tf.Module):
         if added is not None:
             scores += added(rows)
         if self.alive is not None:
-            scores = tf.where(self.alive if rows is None else tf.gather(self.alive, rows), scores, EXCLUDED)
+            scores = tf.where(self.alive if rows is None else gather(self.alive, rows), scores, EXCLUDED)
         if self.filters is None or not codes.shape[1]:
             return scores
         accepts = self.filters.accepts
@@ -288,7 +288,7 @@ class RetrieverServable(tf.Module):
     def _select(self, scores: tf.Tensor, k: tf.Tensor, rows: tf.Tensor | None = None) -> ScoredRows:
         """The best rows `[B, k]` by the scores that `_score` computed for the same rows."""
         rows = self._add_delta(rows)
-        groups = self.groups if self.groups is None or rows is None else tf.gather(self.groups, rows)
+        groups = self.groups if self.groups is None or rows is None else gather(self.groups, rows)
         return best_rows(scores, k, rows, groups)
 
     def _add_delta(self, rows: tf.Tensor | None) -> tf.Tensor | None:
