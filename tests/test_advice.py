@@ -50,8 +50,9 @@ def test_a_run_that_beats_every_other_system_is_deployed() -> None:
     assert told["action"] == "Export the run with --lexical-weight 0.25."
 
 
-def test_its_embeddings_are_served_alone_if_they_are_better_than_its_hybrid() -> None:
-    told = advise(results(systems({LEXICAL: 0, ENCODER: 0.05, FUSED: 0.1, MODEL: 0.3, HYBRID: 0.2})))
+@pytest.mark.parametrize("hybrid", [0.2, 0.3])
+def test_its_embeddings_are_served_alone_unless_its_hybrid_is_better(hybrid: float) -> None:
+    told = advise(results(systems({LEXICAL: 0, ENCODER: 0.05, FUSED: 0.1, MODEL: 0.3, HYBRID: hybrid})))
     assert (told["kind"], told["serve"]) == ("good", MODEL)
     assert told["action"] == "Export the run with --lexical-weight 0."
 

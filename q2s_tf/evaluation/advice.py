@@ -11,7 +11,7 @@ ALPHA = 0.05
 """A difference with a smaller p-value is significant."""
 FEW = 30
 """With fewer queries, an interval is too uncertain for a conclusion."""
-TRAINED, UNTRAINED = (HYBRID, MODEL), (LEXICAL, ENCODER, FUSED)
+TRAINED, UNTRAINED = (MODEL, HYBRID), (LEXICAL, ENCODER, FUSED)
 """The systems between which the advice chooses; the first of those with equal values counts as the best."""
 
 UNTRAINED_RUN = (
