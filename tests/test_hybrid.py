@@ -169,10 +169,14 @@ def test_no_op_makes_other_reads_of_a_variable_copy_it(
     for name in ("retrieve", "by_embedding"):
         endpoint: Any = retriever.endpoints[name]
         graph = endpoint.get_concrete_function().graph.as_graph_def()
-        ops = {node.op for node in graph.node}
-        ops |= {node.op for function in graph.library.function for node in function.node_def}
-        assert "ReadVariableOp" in ops
-        assert "ResourceGather" not in ops
+        nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+        reads, gathers = (
+            {tf.dtypes.as_dtype(node.attr["dtype"].type) for node in nodes if node.op == op}
+            for op in ("ReadVariableOp", "ResourceGather")
+        )
+        assert tf.float32 in reads
+        assert gathers == {tf.string}, "the ids alone"
+        assert tf.string not in reads or documents[0] == "scann", "ScaNN reads its small config"
 
 
 @pytest.mark.slow

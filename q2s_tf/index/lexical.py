@@ -83,8 +83,8 @@ class LexicalIndex(tf.Module):
             similarities: Their similarities float32 `[1, W]`.
 
         Returns:
-            BM25, float32 `[R]`; the rows with a word of the query, int32 `[M]`, once for each such word; and 1 / the
-            highest BM25, float32 `[]`, 0 if no document has a word of the query.
+            BM25, float32 `[R]`, or `[1]` if no document has a word of the query; the rows with a word of the query,
+            int32 `[M]`, once for each such word; and 1 / the highest BM25, float32 `[]`, 0 if there is none.
         """
         terms = terms[0]
         starts, limits = gather(self.starts, terms), gather(self.starts, terms + 1)
@@ -95,7 +95,7 @@ class LexicalIndex(tf.Module):
             lambda: scores,
             lambda: scores * tf.gather(similarities[0], row_numbers(lists.rt_nested_splits, rows)),
         )
-        sums = tf.math.unsorted_segment_sum(scores, rows, self.count)
+        sums = tf.math.unsorted_segment_sum(scores, rows, tf.where(tf.size(rows) > 0, self.count, 1))
         # The gathered sums are few, and all sums may be a million.
         highest = tf.reduce_max(tf.concat([tf.gather(sums, rows), [0.0]], 0))
         return sums, rows, tf.math.divide_no_nan(1.0, highest)

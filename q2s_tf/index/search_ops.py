@@ -13,7 +13,7 @@ COLLAPSE_MULTIPLE = 4
 
 
 def gather(values: tf.Variable | tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
-    """Read rows of a variable, all of whose reads share its memory.
+    """Read rows of a variable of numbers, all of whose reads share its memory.
 
     `tf.gather` of a variable is an op after whose first use every other read of the variable copies it as a whole. A
     search with ScaNN, which reads all embeddings, then took 50 ms for 100,000 documents in place of 1 ms.

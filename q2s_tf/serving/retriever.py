@@ -163,7 +163,7 @@ class RetrieverServable(tf.Module):
             sums, having, scale = self.lexical.score(*words)
 
             def lexical(rows: tf.Tensor | None) -> tf.Tensor:
-                return scale * (sums if rows is None else tf.gather(sums, rows))
+                return scale * (sums if rows is None else tf.gather(sums, tf.minimum(rows, tf.size(sums) - 1)))
 
             def added(rows: tf.Tensor | None) -> tf.Tensor:
                 return weight * lexical(rows)
@@ -181,7 +181,8 @@ class RetrieverServable(tf.Module):
         # A query without any channel has a zero vector, which has no nearest documents.
         present = (rows >= 0) & (scores >= min_score) & tf.reduce_any(queries != 0, axis=1, keepdims=True)
         return {
-            "document_id": gather(self.document_ids, tf.where(present, rows, self.count)),
+            # No other op reads the ids, and a read of all strings would copy them.
+            "document_id": tf.gather(self.document_ids, tf.where(present, rows, self.count)),
             "score": tf.where(present, scores, -1.0),
             "embedding_score": tf.where(present, scores - weight * lexical, -1.0),
             "lexical_score": tf.where(present, lexical, 0.0),
