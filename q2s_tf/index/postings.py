@@ -15,7 +15,7 @@ from q2s_tf.text import normalise, split_words, trigram_ids
 
 K1, B = 1.5, 0.75
 """Saturation of the occurrences of a term, and normalisation by the length of a document."""
-MAX_POSTINGS = 50_000
+MAX_POSTINGS = 32_000
 """Documents in the list of one term: those with the highest weights."""
 HASHES = 2**63 - 1
 GRAM_BUCKETS = 2**31 - 2
