@@ -11,15 +11,18 @@ import re
 import statistics
 import time
 from collections import defaultdict
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import typer
-from query_tower import read_queries
+from query_tower import open_signature, read_queries
 from rich.console import Console
 from rich.table import Table
 
 from q2s_tf.errors import InputError
+from q2s_tf.serving.folders import versions_in
 
 WARM_UP = 20
 OUTER_SCOPES = (
@@ -46,6 +49,8 @@ def main(
     """
     os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
 
+    if find_spec("scann"):
+        import_module("scann")  # registers its ops, which a retriever may have
     call, types = session_call(newest_version(model), signature)
     asked = read_queries(queries)
     groups: dict[str, list[float]] = defaultdict(lambda: [0.0] * rounds)
@@ -89,10 +94,10 @@ def newest_version(folder: Path) -> Path:
     """The folder itself if it is a version, else its newest version."""
     if (folder / "saved_model.pb").is_file():
         return folder
-    versions = [path for path in folder.glob("*") if path.name.isdigit() and (path / "saved_model.pb").is_file()]
+    versions = versions_in(folder)
     if not versions:
         raise InputError(f"--model {folder}: holds no saved model and no version of one")
-    return max(versions, key=lambda path: int(path.name))
+    return versions[max(versions)]
 
 
 def group_of(op: str) -> str:
@@ -107,16 +112,9 @@ def session_call(version: Path, signature: str) -> tuple[Any, dict[str, str]]:
     Traced, the function returns the name and the microseconds of each op; otherwise nothing.
     """
     import numpy as np
-    import tensorflow as tf
-    import tensorflow_text  # noqa: F401  (registers its ops)
     from tensorflow.core.protobuf import config_pb2
 
-    config = config_pb2.ConfigProto(intra_op_parallelism_threads=1, inter_op_parallelism_threads=1)
-    graph = tf.Graph()
-    session = tf.compat.v1.Session(graph=graph, config=config)
-    with graph.as_default():
-        loaded = tf.compat.v1.saved_model.loader.load(session, [tf.saved_model.SERVING], str(version))
-    definition = loaded.signature_def[signature]
+    session, definition = open_signature(version, signature)
     fetches = [tensor.name for tensor in definition.outputs.values()]
     inputs = [definition.inputs[name].name for name in ("query", "country")]
     plain = session._make_callable_from_options(config_pb2.CallableOptions(feed=inputs, fetch=fetches))

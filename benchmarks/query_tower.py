@@ -219,18 +219,25 @@ def save_archive(tower: "Tower", folder: Path) -> None:
     archive.write_out(str(folder), verbose=False)
 
 
-def session_call(folder: Path) -> Way:
-    """The default signature of a saved model as a function from a query and a country to the embedding."""
-    import numpy as np
+def open_signature(folder: Path, name: str) -> tuple[Any, Any]:
+    """A session of one thread with a saved model, by the session loader, and the definition of a signature."""
     import tensorflow as tf
-    from tensorflow.core.protobuf import config_pb2
+    import tensorflow_text  # noqa: F401  (registers its ops)
 
     config = tf.compat.v1.ConfigProto(intra_op_parallelism_threads=1, inter_op_parallelism_threads=1)
     graph = tf.Graph()
     session = tf.compat.v1.Session(graph=graph, config=config)
     with graph.as_default():
         loaded = tf.compat.v1.saved_model.loader.load(session, [tf.saved_model.SERVING], str(folder))
-    signature = loaded.signature_def["serving_default"]
+    return session, loaded.signature_def[name]
+
+
+def session_call(folder: Path) -> Way:
+    """The default signature of a saved model as a function from a query and a country to the embedding."""
+    import numpy as np
+    from tensorflow.core.protobuf import config_pb2
+
+    session, signature = open_signature(folder, "serving_default")
     options = config_pb2.CallableOptions(
         feed=[signature.inputs[key].name for key in ("query", "country")],
         fetch=[signature.outputs[key].name for key in ("embedding", "channel_weights")],

@@ -67,9 +67,9 @@ def measure_importance(
         )
         positive = {name: max(0, loss.get("roc_auc", {}).get("difference", 0)) for name, loss in losses.items()}
         total = sum(positive.values()) or 1
-        shares = channels.present.mean(axis=0).tolist()
+        presence = channels.present.mean(axis=0).tolist()
         weights = (channels.weights.sum(axis=0) / max(1, channels.present.any(axis=1).sum())).tolist()
-        for name, present, weight in zip(channels.names, shares, weights, strict=True):
+        for name, present, weight in zip(channels.names, presence, weights, strict=True):
             row = {"tower": tower, "channel": name, "present": present, "weight": weight}
             row |= {"losses": losses[name], "share": positive[name] / total, "dependence": dependence[name]}
             importance.append(row)
