@@ -9,9 +9,9 @@ import json
 import re
 import zlib
 from codecs import BOM_UTF8
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,8 +35,8 @@ class TableFile(NamedTuple):
     path: Path
     names: list[str]
     """Its columns."""
-    read: Callable[[Sequence[str], int], Iterator[pa.RecordBatch]]
-    """From some of the columns and a number of rows to batches of at most so many rows."""
+    read: Callable[[Sequence[str], int, int], Iterator[pa.RecordBatch]]
+    """From some of the columns, a number of rows and the first row to batches of at most so many rows, from it on."""
     num_rows: int | None
     """The number of rows, where the format stores it."""
 
@@ -82,9 +82,16 @@ def _open_parquet(path: Path, kind: str) -> TableFile:
     names = dataset.schema.names
     _check_names(names, f"{kind} {path}", f"its columns are {', '.join(names)}")
 
-    def read(columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
+    def read(columns: Sequence[str], rows: int, first: int) -> Iterator[pa.RecordBatch]:
+        (fragment,) = dataset.get_fragments()
+        ends = list(accumulate(group.num_rows for group in fragment.row_groups))
+        groups = [number for number, end in enumerate(ends) if end > first]
+        before = ends[groups[0] - 1] if groups and groups[0] else 0
         fields = {name: ds.field(name) for name in columns}
-        yield from dataset.to_batches(columns=fields, batch_size=rows, use_threads=False)
+        batches = fragment.subset(row_group_ids=groups).to_batches(
+            schema=dataset.schema, columns=fields, batch_size=rows, use_threads=False
+        )
+        yield from _skip(batches, first - before)
 
     return TableFile(path, names, read, num_rows=dataset.count_rows())
 
@@ -102,8 +109,8 @@ def _open_json(path: Path, kind: str) -> TableFile:
                 raise InputError(f"{kind} {path}: line {number} must be one JSON object, a row; got {line[:40]!r}")
             yield record
 
-    def read(columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
-        stream = records()
+    def read(columns: Sequence[str], rows: int, first: int) -> Iterator[pa.RecordBatch]:
+        stream = islice(records(), first, None)
         while batch := list(islice(stream, rows)):
             arrays = [_json_column([record.get(name) for record in batch]) for name in columns]
             yield pa.RecordBatch.from_arrays(arrays, list(columns))
@@ -137,18 +144,26 @@ def _open_delimited(path: Path, kind: str, delimiter: str, is_csv: bool) -> Tabl
         delimiter=delimiter, quote_char='"' if quoted else False, newlines_in_values=quoted
     )  # fmt: skip
 
-    def read(columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
+    def read(columns: Sequence[str], rows: int, first: int) -> Iterator[pa.RecordBatch]:
         convert = pyarrow.csv.ConvertOptions(
             column_types=dict.fromkeys(names, pa.string()), include_columns=list(columns) or names[:1],
             strings_can_be_null=True, null_values=[""],
         )  # fmt: skip
         block = pyarrow.csv.ReadOptions(block_size=LONGEST_ROW, use_threads=False)  # so that errors name the row
         with _open(path) as stream, pyarrow.csv.open_csv(stream, block, parse, convert) as reader:
-            for batch in reader:
+            for batch in _skip(reader, first):
                 for start in range(0, len(batch), rows):
                     yield batch.slice(start, rows)
 
     return TableFile(path, names, read, num_rows=None)
+
+
+def _skip(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
+    """The batches without the first `rows` rows."""
+    for batch in batches:
+        if rows < len(batch):
+            yield batch.slice(rows)
+        rows = max(0, rows - len(batch))
 
 
 def _check_names(names: Sequence[str], origin: str, received: str) -> None:

@@ -120,23 +120,31 @@ class Table:
         counts = [part.file.num_rows for part in self._parts]
         return None if None in counts else sum(-(-count // rows) for count in counts if count)
 
-    def batches(self, rows: int = 8_192) -> Iterator[pa.RecordBatch]:
+    def batches(self, rows: int = 8_192, first: int = 0) -> Iterator[pa.RecordBatch]:
         """The table in record batches of at most `rows` rows, with the contract's column names and types.
+
+        Args:
+            rows: the largest number of rows of a batch.
+            first: the row of the table to begin with, counted from 0. Row groups of Parquet before it are not read.
 
         Raises:
             InputError: A value that cannot be read or is not of the column's type; it names file, row and column.
         """
         for part in self._parts:
-            first = 1
-            stream = iter(part.file.read([*{part.sources[c] for c in part.sources} - set(part.constants)], rows))
+            columns = [*set(part.sources.values()) - set(part.constants)]
+            if first and (count := _count_rows(part.file)) <= first:
+                first -= count
+                continue
+            stream = iter(part.file.read(columns, rows, first))
+            position, first = first, 0
             while True:
                 with readable(f"{self.kind} {part.file.path}"):
                     batch = next(stream, None)
                 if batch is None:
                     break
                 if len(batch):
-                    yield self._convert(part, batch, first)
-                first += len(batch)
+                    yield self._convert(part, batch, position + 1)
+                position += len(batch)
 
     def read(self) -> pa.Table:
         """The whole table in memory.
@@ -187,6 +195,10 @@ class Table:
             rule = "must be a time in ISO 8601 or an epoch number (seconds to nanoseconds, from 1973 on)"
             raise CellError(f"{rule}; got {values[row].as_py()!r}", row)
         return times
+
+
+def _count_rows(file: TableFile) -> int:
+    return file.num_rows if file.num_rows is not None else sum(map(len, file.read(file.names[:1], 8_192, 0)))
 
 
 def _partition(value: str) -> str | None:

@@ -12,8 +12,7 @@ import tensorflow as tf
 
 from q2s_tf.cli import track
 from q2s_tf.errors import InputError
-from q2s_tf.models import Towers
-from q2s_tf.serving.export import hash_towers
+from q2s_tf.models import Towers, hash_towers
 from q2s_tf.serving.folders import MANIFEST_FILE, versions_in
 
 BATCH = 32

@@ -1,6 +1,7 @@
 """The two towers as Keras models, and the run directory they are stored in."""
 
 from q2s_tf.models.encoding import embed_catalogue, read_ids, unique_ids
+from q2s_tf.models.fingerprint import hash_towers
 from q2s_tf.models.plain_data import encode, order_by_length
 from q2s_tf.models.pretrained import (
     PACKAGED,
@@ -36,6 +37,7 @@ __all__ = [
     "embed_catalogue",
     "encode",
     "fill_encoders",
+    "hash_towers",
     "load",
     "load_pretrained",
     "load_weights",

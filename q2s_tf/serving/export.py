@@ -1,6 +1,5 @@
 """Export of a run and a catalogue as a new version of the three servables."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -17,7 +16,7 @@ from q2s_tf.errors import InputError
 from q2s_tf.extras import require
 from q2s_tf.index import DEFAULT_RECALL, DocumentRows, Index, IndexedDocuments, build_index
 from q2s_tf.index.postings import WordCounts, build_postings, count_words
-from q2s_tf.models import Tower, Towers, embed_catalogue, encode, load
+from q2s_tf.models import Tower, Towers, embed_catalogue, encode, hash_towers, load
 from q2s_tf.serving.folders import MANIFEST_FILE
 from q2s_tf.serving.lexical_weight import DEFAULT_WEIGHT, choose_weight, default_columns
 from q2s_tf.serving.retriever import MAX_LEXICAL_WEIGHT, RetrieverServable
@@ -166,19 +165,6 @@ def describe(
             **(settings or {}),
         }
     return manifest
-
-
-def hash_towers(towers: Towers) -> dict[str, str]:
-    """Hash the tokenizers, and all weights in order, to tell one trained pair of towers from another."""
-    weights = hashlib.sha256()
-    for tower in (towers.query, towers.document):
-        for variable in tower.weights:
-            weights.update(variable.numpy().tobytes())
-    layers = [layer for tower in (towers.query, towers.document) for layer in tower.token_layers.values()]
-    tokenizer = hashlib.sha256()
-    for model in dict.fromkeys(layer.tokenizer.model for layer in layers if layer.tokenizer):  # once if it is shared
-        tokenizer.update(model)
-    return {"tokenizer_sha256": tokenizer.hexdigest(), "weights_sha256": weights.hexdigest()}
 
 
 def read_documents(

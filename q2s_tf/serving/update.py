@@ -12,8 +12,8 @@ from q2s_tf.errors import InputError
 from q2s_tf.index import DocumentRows, Index, IndexedDocuments, build_index, restore_index
 from q2s_tf.index.indexed_documents import is_in
 from q2s_tf.index.postings import Postings
-from q2s_tf.models import Towers, load
-from q2s_tf.serving.export import describe, hash_towers, read_documents, to_bytes, write_servable
+from q2s_tf.models import Towers, hash_towers, load
+from q2s_tf.serving.export import describe, read_documents, to_bytes, write_servable
 from q2s_tf.serving.folders import MANIFEST_FILE, versions_in
 from q2s_tf.serving.retriever import RetrieverServable
 from q2s_tf.serving.versions import new_version
