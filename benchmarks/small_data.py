@@ -39,7 +39,7 @@ from q2s_tf.evaluation.results import write_json
 from q2s_tf.evaluation.system_metrics import SystemMetrics, measure_systems
 from q2s_tf.index.postings import build_postings, count_words
 from q2s_tf.models import Towers, embed_catalogue, encode
-from q2s_tf.serving.export import to_bytes
+from q2s_tf.serving.document_rows import to_bytes
 from q2s_tf.serving.lexical_weight import WEIGHTS, choose_weight, default_columns, nearest_weight
 from q2s_tf.tables import Table, open_documents, open_judgements
 

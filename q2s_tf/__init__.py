@@ -1,9 +1,9 @@
 """q2s_tf: Que2Search for TensorFlow, from a marketplace's search log to semantic retrieval on TF Serving.
 
-`train`, `evaluate` and `export` (`q2s_tf.serving.export.export`) are what the commands `q2s train`, `q2s evaluate` and
-`q2s export` call. `load` returns the trained towers of a run directory, `Client` queries a server. `import q2s_tf` does
-not import TensorFlow; each function imports what it needs. After `import q2s_tf`, `keras.saving.load_model` knows the
-layers of q2s_tf.
+`train`, `evaluate`, `embed` (`q2s_tf.embedding.embed.embed`) and `export` (`q2s_tf.serving.export.export`) are what the
+commands of these names call. `load` returns the trained towers of a run directory, `Client` queries a server. `import
+q2s_tf` does not import TensorFlow; each function imports what it needs. After `import q2s_tf`,
+`keras.saving.load_model` knows the layers of q2s_tf.
 """
 
 from collections.abc import Sequence
@@ -18,13 +18,14 @@ from q2s_tf.errors import InputError
 
 if TYPE_CHECKING:
     from q2s_tf.config import Config
+    from q2s_tf.embedding.embed import embed
     from q2s_tf.evaluation.results import RunEvaluation
     from q2s_tf.models import Towers
     from q2s_tf.serving.client import Client
     from q2s_tf.serving.export import export
 
 __version__ = "0.3.0"
-__all__ = ["Client", "InputError", "evaluate", "export", "load", "train"]
+__all__ = ["Client", "InputError", "embed", "evaluate", "export", "load", "train"]
 
 CONFIGS = Path(__file__).parent / "configs"
 """Folder of the configs that come with q2s_tf."""
@@ -121,8 +122,8 @@ def _path(path: str | PathLike[str] | None) -> Path | None:
 
 
 def __getattr__(name: str) -> Any:
-    """Imports `Client` and `export` when they are first used; they need TensorFlow."""
-    modules = {"Client": "q2s_tf.serving.client", "export": "q2s_tf.serving.export"}
+    """Imports `Client`, `embed` and `export` when they are first used; they need TensorFlow."""
+    modules = {"Client": "q2s_tf.serving.client", "embed": "q2s_tf.embedding.embed", "export": "q2s_tf.serving.export"}
     if name not in modules:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(modules[name]), name)

@@ -20,13 +20,42 @@ POSITIVE_SECONDS = SECONDS | {"min": 0.001}
 TLS = "PEM file; any of the three makes the connection encrypted."
 
 Models = Annotated[Path, Option(help="Folder of the servables.")]
+Run = Annotated[Path, Option(help="A run directory, the --out of `q2s train`.")]
 Keep = Annotated[int | None, Option(min=1, max=1_000_000, help="Remove all but this many of the newest versions.")]
 ChannelNames = Annotated[Path, Option(help="Folder of the servables, for the names of the channels.")]
 
 
+def embed(
+    run: Run,
+    documents: Annotated[Path, Option(help="The catalogue, Parquet or TSV.")],
+    out: Annotated[Path, Option(help="Folder for the shards; a job that was interrupted continues in it.")],
+    column: Annotated[
+        list[str] | None,
+        Option(help="A text column to keep beside title, description, language and country; may be repeated."),
+    ] = None,
+    backend: Annotated[
+        Literal["local", "pyspark"], Option(help="Engine; pyspark needs the extra 'spark' and Java.")
+    ] = "local",
+    shard_rows: Annotated[int, Option(min=1, max=10_000_000, help="Documents of a shard.")] = 32_768,
+) -> None:
+    """Embed a catalogue into Parquet shards.
+
+    On this machine or on Spark. The shards are the input of q2s export --embeddings and of vector engines.
+
+    Example: q2s embed --run runs/first --documents data/documents.parquet --out embeddings
+    """
+    if backend == "pyspark":
+        extras.require("spark")
+    shards = q2s_tf.embed(run, documents, out, column or [], backend, shard_rows)
+    print(f"{len(shards):,} embeddings of {shards.dimension} numbers are in {len(shards.paths):,} shards in {out}")
+
+
 def export(
-    run: Annotated[Path, Option(help="A run directory, the --out of `q2s train`.")],
-    documents: Annotated[Path, Option(help="The catalogue to search, Parquet or TSV.")],
+    run: Run,
+    documents: Annotated[Path | None, Option(help="The catalogue to search, Parquet or TSV.")] = None,
+    embeddings: Annotated[
+        Path | None, Option(help="Instead of --documents: the --out of q2s embed, so that nothing is embedded again.")
+    ] = None,
     out: Models = Path("saved_models"),
     index: Annotated[
         Literal["scann", "partitioned", "exact"] | None,
@@ -68,8 +97,9 @@ def export(
     Example: q2s export --run runs/first --documents data/documents.parquet --out saved_models --filter country
     """
     version = q2s_tf.export(
-        run, documents=documents, out=out, index=index, recall=recall, storage=storage, filters=filter or [],
-        queries=queries, collapse=collapse, keep=keep, lexical=_read_weights(lexical), lexical_weight=lexical_weight,
+        run, documents, embeddings=embeddings, out=out, index=index, recall=recall, storage=storage,
+        filters=filter or [], queries=queries, collapse=collapse, keep=keep,
+        lexical=_read_weights(lexical), lexical_weight=lexical_weight,
     )  # fmt: skip
     print(f"version {version} of query_tower, document_tower and retriever is in {out}")
 

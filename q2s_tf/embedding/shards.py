@@ -96,6 +96,14 @@ class EmbeddingShards:
                 "run: vectors of two models cannot be compared; embed the documents with this run"
             )
 
+    def check_columns(self, columns: Sequence[str]) -> None:
+        """Raises `InputError` if the shards do not have these text columns."""
+        if absent := [name for name in columns if name not in self.manifest["columns"]]:
+            raise InputError(
+                f"embeddings {self.path}: have no column {absent[0]} (columns: {', '.join(self.manifest['columns'])}): "
+                f"embed the documents into another folder with --column {absent[0]}"
+            )
+
     def batches(self, columns: Sequence[str] = (), rows: int = ROWS) -> Iterator[pa.RecordBatch]:
         """Record batches of at most `rows` rows, in the order of the catalogue.
 
@@ -106,11 +114,7 @@ class EmbeddingShards:
         Raises:
             InputError: a column that the shards do not have, or a damaged shard.
         """
-        if absent := [name for name in columns if name not in self.manifest["columns"]]:
-            raise InputError(
-                f"embeddings {self.path}: have no column {absent[0]} (columns: {', '.join(self.manifest['columns'])}): "
-                f"embed the documents again with --column {absent[0]}"
-            )
+        self.check_columns(columns)
         for path in self.paths:
             with readable(f"embeddings {path}"):
                 file = pq.ParquetFile(path)

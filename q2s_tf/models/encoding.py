@@ -51,15 +51,22 @@ def documents_named(documents: Table, batch: pa.RecordBatch) -> Iterator[None]:
 
 def unique_ids(ids: list[pa.Array], documents: Table) -> pa.Array:
     """All ids of a catalogue as one array; `InputError` if there is none, an empty one, or one that occurs twice."""
-    if not ids:
-        raise InputError(f"documents {documents.path}: the catalogue is empty: give a table with at least one document")
-    rows = pa.chunked_array(ids).combine_chunks()
-    if rows.null_count:
-        raise InputError(f"documents {documents.path}: every row needs a document_id; {rows.null_count} have none")
-    if len(rows.unique()) < len(rows):
-        twice = next(entry["values"] for entry in rows.value_counts().to_pylist() if entry["counts"] > 1)
-        raise InputError(f"documents {documents.path}: a document_id may occur once; {twice!r} occurs more often")
+    rows = pa.chunked_array(ids, pa.string()).combine_chunks()
+    repeated = None
+    if not rows.null_count and len(rows.unique()) < len(rows):
+        repeated = next(entry["values"] for entry in rows.value_counts().to_pylist() if entry["counts"] > 1)
+    check_ids(documents, len(rows), rows.null_count, repeated)
     return rows
+
+
+def check_ids(documents: Table, rows: int, absent: int, repeated: str | None) -> None:
+    """Raises `InputError` if a catalogue has no rows, rows without id (`absent`), or an id that is `repeated`."""
+    if not rows:
+        raise InputError(f"documents {documents.path}: the catalogue is empty: give a table with at least one document")
+    if absent:
+        raise InputError(f"documents {documents.path}: every row needs a document_id; {absent} have none")
+    if repeated is not None:
+        raise InputError(f"documents {documents.path}: a document_id may occur once; {repeated!r} occurs more often")
 
 
 def read_ids(documents: Table) -> pa.Array:

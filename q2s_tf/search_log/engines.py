@@ -2,7 +2,6 @@
 
 import os
 import re
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +12,7 @@ import ibis
 import ibis.expr.types as ir
 
 from q2s_tf.errors import InputError
+from q2s_tf.spark import spark_session
 
 
 @contextmanager
@@ -41,39 +41,9 @@ def duckdb(memory: str, scratch: Path) -> Iterator[Any]:
 
 @contextmanager
 def spark(memory: str, scratch: Path) -> Iterator[Any]:
-    """An Ibis connection to the active Spark session, or to a new one, which is local unless Spark is configured.
-
-    Raises:
-        InputError: PySpark or Java is not installed.
-    """
-    try:
-        from pyspark import SparkConf
-        from pyspark.errors import PySparkRuntimeError
-        from pyspark.sql import SparkSession
-    except ImportError:
-        raise InputError("backend pyspark needs pyspark: pip install 'q2s_tf[spark]', or use duckdb") from None
-    active = SparkSession.getActiveSession()
-    cores = os.cpu_count() or 1
-    conf = SparkConf()
-    if not conf.contains("spark.master"):
-        conf.setMaster(f"local[{cores}]").setIfMissing("spark.sql.shuffle.partitions", str(4 * cores))
-    conf.setIfMissing("spark.driver.memory", memory.rstrip("iB").replace(" ", "").lower())
-    conf.setIfMissing("spark.local.dir", str(scratch / "spill"))
-    conf.setIfMissing("spark.ui.enabled", "false")
-    conf.setIfMissing("spark.ui.showConsoleProgress", "false")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="PySpark does not yet fully support pandas", category=FutureWarning)
-        try:
-            session = active or SparkSession.builder.config(conf=conf).getOrCreate()
-        except PySparkRuntimeError as error:
-            raise InputError(f"backend pyspark needs Java 17 or later ({error}); install it or use duckdb") from None
-        session.sparkContext.setLogLevel("ERROR")
-        session.conf.set("spark.sql.session.timeZone", "UTC")
-        try:
-            yield ibis.pyspark.connect(session)
-        finally:
-            if active is None:
-                session.stop()
+    """An Ibis connection to a Spark session; see `spark_session`."""
+    with spark_session(memory, scratch) as session:
+        yield ibis.pyspark.connect(session)
 
 
 def materialise(connection: Any, scratch: Path, name: str, table: ir.Table) -> ir.Table:

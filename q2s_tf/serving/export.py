@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import tensorflow as tf
 
 from q2s_tf.cli import console
 from q2s_tf.config import FORMAT
+from q2s_tf.embedding.shards import EmbeddingShards
 from q2s_tf.errors import InputError
 from q2s_tf.extras import require
-from q2s_tf.index import DEFAULT_RECALL, DocumentRows, Index, IndexedDocuments, build_index
-from q2s_tf.index.postings import WordCounts, build_postings, count_words
-from q2s_tf.models import Tower, Towers, embed_catalogue, encode, hash_towers, load
+from q2s_tf.files import make_folder
+from q2s_tf.index import DEFAULT_RECALL, Index, IndexedDocuments, build_index
+from q2s_tf.index.postings import build_postings
+from q2s_tf.models import Tower, Towers, encode, hash_towers, load
+from q2s_tf.serving.document_rows import map_documents, read_documents
 from q2s_tf.serving.folders import MANIFEST_FILE
 from q2s_tf.serving.lexical_weight import DEFAULT_WEIGHT, choose_weight, default_columns
 from q2s_tf.serving.retriever import MAX_LEXICAL_WEIGHT, RetrieverServable
@@ -24,7 +26,6 @@ from q2s_tf.serving.tower_servable import TowerServable, declare_optional
 from q2s_tf.serving.versions import keep_newest, new_version
 from q2s_tf.serving.warmup import write_warmup
 from q2s_tf.tables import Table, open_documents
-from q2s_tf.text import normalise
 
 MAX_SAMPLE_QUERIES = 1_000
 """Different queries of the table that are embedded, at most."""
@@ -32,7 +33,7 @@ MAX_SAMPLE_QUERIES = 1_000
 
 def export(
     run: str | PathLike[str],
-    documents: str | PathLike[str],
+    documents: str | PathLike[str] | None = None,
     out: str | PathLike[str] = "saved_models",
     index: str | None = None,
     recall: float = DEFAULT_RECALL,
@@ -43,6 +44,7 @@ def export(
     lexical: Mapping[str, float] | None = None,
     lexical_weight: float | None = None,
     keep: int | None = None,
+    embeddings: str | PathLike[str] | None = None,
 ) -> int:
     """Export the towers of a run, and an index of a catalogue, as one new version of all three servables.
 
@@ -62,15 +64,21 @@ def export(
             lexical index.
         lexical_weight: λ, the weight of BM25 in the score of requests that give none. None: chosen on judged `queries`.
         keep: Remove all but this many of the newest versions.
+        embeddings: Instead of `documents`: a folder of `q2s_tf.embed` for the same run. Its vectors are read from
+            a temporary file in `out`, so they need not fit into memory.
 
     Returns:
         The version.
 
     Raises:
-        InputError: `run` is not a trained run, the catalogue violates its contract, the index cannot be built, or `out`
-            cannot be written. Nothing is published then.
+        InputError: `run` is not a trained run, the catalogue violates its contract, the embeddings are incomplete or
+            of another run, the index cannot be built, or `out` cannot be written. Nothing is published then.
     """
-    run, documents, models = Path(run), Path(documents), Path(out)
+    run, models = Path(run), Path(out)
+    if (documents is None) == (embeddings is None):
+        raise InputError("give either documents, a catalogue, or embeddings, the folder that q2s embed made of it")
+    shards = None if embeddings is None else EmbeddingShards(Path(embeddings))
+    documents = Path(documents or embeddings or "")
     if index == "scann":
         require("scann")
     if models.exists() and not models.is_dir():
@@ -87,19 +95,23 @@ def export(
     if queries is not None:
         query_table = Table(Path(queries), "queries", ["query"], ["country", "document_id", "relevance"])
     towers = load(run)
-    _, rows, embeddings, words = read_documents(documents, towers, filters, collapse, lexical or None)
-    if not len(embeddings):
+    if shards is None:
+        _, rows, vectors, words = read_documents(documents, towers, filters, collapse, lexical or None)
+    else:
+        shards.check_run(hash_towers(towers))
+        rows, vectors, words = map_documents(shards, make_folder(models), filters, collapse, lexical or None)
+    if not len(vectors):
         raise InputError(f"documents {documents}: no document has an input of any channel of the run")
     postings = None if words is None else build_postings(words, lexical)
     if lexical_weight is None:
         lexical_weight = DEFAULT_WEIGHT if lexical else 0.0
         if query_table is not None and "document_id" in query_table.columns and postings is not None:
-            lexical_weight, recalls = choose_weight(towers, query_table, rows.ids, embeddings, postings)
+            lexical_weight, recalls = choose_weight(towers, query_table, rows.ids, vectors, postings)
             console.print(f"lexical weight {lexical_weight}; recall@10 by weight: {recalls}")
     sample = None if query_table is None else _embed_queries(towers.query, query_table)
-    console.print(f"building the {index or 'default'} index of {len(embeddings):,} documents")
-    built, order = build_index(index, embeddings, towers.config.seed, recall, storage, sample)
-    indexed = IndexedDocuments.in_order(rows, order, embeddings.shape[1], postings)
+    console.print(f"building the {index or 'default'} index of {len(vectors):,} documents")
+    built, order = build_index(index, vectors, towers.config.seed, recall, storage, sample)
+    indexed = IndexedDocuments.in_order(rows, order, vectors.shape[1], postings)
     settings = {"collapse": collapse, "lexical_weight": lexical_weight}
     with new_version(models) as (version, folders):
         for tower, name in ((towers.query, "query_tower"), (towers.document, "document_tower")):
@@ -165,69 +177,6 @@ def describe(
             **(settings or {}),
         }
     return manifest
-
-
-def read_documents(
-    path: Path, towers: Towers, filters: Sequence[str], collapse: str | None, lexical: Mapping[str, float] | None
-) -> tuple[np.ndarray, DocumentRows, np.ndarray, WordCounts | None]:
-    """Read and embed a documents table.
-
-    Returns:
-        The ids of all documents, bytes; the rows, the embeddings `[R, D]` and the words of those with an input of any
-        channel. The others have a zero vector, which is near to no query, so the retriever does not hold them. The
-        words are None without a lexical index.
-
-    Raises:
-        InputError: The table violates its contract, or a column to filter or collapse by is absent, is named twice or
-            holds vectors.
-    """
-    vectors = towers.config.vector_inputs()
-    options = dict.fromkeys(lexical or (), "lexical") | ({} if collapse is None else {collapse: "collapse"})
-    options |= dict.fromkeys(filters, "filter")
-    for name, option in options.items():
-        if list(filters).count(name) > 1:
-            raise InputError(f"filter {name}: is named twice; leave one out")
-        if name in vectors or not name.isidentifier():
-            raise InputError(f"{option} {name}: must be a text column named by letters, digits and _; name another one")
-    table = open_documents(path, [*towers.document.input, *options], vectors)
-    for name, option in options.items():
-        if name in table.missing:
-            known = ", ".join(table.columns)
-            raise InputError(f"documents {path}: has no column {name} for --{option}; known columns of it are {known}")
-    ids, embeddings = embed_catalogue(towers.document, table)
-    ids = to_bytes(ids)
-    values = _read_values(table, [*filters, *([] if collapse is None else [collapse])])
-    groups = None if collapse is None else _group(values[collapse], ids)
-    rows = DocumentRows(ids, {name: values[name] for name in filters}, groups)
-    present = np.any(embeddings != 0, axis=1)
-    if not present.all():
-        console.print(f"{np.sum(~present):,} documents have no input of any channel and cannot be found")
-    words = None if lexical is None else count_words(table.batches(), lexical).select(present)
-    return ids, rows.take(present), embeddings[present], words
-
-
-def _read_values(table: Table, columns: list[str]) -> dict[str, np.ndarray]:
-    """The normalised value of each row by text column, bytes `[N]`, with b"" where there is none."""
-    if not columns:
-        return {}
-    texts = pa.Table.from_batches([batch.select(columns) for batch in table.batches()])
-    values = {}
-    for name in columns:
-        encoded = texts[name].combine_chunks().fill_null("").dictionary_encode()
-        distinct = tf.constant(encoded.dictionary.to_pylist(), tf.string, [len(encoded.dictionary)])
-        values[name] = normalise(distinct).numpy()[encoded.indices.to_numpy()]
-    return values
-
-
-def _group(values: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """The group of each document, int64 `[N]`: a hash of its value, or of its id if it has none."""
-    keys = np.where(values == b"", b"id=" + ids, b"value=" + values)
-    return tf.strings.to_hash_bucket_fast(tf.constant(keys, tf.string), 2**63 - 1).numpy()
-
-
-def to_bytes(texts: pa.Array) -> np.ndarray:
-    """Convert texts to an array of bytes objects `[N]`."""
-    return np.array(texts.cast(pa.binary()).to_pylist(), object)
 
 
 def _embed_queries(tower: Tower, table: Table) -> np.ndarray:

@@ -13,7 +13,8 @@ from q2s_tf.index import DocumentRows, Index, IndexedDocuments, build_index, res
 from q2s_tf.index.indexed_documents import is_in
 from q2s_tf.index.postings import Postings
 from q2s_tf.models import Towers, hash_towers, load
-from q2s_tf.serving.export import describe, read_documents, to_bytes, write_servable
+from q2s_tf.serving.document_rows import read_documents, to_bytes
+from q2s_tf.serving.export import describe, write_servable
 from q2s_tf.serving.folders import MANIFEST_FILE, versions_in
 from q2s_tf.serving.retriever import RetrieverServable
 from q2s_tf.serving.versions import new_version
