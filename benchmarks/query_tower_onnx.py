@@ -58,7 +58,7 @@ def trigram_ids(text: str, buckets: int) -> np.ndarray:
 
 def build_graph(tower: Tower) -> onnx.ModelProto:
     """The encoder of a query tower: int64 ids by channel, each `[L]`, to `embedding` `[1, D]`."""
-    graph = _Graph()
+    graph = Graph()
     vectors = []
     for name, channel in tower.channels.items():
         layer = tower.channel_layers[name]
@@ -77,7 +77,7 @@ def build_graph(tower: Tower) -> onnx.ModelProto:
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
 
 
-class _Graph:
+class Graph:
     """Nodes and constants under construction; a call adds a node and gives the name of its output."""
 
     def __init__(self) -> None:
@@ -85,6 +85,7 @@ class _Graph:
         self.constants: list[onnx.TensorProto] = []
 
     def __call__(self, op: str, *inputs: Any, outputs: int = 1, **attributes: Any) -> Any:
+        """Add a node and return the name of its output, or their names."""
         names = [each if isinstance(each, str) else self._constant(each) for each in inputs]
         made = [f"{op}_{len(self.nodes)}_{place}" for place in range(outputs)]
         self.nodes.append(helper.make_node(op, names, made, **attributes))
@@ -95,24 +96,21 @@ class _Graph:
         return self.constants[-1].name
 
 
-def _encode(graph: _Graph, encoder: Any, ids: str) -> str:
+def _encode(graph: Graph, encoder: Any, ids: str) -> str:
     """[CLS] `[1, H]` of the token ids `[L]`; the last layer is computed for [CLS] only."""
     tables = encoder.embeddings
     tokens = graph("Gather", tables["token_table"], ids)
     positions = graph("Slice", tables["position_table"], np.array([0]), graph("Shape", ids))
-    hidden = _normalise(graph, encoder, tables, "", graph("Add", tokens, positions))
+    hidden = normalise_layer(graph, encoder, tables, "", graph("Add", tokens, positions))
     for block in encoder.blocks:
         last = block is encoder.blocks[-1]
         tokens = graph("Slice", hidden, np.array([0]), np.array([1])) if last else hidden
         attended = graph("Add", tokens, _attend(graph, encoder, block, tokens, hidden))
-        attended = _normalise(graph, encoder, block, "attention_", attended)
-        forward = graph("Gelu", graph("Gemm", attended, block["inner_kernel"], block["inner_bias"]))
-        forward = graph("Gemm", forward, block["outer_kernel"], block["outer_bias"])
-        hidden = _normalise(graph, encoder, block, "output_", graph("Add", attended, forward))
+        hidden = feed_forward(graph, encoder, block, attended)
     return hidden
 
 
-def _attend(graph: _Graph, encoder: Any, block: Any, tokens: str, context: str) -> str:
+def _attend(graph: Graph, encoder: Any, block: Any, tokens: str, context: str) -> str:
     heads, size = encoder.num_heads, encoder.hidden_dim
     width = size // heads
     kernel, bias = np.asarray(block["qkv_kernel"]), np.asarray(block["qkv_bias"])
@@ -137,6 +135,15 @@ def _attend(graph: _Graph, encoder: Any, block: Any, tokens: str, context: str) 
     return graph("Gemm", packed, block["attention_kernel"], block["attention_bias"])
 
 
-def _normalise(graph: _Graph, encoder: Any, weights: Any, prefix: str, tokens: str) -> str:
+def feed_forward(graph: Graph, encoder: Any, block: Any, attended: str) -> str:
+    """The part of a layer after attention, for tokens `[..., H]` to which the outputs of attention are added."""
+    attended = normalise_layer(graph, encoder, block, "attention_", attended)
+    inner = graph("Add", graph("MatMul", attended, block["inner_kernel"]), block["inner_bias"])
+    outer = graph("Add", graph("MatMul", graph("Gelu", inner), block["outer_kernel"]), block["outer_bias"])
+    return normalise_layer(graph, encoder, block, "output_", graph("Add", attended, outer))
+
+
+def normalise_layer(graph: Graph, encoder: Any, weights: Any, prefix: str, tokens: str) -> str:
+    """Layer normalisation of tokens `[..., H]`."""
     gamma, beta = weights[f"{prefix}gamma"], weights[f"{prefix}beta"]
     return graph("LayerNormalization", tokens, gamma, beta, epsilon=encoder.epsilon)
