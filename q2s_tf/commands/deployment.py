@@ -282,6 +282,41 @@ def query(
     print_results(results, titles, Console(width=None if sys.stdout.isatty() else 160))
 
 
+def capacity(
+    documents: Annotated[str, Option(help="Documents of the catalogue, such as 8000000 or 1e9.")],
+    qps: Annotated[float, Option(min=0.001, max=1e9, help="Queries per second at the peak.")] = 100.0,
+    dimension: Annotated[int, Option(min=1, max=100_000, help="Numbers of an embedding.")] = 128,
+    storage: Annotated[Literal["float32", "bfloat16", "int8"], Option(help="Of the vectors in the index.")] = "float32",
+    cores: Annotated[int, Option(min=1, max=10_000, help="Cores of a machine.")] = 16,
+    memory_gb: Annotated[float, Option(min=1, max=100_000, help="Memory of a machine.")] = 64.0,
+    embed_hours: Annotated[
+        float, Option(min=0.01, max=10_000, help="Time in which the whole catalogue must be embedded.")
+    ] = 24.0,
+    embed_per_second: Annotated[
+        float | None,
+        Option(min=0.001, max=1e9, help="Documents that one core embeds in a second. [default: as was measured]"),
+    ] = None,
+) -> None:
+    """Compute the machines for a catalogue and a load.
+
+    From unit costs that were measured; docs/scaling.md has them.
+
+    Example: q2s capacity --documents 1e9 --qps 5000 --storage int8 --memory-gb 128
+    """
+    from q2s_tf.capacity import EMBED_DOCUMENTS_PER_SECOND, capacity_table, plan_capacity
+
+    try:
+        count = float(documents)
+    except ValueError:
+        count = 0.0
+    if not 1 <= count <= 1e13 or count != int(count):
+        raise InputError(f"--documents {documents}: must be a whole number, at least 1, such as 8000000 or 1e9")
+    storage_bytes, memory = {"float32": 4, "bfloat16": 2, "int8": 1}[storage], int(memory_gb * 1e9)
+    rate = embed_per_second or EMBED_DOCUMENTS_PER_SECOND
+    plan = plan_capacity(int(count), qps, dimension, storage_bytes, cores, memory, embed_hours, rate)
+    Console(width=None if sys.stdout.isatty() else 140).print(capacity_table(plan, cores, memory, embed_hours))
+
+
 def demo_app(
     documents: Annotated[Path, Option(help="Catalogue (Parquet or TSV) that the server's index was made from.")],
     target: Annotated[str, Option(help="HOST:PORT of the server, embedded or TF Serving.")] = "127.0.0.1:8500",
