@@ -11,12 +11,19 @@ from typing import Any
 from q2s_tf.errors import InputError
 
 
+CONFIGURED_BY = ("PYSPARK_GATEWAY_PORT", "PYSPARK_SUBMIT_ARGS", "SPARK_CONF_DIR", "SPARK_HOME")
+"""Environment variables of a process that spark-submit has started, or for which Spark is configured otherwise."""
+
+
 @contextmanager
 def spark_session(memory: str, scratch: Path) -> Iterator[Any]:
-    """The active Spark session, or a new one, which is local unless Spark is configured and is stopped at the end.
+    """The active Spark session, or a new one, which is stopped at the end.
+
+    A new session is that of the environment: of `spark-submit`, `PYSPARK_SUBMIT_ARGS`, `SPARK_CONF_DIR` or
+    `SPARK_HOME`. Without these it is local.
 
     Args:
-        memory: memory of the driver, such as `2GB`; a local session runs everything in it but the Python workers.
+        memory: memory of the driver of a local session, such as `2GB`; everything but the Python workers is in it.
         scratch: folder for what a local session spills.
 
     Raises:
@@ -29,15 +36,14 @@ def spark_session(memory: str, scratch: Path) -> Iterator[Any]:
     except ImportError:
         raise InputError("backend pyspark needs pyspark: pip install 'q2s_tf[spark]', or use another backend") from None
     active = SparkSession.getActiveSession()
-    cores = os.cpu_count() or 1
     conf = SparkConf()
-    if not conf.contains("spark.master"):
-        conf.setMaster(f"local[{cores}]").setIfMissing("spark.sql.shuffle.partitions", str(4 * cores))
+    if not any(name in os.environ for name in CONFIGURED_BY):
+        cores = os.cpu_count() or 1
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # the workers need what is installed here
-    conf.setIfMissing("spark.driver.memory", memory.rstrip("iB").replace(" ", "").lower())
-    conf.setIfMissing("spark.local.dir", str(scratch / "spill"))
-    conf.setIfMissing("spark.ui.enabled", "false")
-    conf.setIfMissing("spark.ui.showConsoleProgress", "false")
+        conf.setMaster(f"local[{cores}]").set("spark.sql.shuffle.partitions", str(4 * cores))
+        conf.set("spark.driver.memory", memory.rstrip("iB").replace(" ", "").lower())
+        conf.set("spark.local.dir", str(scratch / "spill"))
+        conf.set("spark.ui.enabled", "false").set("spark.ui.showConsoleProgress", "false")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="PySpark does not yet fully support pandas", category=FutureWarning)
         try:
