@@ -5,18 +5,20 @@ The catalogue and the positives are generated. A title has 3 to 9 words and a de
 vocabulary of 30,000 words. A positive is a document, the popular ones much more often, and a query of 1 to 3 words of
 its title. The config is `configs/marketplace.toml` without images. Its tokenizer is trained once, on a sample.
 
-`prepare_training` runs in a process of its own for each size, and that process then draws batches and trains. While it
-prepares, its resident memory is sampled: anonymous memory, and pages of mapped files, which the system can drop.
+`prepare_training` runs in a process of its own for each size. While it prepares, its resident memory is sampled:
+anonymous memory, and pages of mapped files, which the system can drop; and the size of its run directory. Then the
+processes take turns: each reads batches, and trains on batches that it reads.
 """
 
 import multiprocessing
+import os
 import shutil
 import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,14 +40,15 @@ WORDS, COUNTRIES, LANGUAGES = 30_000, ["AE", "BR", "DE", "JP", "US"], ["ar", "de
 CHUNK = 250_000
 """Rows that are generated at a time."""
 JUDGEMENTS = 2_000
-STEPS = 20
-"""Steps that are timed, after 3 that are not counted."""
+STEPS = 10
+"""Batches of a turn, after one that is not counted."""
 
 
 def main(
     documents: str = typer.Option("500000,5000000", help="Sizes of the catalogue, with commas between them."),
     positives_per_document: int = typer.Option(4, min=1),
     batch_size: int = typer.Option(256, min=2),
+    turns: int = typer.Option(7, min=1, help="Turns of each size; the table has medians over their steps."),
     folder: Path | None = typer.Option(None, help="For the generated tables and the examples; a temporary one."),
     out: Path | None = typer.Option(None, help="JSON file for the result."),
 ) -> None:
@@ -56,18 +59,25 @@ def main(
     from q2s_tf.evaluation.results import write_json
 
     results = []
-    with tempfile.TemporaryDirectory(dir=folder) as name:
+    pipes: list[Connection] = []
+    with tempfile.TemporaryDirectory(dir=folder) as name, ExitStack() as stack:
         scratch = Path(name)
         tokenizer = scratch / "tokenizer.model"
         train_sample_tokenizer(tokenizer)
         for size in map(int, documents.split(",")):
-            tables = scratch / str(size)
+            tables = scratch / f"tables{size}"
             make_tables(tables, size, size * positives_per_document)
-            results.append(measure(tables, tokenizer, batch_size) | {"documents": size})
+            pipe, prepared = measure(tables, scratch / f"run{size}", tokenizer, batch_size, stack)
+            pipes.append(pipe)
+            results.append({"documents": size, **prepared, "read_seconds": [], "step_seconds": []})
             shutil.rmtree(tables)
-            Console().print(show(results))
-            if out:
-                write_json({"batch_size": batch_size, "sizes": results}, out)
+        for number in cli.track(list(range(len(pipes))) * turns, "training in turns"):
+            pipes[number].send(STEPS)
+            for key, seconds in pipes[number].recv().items():
+                results[number][key] += seconds
+    Console().print(show(results))
+    if out:
+        write_json({"batch_size": batch_size, "sizes": results}, out)
 
 
 def uniform(numbers: np.ndarray, stream: int) -> np.ndarray:
@@ -175,100 +185,113 @@ def train_sample_tokenizer(path: Path) -> None:
     path.write_bytes(train_tokenizer(sample, read_marketplace().tokenizer.vocabulary_size))
 
 
-def measure(tables: Path, tokenizer: Path, batch_size: int) -> dict[str, Any]:
-    """What `prepare` reports, with the highest samples of its memory in bytes."""
+def measure(
+    tables: Path, run: Path, tokenizer: Path, batch_size: int, stack: ExitStack
+) -> tuple[Connection, dict[str, Any]]:
+    """Runs `prepare` in a new process: its pipe, and what it reports, with the highest samples in bytes."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=prepare, args=(theirs, tables, tokenizer, batch_size), daemon=True)
+    process = context.Process(target=prepare, args=(theirs, tables, run, tokenizer, batch_size), daemon=True)
     process.start()
+    stack.callback(process.terminate)
     theirs.close()
-    ended, peaks = threading.Event(), {"RssAnon": 0, "RssFile": 0, "VmRSS": 0}
-    sampler = threading.Thread(target=sample_memory, args=(process.pid, peaks, ended))
+    ended, peaks = threading.Event(), dict.fromkeys(("RssAnon", "RssFile", "VmRSS", "disk"), 0)
+    sampler = threading.Thread(target=sample, args=(process.pid, run, peaks, ended))
     sampler.start()
     try:
         prepared = ours.recv()
     finally:
         ended.set()
         sampler.join()
-    steps = ours.recv()
-    process.join()
-    return prepared | steps | {f"peak_{name}": value for name, value in peaks.items()}
+    return ours, prepared | {f"peak_{name}": value for name, value in peaks.items()}
 
 
-def memory(pid: int | str) -> dict[str, int]:
-    """Figures of the memory of a process in bytes, by the names of `/proc/PID/status`."""
-    lines = (line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+def memory(pid: int | None) -> dict[str, int]:
+    """Figures of the memory of a process in bytes, by their names in `/proc/PID/status`."""
+    try:
+        lines = [line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines()]
+    except OSError:  # it has ended
+        return {}
     return {line[0].rstrip(":"): int(line[1]) * 1024 for line in lines if line[-1] == "kB"}
 
 
-def sample_memory(pid: int | None, peaks: dict[str, int], ended: threading.Event) -> None:
-    """Raises the peaks to the highest of the figures of a process, ten times a second."""
+def disk_bytes(folder: Path) -> int:
+    """Bytes on disk of the files in a folder, some of which may be removed at the same time."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):
+            total += path.stat().st_blocks * 512
+    return total
+
+
+def sample(pid: int | None, run: Path, peaks: dict[str, int], ended: threading.Event) -> None:
+    """Raises the peaks to the highest figures of a process and its run directory, ten times a second."""
     while not ended.wait(0.1):
-        try:
-            now = memory(pid or 0)
-        except (OSError, IndexError):
-            return
+        now = {**memory(pid), "disk": disk_bytes(run)}
         for name in peaks:
             peaks[name] = max(peaks[name], now.get(name, 0))
 
 
-def prepare(pipe: Connection, tables: Path, tokenizer: Path, batch_size: int) -> None:
-    """Prepares the tables, and sends the seconds and bytes; then draws batches and trains, and sends their times."""
+def prepare(pipe: Connection, tables: Path, run: Path, tokenizer: Path, batch_size: int) -> None:
+    """Prepares the tables and sends what that took; then sends seconds of a number of steps, whenever it gets one."""
+    import tensorflow as tf
+
     from q2s_tf.training import RetrievalModel, compile_stage, prepare_training
 
-    config, run = read_marketplace(), tables / "run"
+    config = read_marketplace()
     documents, positives, judgements = (tables / f"{name}.parquet" for name in ("documents", "positives", "judgements"))
-    begin = time.perf_counter()
+    begin, cpu_begin = time.perf_counter(), time.process_time()
     towers, head, examples, _, _ = prepare_training(config, documents, positives, judgements, run, tokenizer)
-    seconds = time.perf_counter() - begin
-    used = sum(path.stat().st_blocks * 512 for path in run.rglob("*") if path.is_file())
-    pipe.send(
-        {
-            "positives": len(examples),
-            "queries": len(examples.queries),
-            "seconds": seconds,
-            "bytes": used,
-            "peak_VmHWM": memory("self")["VmHWM"],
-        }
-    )
-    reads = time_each(examples.batches(batch_size, (0,)), lambda batch: None)
+    seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu_begin
+    rows = {"positives": len(examples), "queries": len(examples.queries)}
+    resources = {"bytes": disk_bytes(run), "peak_VmHWM": memory(os.getpid())["VmHWM"]}
+    pipe.send({**rows, "seconds": seconds, "cpu_seconds": cpu_seconds, **resources})
     model = RetrievalModel(towers, head)
     compile_stage(model, 1, examples.steps_per_epoch(batch_size))
     model.optimizer.build(model.trainable_variables)
-    import tensorflow as tf
-
     dataset = examples.dataset(batch_size, (1,))
     step = tf.function(model.train_step, input_signature=[dataset.element_spec], autograph=False)
-    steps = time_each(iter(dataset), lambda batch: step(batch)["loss"].numpy())
-    pipe.send({"read_seconds": reads, "step_seconds": steps})
+    drawn, batches = examples.batches(batch_size, (0,)), iter(dataset)
+    while True:
+        steps = pipe.recv()
+        reads = time_each(steps, lambda: next(drawn))
+        trained = time_each(steps, lambda: step(next(batches))["loss"].numpy())
+        pipe.send({"read_seconds": reads, "step_seconds": trained})
 
 
-def time_each(batches: Iterator[Any], use: Callable[[Any], Any]) -> list[float]:
-    """Seconds from one batch to the next, with its use."""
-    seconds = []
-    for batch in islice(batches, 3 + STEPS):
-        use(batch)
-        seconds.append(time.perf_counter())
-    return np.diff(seconds[2:]).tolist()
+def time_each(steps: int, call: Callable[[], Any]) -> list[float]:
+    """Seconds of each of a number of calls, after one that is not counted."""
+    moments = []
+    for _ in range(steps + 1):
+        call()
+        moments.append(time.perf_counter())
+    return np.diff(moments).tolist()
 
 
 def show(results: list[dict[str, Any]]) -> Table:
-    """The sizes as a table; memory in GiB, disk in GB."""
-    table = Table(title="preparing training examples")
-    names = ["documents", "positives", "distinct queries", "seconds", "seconds / M rows", "peak RSS", "anonymous"]
-    for name in [*names, "files", "disk", "ms to read a batch", "ms a step"]:
-        table.add_column(name, justify="right")
+    """The sizes as a table, one a column; memory in GiB, disk in GB, medians of the steps."""
+    table = Table("", title="preparing training examples")
     for result in results:
-        rows = result["documents"] + result["positives"]
-        peaks = (result[f"peak_{name}"] / 2**30 for name in ("VmHWM", "RssAnon", "RssFile"))
-        table.add_row(
-            *(f"{result[name]:,}" for name in ("documents", "positives", "queries")),
-            f"{result['seconds']:,.0f}",
-            f"{result['seconds'] / rows * 1e6:,.1f}",
-            *(f"{peak:.2f}" for peak in peaks),
-            f"{result['bytes'] / 1e9:.2f}",
-            *(f"{statistics.median(result[name]) * 1e3:,.1f}" for name in ("read_seconds", "step_seconds")),
-        )
+        table.add_column(f"{result['documents']:,} documents", justify="right")
+
+    def add_row(name: str, cell: Callable[[dict[str, Any]], str]) -> None:
+        table.add_row(name, *map(cell, results))
+
+    def per_million(result: dict[str, Any], key: str) -> str:
+        return f"{result[key] / (result['documents'] + result['positives']) * 1e6:,.1f}"
+
+    add_row("positives", lambda result: f"{result['positives']:,}")
+    add_row("distinct queries", lambda result: f"{result['queries']:,}")
+    add_row("seconds", lambda result: f"{result['seconds']:,.0f}")
+    add_row("seconds / million rows", lambda result: per_million(result, "seconds"))
+    add_row("CPU seconds / million rows", lambda result: per_million(result, "cpu_seconds"))
+    add_row("peak resident memory, GiB", lambda result: f"{result['peak_VmHWM'] / 2**30:.2f}")
+    add_row("peak anonymous memory, GiB", lambda result: f"{result['peak_RssAnon'] / 2**30:.2f}")
+    add_row("peak file-backed memory, GiB", lambda result: f"{result['peak_RssFile'] / 2**30:.2f}")
+    add_row("examples on disk, GB", lambda result: f"{result['bytes'] / 1e9:.2f}")
+    add_row("peak on disk, GB", lambda result: f"{result['peak_disk'] / 1e9:.2f}")
+    add_row("ms to read a batch", lambda result: f"{statistics.median(result['read_seconds']) * 1e3:,.1f}")
+    add_row("ms of a training step", lambda result: f"{statistics.median(result['step_seconds']) * 1e3:,.1f}")
     return table
 
 
