@@ -17,6 +17,7 @@ from q2s_tf.examples import stored_rows
 from q2s_tf.examples.batches import Examples
 from q2s_tf.examples.join import RECORDS
 from q2s_tf.examples.prepare import Teacher, build_examples
+from q2s_tf.examples.stored_rows import TowerRows
 from q2s_tf.models import Towers
 from q2s_tf.models.towers import precomputed_input
 from q2s_tf.tables import open_documents, open_positives
@@ -90,7 +91,7 @@ def test_the_examples_of_several_workers_are_those_of_one(
         assert {"labels", "teacher", "query_country"} <= set(epoch[0]), worker
         assert precomputed_input("title_text") in epoch[0]["document"]
         assert examples.num_queries == alone.num_queries
-    own_rows = [len(np.fromfile(path, np.int64)) - 1 for path in sorted(shared.glob("documents/*/title_text.offsets"))]
+    own_rows = [len(TowerRows([folder], towers.document)) for folder in sorted((shared / "documents").iterdir())]
     rows = np.arange(60) // shard_rows % num_workers
     assert own_rows == np.bincount(rows, minlength=num_workers).tolist(), "each worker stores its own shards only"
     assert not list(shared.glob("join*")), "the database is removed"

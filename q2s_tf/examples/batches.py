@@ -16,6 +16,8 @@ Batch = dict[str, Any]
 
 NO_COUNTRY = 0
 """Number of a missing country."""
+TEACHER = "teacher"
+"""Key of the teacher embeddings, in a batch and in the stored rows."""
 
 
 @dataclass
@@ -136,7 +138,7 @@ class Examples:
         if self.labels:
             batch["labels"] = self.labels.read(pairs["document"])
         if self.teacher:
-            batch["teacher"] = self.teacher.read(query)[:, 0]
+            batch[TEACHER] = self.teacher.read(query)[TEACHER][:, 0]
         if self.query_country is not None and self.document_country is not None:
             batch |= {"query_country": self.query_country[query], "document_country": self.document_country[document]}
         return batch
@@ -192,7 +194,7 @@ class Examples:
         size, epochs = min(batch_size, len(taught)), iter(range(1 << 30))
 
         def read(rows: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
-            return self.queries.read(rows), teacher.read(rows)[:, 0]
+            return self.queries.read(rows), teacher.read(rows)[TEACHER][:, 0]
 
         def batches() -> Iterator[Any]:
             order = np.random.default_rng((seed, 0, next(epochs))).permutation(taught)

@@ -18,6 +18,7 @@ import pyarrow as pa
 from q2s_tf.cli import console
 from q2s_tf.errors import InputError
 from q2s_tf.examples.batches import NO_COUNTRY
+from q2s_tf.examples.stored_rows import mapped
 from q2s_tf.tables import Table
 
 MEMORY = "2GiB"
@@ -138,8 +139,7 @@ def write_labels(join: Join, folder: Path, count: int) -> int:
 
 def read_records(folder: Path, name: str) -> np.ndarray:
     """Maps a file of records."""
-    path, kind = folder / name, np.dtype(RECORDS[name])
-    return np.memmap(path, kind, mode="r") if path.stat().st_size else np.empty(0, kind)
+    return mapped(folder / name, np.dtype(RECORDS[name]))
 
 
 def read_counts(folder: Path) -> dict[str, int]:

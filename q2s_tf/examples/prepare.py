@@ -20,7 +20,7 @@ import tensorflow as tf
 from q2s_tf.cli import console, track
 from q2s_tf.config import Config
 from q2s_tf.errors import InputError
-from q2s_tf.examples.batches import Examples, HeadLabels
+from q2s_tf.examples.batches import TEACHER, Examples, HeadLabels
 from q2s_tf.examples.join import (
     NORMALISED,
     TEXTS,
@@ -32,7 +32,7 @@ from q2s_tf.examples.join import (
     write_pairs,
     write_texts,
 )
-from q2s_tf.examples.stored_rows import RowReader, RowWriter, TowerRows, shard_parts, store_rows
+from q2s_tf.examples.stored_rows import RowReader, RowWriter, TowerRows, shard_parts, store_rows, vectors
 from q2s_tf.models import Tower, Towers
 from q2s_tf.models.encoding import documents_named
 from q2s_tf.tables import Table
@@ -40,8 +40,8 @@ from q2s_tf.text import normalise
 
 Teacher = Callable[[Mapping[str, list[Any]]], np.ndarray]
 """From columns `query` and `country` to vectors `[B, D]` in the space of the channel vectors; zeros without text."""
-DOCUMENTS, QUERIES, TEACHER = "documents", "queries", "teacher"
-"""Folders of the stored rows; in each of them every worker has a folder or files that are named after its index."""
+DOCUMENTS, QUERIES = "documents", "queries"
+"""Folders of the stored rows, beside that of `TEACHER`. What a worker stores in them is named after its index."""
 
 
 def build_examples(
@@ -85,7 +85,7 @@ def build_examples(
         barrier()
         _store_queries(folder, towers.query, worker, num_workers)
         if teacher:
-            _store_teacher(folder, teacher, worker, num_workers)
+            _store_teacher(folder, teacher, config.dimension, worker, num_workers)
         barrier()
         document_rows, query_rows = (
             TowerRows([folder / name / str(number) for number in range(num_workers)], tower)
@@ -183,12 +183,13 @@ def _store_queries(folder: Path, tower: Tower, worker: int, num_workers: int) ->
     _store(folder / QUERIES / str(worker), tower, inputs())
 
 
-def _store_teacher(folder: Path, teacher: Teacher, worker: int, num_workers: int) -> None:
+def _store_teacher(folder: Path, teacher: Teacher, dimension: int, worker: int, num_workers: int) -> None:
     """Stores the teacher embeddings of the queries of a worker's shards."""
-    with closing(RowWriter(folder / TEACHER / str(worker))) as writer:
+    columns = {TEACHER: vectors(dimension)}
+    with closing(RowWriter(folder / TEACHER / str(worker), columns)) as writer:
         for _, part in _own_queries(folder, "computing teacher embeddings", worker, num_workers):
             texts, countries = (part.column(name).to_pylist() for name in ("text", "country"))
-            writer.append(teacher({"query": texts, "country": countries}).astype(np.float32)[:, np.newaxis])
+            writer.append({TEACHER: teacher({"query": texts, "country": countries})[:, np.newaxis]})
 
 
 def _own_queries(folder: Path, description: str, worker: int, num_workers: int) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -202,7 +203,8 @@ def _own_queries(folder: Path, description: str, worker: int, num_workers: int) 
 
 def _read_teacher(folder: Path, config: Config, num_workers: int, chief: bool) -> RowReader:
     """The stored teacher embeddings; `InputError` if there is none."""
-    rows = RowReader([folder / TEACHER / str(number) for number in range(num_workers)], np.float32, config.dimension)
+    paths = [folder / TEACHER / str(number) for number in range(num_workers)]
+    rows = RowReader(paths, {TEACHER: vectors(config.dimension)})
     taught = int(np.count_nonzero(rows.lengths(np.arange(len(rows)))))
     if not taught:
         raise InputError(
