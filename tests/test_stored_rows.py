@@ -10,17 +10,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from q2s_tf.examples import stored_rows
-from q2s_tf.examples.stored_rows import RowReader, RowWriter, ids, shard_parts, vectors
+from q2s_tf.examples.stored_rows import IDS, RowReader, RowWriter, shard_parts, vectors
 
-IDS = st.integers(1, 6).flatmap(lambda longest: hnp.arrays(np.int32, (12, longest), elements=st.integers(0, 3)))
-VECTORS = st.integers(0, 4).flatmap(
+ID_ROWS = st.integers(1, 6).flatmap(lambda longest: hnp.arrays(np.int32, (12, longest), elements=st.integers(0, 3)))
+VECTOR_ROWS = st.integers(0, 4).flatmap(
     lambda longest: hnp.arrays(np.float32, (12, longest, 2), elements=st.sampled_from([0.0, 1.5, -2.0]))
 )
-COLUMNS = {"text": ids(), "images": vectors(2), "trigrams": ids()}
+COLUMNS = {"text": IDS, "images": vectors(2), "trigrams": IDS}
 
 
 @given(
-    st.lists(st.tuples(st.integers(1, 12), IDS, VECTORS, IDS), min_size=1, max_size=4),
+    st.lists(st.tuples(st.integers(1, 12), ID_ROWS, VECTOR_ROWS, ID_ROWS), min_size=1, max_size=4),
     st.integers(1, 4),
     st.integers(1, 9),
     st.data(),

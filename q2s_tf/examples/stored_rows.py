@@ -59,19 +59,23 @@ class Column(NamedTuple):
 Columns = Mapping[str, Column]
 
 
-def ids() -> Column:
-    """Rows of ids, int32 `[L]`."""
-    return Column(np.int32)
+IDS = Column(np.int32)
+"""Column of rows of ids, int32 `[L]`."""
 
 
 def vectors(dimension: int) -> Column:
-    """Rows of vectors, float32 `[L, dimension]`."""
+    """Column of rows of vectors, float32 `[L, dimension]`."""
     return Column(np.float32, dimension)
 
 
 def _index_dtype(columns: Columns) -> np.dtype:
     """The end of a row in the values, and the number of ids or vectors of each column."""
     return np.dtype([("end", "i8"), ("lengths", "i4", (len(columns),))])
+
+
+def _used_lengths(used: np.ndarray) -> np.ndarray:
+    """Length of each row `[L]` up to its last True, `[B]`."""
+    return (used * np.arange(1, used.shape[1] + 1)).max(axis=1, initial=0)
 
 
 class RowWriter:
@@ -95,11 +99,10 @@ class RowWriter:
         for number, (name, column) in enumerate(self._columns.items()):
             shape = len(index), rows[name].shape[1], column.width
             words: np.ndarray = np.ascontiguousarray(rows[name], column.dtype).reshape(shape)
-            positions, used = np.arange(1, shape[1] + 1), (words != 0).any(axis=-1)
-            lengths = (used * positions).max(axis=1, initial=0)
+            lengths = _used_lengths((words != 0).any(axis=-1))
             index["lengths"][:, number] = lengths
             values.append(words.view(np.int32).reshape(len(index), shape[1] * column.width))
-            kept.append(np.repeat(positions <= lengths[:, None], column.width, axis=1))
+            kept.append(np.repeat(np.arange(shape[1]) < lengths[:, None], column.width, axis=1))
         mask = np.concatenate(kept, axis=1)
         index["end"] = self._end + np.cumsum(mask.sum(axis=1))
         self._end += int(mask.sum())
@@ -203,7 +206,7 @@ def mapped(path: Path, dtype: np.dtype) -> np.ndarray:
 def tower_columns(tower: Tower) -> dict[str, Column]:
     """The channels of a tower as columns."""
     return {
-        name: vectors(channel.dimension) if channel.kind == "vectors" else ids()
+        name: vectors(channel.dimension) if channel.kind == "vectors" else IDS
         for name, channel in tower.channels.items()
     }
 
@@ -244,7 +247,7 @@ def fixed_encoders(tower: Tower) -> dict[str, keras.Layer]:
 
 
 def store_rows(folder: Path, tower: Tower, batches: tf.data.Dataset) -> TowerRows:
-    """Preprocesses raw inputs and stores them by channel.
+    """Preprocesses raw inputs and stores them.
 
     Args:
         folder: where the files go.
@@ -272,8 +275,8 @@ def _store_precomputed(folder: Path, channel: str, encoder: keras.Layer, rows: R
     with closing(RowWriter(folder / name, {name: vectors(encoder.hidden_dim)})) as writer:
         for start in track(range(0, len(rows), SHARD_ROWS), f"encoding {channel}"):
             ids = rows.read(np.arange(start, min(len(rows), start + SHARD_ROWS)), [channel])[channel]
-            lengths = (ids != 0).sum(axis=1)
+            lengths = _used_lengths(ids != 0)
             order = np.argsort(lengths, kind="stable")
             batches = [order[first : first + BATCH] for first in range(0, len(order), BATCH)]
-            outputs = [encode(tf.constant(ids[batch, : lengths[batch].max()])).numpy() for batch in batches]
+            outputs = [encode(tf.constant(ids[batch, : max(1, lengths[batch].max())])).numpy() for batch in batches]
             writer.append({name: np.concatenate(outputs)[np.argsort(order)][:, np.newaxis]})
