@@ -1,11 +1,13 @@
 """Training examples: a batch equals what the raw rows of its positives give."""
 
+import collections
 import dataclasses
 import datetime
 import random
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,8 +20,10 @@ from tiny_market import TinyMarket
 from q2s_tf.config_files import read_config
 from q2s_tf.errors import InputError
 from q2s_tf.examples import batches as examples_module
-from q2s_tf.examples.batches import Examples, frequent_queries, shuffled
-from q2s_tf.examples.prepare import TableScan, build_examples, pseudo_query
+from q2s_tf.examples.batches import Examples, HeadLabels, shuffled
+from q2s_tf.examples.join import read_records, write_labels
+from q2s_tf.examples.prepare import build_examples, pseudo_query
+from q2s_tf.examples.table_scan import TableScan
 from q2s_tf.models import Tower, Towers, build_towers, read_tokenizers
 from q2s_tf.tables import open_documents, open_positives
 from q2s_tf.text import normalise
@@ -284,15 +288,25 @@ def test_positives_of_another_catalogue_are_refused(towers: Towers, market: Tiny
 # --- labels of the head
 
 
-@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 4)), min_size=1, max_size=30), st.integers(1, 9))
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 4), st.booleans()), max_size=30), st.integers(1, 9))
 @settings(deadline=None, max_examples=60)
-def test_labels_are_the_frequent_queries_of_each_document(pairs: list[tuple[int, int]], count: int) -> None:
-    query, document = (np.array(column) for column in zip(*pairs, strict=True))
-    labels = frequent_queries(query, document, count, num_documents=5)
-    frequency = {number: sum(1 for other, _ in pairs if other == number) for number, _ in pairs}
+def test_labels_are_the_frequent_queries_of_each_document(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[int, int, bool]], count: int
+) -> None:
+    """Query rows 2g and 2g + 1 are equal after normalisation. Pseudo-queries do not count."""
+    folder = tmp_path_factory.mktemp("labels")
+    with duckdb.connect() as join:
+        join.execute("""
+            CREATE TABLE groups AS SELECT range AS query, range // 2 AS text_group FROM range(7);
+            CREATE TABLE pairs (query INTEGER, document INTEGER, pseudo BOOLEAN)""")
+        join.executemany("INSERT INTO pairs VALUES (?, ?, ?)", rows) if rows else None
+        number = write_labels(join, folder, count)
+    labels = HeadLabels.from_records(read_records(folder, "labels"), number, num_documents=5)
+    pairs = [(query // 2, document) for query, document, pseudo in rows if not pseudo]
+    frequency = collections.Counter(query for query, _ in pairs)
     chosen = sorted(frequency, key=lambda number: (-frequency[number], number))[:count]
     assert labels.count == len(chosen)
-    rows = labels.read(np.arange(5))
+    read = labels.read(np.arange(5))
     for row in range(5):
         expected = {chosen.index(number) for number, its in pairs if its == row and number in chosen}
-        assert sorted(rows[row][rows[row] >= 0]) == sorted(expected)
+        assert sorted(read[row][read[row] >= 0]) == sorted(expected)

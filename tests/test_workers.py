@@ -51,7 +51,8 @@ with workers.strategy.scope():
     towers = build_towers(config, read_tokenizers(run, config))
 load_weights(towers, run / "stage1.weights.h5")
 catalogue = open_documents(documents, config.tower_inputs("document"), config.vector_inputs())
-examples = build_examples(folder / f"examples{workers.index}", towers, catalogue, open_positives(positives))
+part = workers.index, workers.count, workers.barrier
+examples = build_examples(folder / "examples", towers, catalogue, open_positives(positives), None, *part)
 dataset = examples.dataset(config.stage1.batch_size, (1,)).take(1)
 with workers.strategy.scope():
     model = RetrievalModel(towers, classification_head(examples.labels.count, config.dimension))

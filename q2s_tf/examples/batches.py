@@ -1,6 +1,6 @@
 """Training examples: pairs of row numbers, drawn in shuffled batches from stored rows.
 
-In memory are the length of every stored row and the pairs; the rest is memory-mapped.
+It is memory-mapped and can be larger than memory, except for 8 bytes a document with a classification head.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,6 +16,8 @@ Batch = dict[str, Any]
 
 NO_COUNTRY = 0
 """Number of a missing country."""
+TEACHER = "teacher"
+"""Key of the teacher embeddings, in a batch and in the stored rows."""
 
 
 @dataclass
@@ -32,29 +34,15 @@ class HeadLabels:
     starts: np.ndarray
     values: np.ndarray
 
+    @classmethod
+    def from_records(cls, records: np.ndarray, count: int, num_documents: int) -> "HeadLabels":
+        """Labels from distinct records of `document` and `label`, sorted."""
+        return cls(count, np.searchsorted(records["document"], np.arange(num_documents + 1)), records["label"])
+
     def read(self, documents: np.ndarray) -> np.ndarray:
         """Labels of documents, int32 `[B, K]`, K at least 1, padded with −1."""
         starts, ends = self.starts[documents], self.starts[documents + 1]
         return padded(self.values, starts, ends - starts, fill=-1)
-
-
-def frequent_queries(query: np.ndarray, document: np.ndarray, count: int, num_documents: int) -> HeadLabels:
-    """Labels from the `count` most frequent queries; of two equally frequent ones, the one with the smaller number.
-
-    Args:
-        query: int64 `[P]`, number of the query of each positive.
-        document: `[P]`, row of its document.
-        count: largest number of queries.
-        num_documents: size of the catalogue.
-    """
-    queries, inverse, frequency = np.unique(query, return_inverse=True, return_counts=True)
-    chosen = np.argsort(-frequency, kind="stable")[:count]
-    label = np.full(len(queries), -1, np.int64)
-    label[chosen] = np.arange(len(chosen))
-    kept = label[inverse] >= 0
-    pairs = np.unique(document[kept].astype(np.int64) * len(chosen) + label[inverse][kept])
-    lengths = np.bincount(pairs // len(chosen), minlength=num_documents)
-    return HeadLabels(len(chosen), np.concatenate([[0], np.cumsum(lengths)]), (pairs % len(chosen)).astype(np.int32))
 
 
 @dataclass
@@ -65,6 +53,7 @@ class Examples:
         pairs: records `[P]` of query row, document row and weight (1 + ln of the number of occurrences); the positives,
             then the pseudo-queries.
         num_positives: number of positives.
+        num_queries: number of their queries; queries that are equal after normalisation are one.
         group: int64 by query row: queries that are equal after normalisation have the same number.
         known: sorted int64 keys `group · num_documents + document` of every positive.
         queries: preprocessed inputs by query row.
@@ -80,6 +69,7 @@ class Examples:
 
     pairs: np.ndarray
     num_positives: int
+    num_queries: int
     group: np.ndarray
     known: np.ndarray
     queries: TowerRows
@@ -93,11 +83,6 @@ class Examples:
 
     def __len__(self) -> int:
         return self.num_positives
-
-    @property
-    def num_queries(self) -> int:
-        """Number of queries of the positives; queries that are equal after normalisation are one."""
-        return len(np.unique(self.group["group"][self.pairs["query"][: len(self)]]))
 
     def positives_per_batch(self, batch_size: int) -> int:
         """Number of positives in a batch; the other rows are pseudo-queries."""
@@ -153,7 +138,7 @@ class Examples:
         if self.labels:
             batch["labels"] = self.labels.read(pairs["document"])
         if self.teacher:
-            batch["teacher"] = self.teacher.read(query)[:, 0]
+            batch[TEACHER] = self.teacher.read(query)[TEACHER][:, 0]
         if self.query_country is not None and self.document_country is not None:
             batch |= {"query_country": self.query_country[query], "document_country": self.document_country[document]}
         return batch
@@ -209,7 +194,7 @@ class Examples:
         size, epochs = min(batch_size, len(taught)), iter(range(1 << 30))
 
         def read(rows: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
-            return self.queries.read(rows), teacher.read(rows)[:, 0]
+            return self.queries.read(rows), teacher.read(rows)[TEACHER][:, 0]
 
         def batches() -> Iterator[Any]:
             order = np.random.default_rng((seed, 0, next(epochs))).permutation(taught)

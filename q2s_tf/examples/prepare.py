@@ -1,102 +1,47 @@
-"""Preparation of training examples: two passes over the catalogue and two over the positives.
+"""Preparation of training examples: the second pass over the catalogue and the positives.
 
-The first pass collects ids, categories and the texts of the tokenizer. The second one stores preprocessed rows: each
-document and each distinct query once; a positive is a pair of row numbers. The towers' own preprocessing runs in
-`tf.data`, the join runs in DuckDB.
+It stores preprocessed rows, each document and each distinct query once; a positive is a pair of row numbers. The
+preprocessing of the towers runs in `tf.data`, the join runs in DuckDB. Several workers share the preprocessing: each of
+them stores the rows of its shards, see `stored_rows`. The chief joins.
 """
 
 import random
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import tensorflow as tf
 
 from q2s_tf.cli import console, track
 from q2s_tf.config import Config
 from q2s_tf.errors import InputError
-from q2s_tf.examples.batches import NO_COUNTRY, Examples, frequent_queries
-from q2s_tf.examples.stored_rows import RowReader, RowWriter, TowerRows, store_rows
-from q2s_tf.models import Tower, Towers, unique_ids
+from q2s_tf.examples.batches import TEACHER, Examples, HeadLabels
+from q2s_tf.examples.join import (
+    NORMALISED,
+    TEXTS,
+    Join,
+    insert,
+    open_join,
+    read_counts,
+    read_records,
+    write_pairs,
+    write_texts,
+)
+from q2s_tf.examples.stored_rows import RowReader, RowWriter, TowerRows, shard_parts, store_rows, vectors
+from q2s_tf.models import Tower, Towers
 from q2s_tf.models.encoding import documents_named
 from q2s_tf.tables import Table
 from q2s_tf.text import normalise
 
 Teacher = Callable[[Mapping[str, list[Any]]], np.ndarray]
 """From columns `query` and `country` to vectors `[B, D]` in the space of the channel vectors; zeros without text."""
-
-
-class TableScan:
-    """The first pass over the catalogue or the positives.
-
-    Args:
-        config: declares the channels.
-        side: "document" for the catalogue, "query" for the positives.
-        table: the table.
-
-    Attributes:
-        document_ids: ids of a catalogue, checked.
-
-    Raises:
-        InputError: a channel of the document tower reads a column that the catalogue does not have.
-    """
-
-    def __init__(self, config: Config, side: str, table: Table):
-        self.config, self.side, self.table = config, side, table
-        for name, channel in config.tower_channels(side).items():
-            if side == "document" and channel.input in table.missing:
-                raise InputError(
-                    f"{table.kind} {table.path}: channel {name} reads the column {channel.input}, which is not there "
-                    f"(columns: {', '.join(table.available)}): add it, or remove the channel from the config"
-                )
-        self.document_ids: pa.Array = pa.array([], pa.string())
-        self._values: dict[str, Counter[str]] = {
-            name: Counter() for name, channel in config.tower_channels(side).items() if channel.kind == "categorical"
-        }
-
-    def texts(self) -> Iterator[str]:
-        """Reads the table once: yields every text of a channel, normalised, and sets the attributes at the end.
-
-        Titles are among the texts if pseudo-queries are made from them.
-        """
-        channels = self.config.tower_channels(self.side)
-        inputs = {channel.input for channel in channels.values() if channel.kind in ("text", "trigrams")}
-        if self.side == "document" and self.config.pseudo_queries.per_document:
-            inputs.add("title")
-        ids = []
-        batches = self.table.num_batches(8_192)
-        for batch in track(self.table.batches(), f"reading {self.table.kind}", batches):
-            if self.side == "document":
-                ids.append(batch.column("document_id"))
-            for name, counter in self._values.items():
-                counter.update(filter(None, _normalised(batch.column(channels[name].input))))
-            for name in sorted(inputs):
-                yield from filter(None, _normalised(batch.column(name)))
-        if self.side == "document":
-            self.document_ids = unique_ids(ids, self.table)
-
-    def read(self) -> "TableScan":
-        """Reads the table without using its texts."""
-        for _ in self.texts():
-            pass
-        return self
-
-    def fill_categories(self, config: Config) -> Config:
-        """A config with the most frequent values of each categorical channel of this table, normalised."""
-        channels = dict(config.channels)
-        for name, counter in self._values.items():
-            channel = channels[name]
-            if channel.kind == "categorical" and not channel.values:
-                ranked = sorted(((count, value) for value, count in counter.items()), reverse=True)
-                values = tuple(sorted(value for _, value in ranked[: channel.max_values]))
-                channels[name] = channel.model_copy(update={"values": values})
-        return config.model_copy(update={"channels": channels})
+DOCUMENTS, QUERIES = "documents", "queries"
+"""Folders of the stored rows, beside that of `TEACHER`. What a worker stores in them is named after its index."""
 
 
 def build_examples(
@@ -105,129 +50,110 @@ def build_examples(
     documents: Table,
     positives: Table | None,
     teacher: Teacher | None = None,
+    worker: int = 0,
+    num_workers: int = 1,
+    barrier: Callable[[], Any] = lambda: None,
 ) -> Examples:
-    """Stores everything that training reads: the second pass.
+    """Stores everything that training reads.
+
+    The examples do not depend on the number of workers.
 
     Args:
-        folder: folder of the stores, which is emptied first.
+        folder: folder of the stores, which is emptied first. All workers share it.
         towers: their preprocessors are applied.
         documents: the catalogue.
         positives: the pairs; those whose document is not in the catalogue are left out and counted on the console. None
             for pseudo-queries alone.
         teacher: embeds every distinct query.
+        worker: index of this worker; 0 is the chief.
+        num_workers: number of workers that call this function with the same arguments.
+        barrier: waits for all workers.
 
     Raises:
         InputError: no positive with a document of the catalogue, image vectors of another width, or a teacher without
             an embedding for any query.
     """
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    config = towers.config
-    with duckdb.connect(folder / "join.duckdb") as join:
-        document_rows = _store_documents(folder / "documents", towers.document, documents, join)
-        num_documents = len(document_rows)
-        query_rows = _store_queries(folder / "queries", towers.query, positives, join)
-        teacher_rows = _store_teacher(folder / "teacher", teacher, config, join) if teacher else None
-        fields = [("query", "i4"), ("document", "i4"), ("weight", "f4")]
-        pairs = _save(folder / "pairs", join, f"{_PAIRS} ORDER BY pseudo, position", fields)
-        group = _save(folder / "groups", join, _GROUPS, [("group", "i8")])
-        known = _save(folder / "known", join, _KNOWN.format(num_documents=num_documents), [("known", "i8")])
-        countries = _countries(join) if config.stage2.negatives == "same_country" else {}
-        num_positives = _count_positives(join, positives, documents) if positives else 0
-    (folder / "join.duckdb").unlink()
-    share = config.pseudo_queries.batch_share if len(pairs) > num_positives else 0.0
-    real = pairs[:num_positives]
+    config, chief = towers.config, worker == 0
+    if chief:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    barrier()
+    with open_join(folder) if chief else nullcontext() as join:
+        _store_documents(folder / DOCUMENTS, towers.document, documents, worker, num_workers, join)
+        if join:
+            write_texts(join, folder, positives, documents)
+        barrier()
+        _store_queries(folder, towers.query, worker, num_workers)
+        if teacher:
+            _store_teacher(folder, teacher, config.dimension, worker, num_workers)
+        barrier()
+        document_rows, query_rows = (
+            TowerRows([folder / name / str(number) for number in range(num_workers)], tower)
+            for name, tower in ((DOCUMENTS, towers.document), (QUERIES, towers.query))
+        )
+        same_country = config.stage2.negatives == "same_country"
+        if join:
+            num_labels = config.head.queries if config.head else 0
+            write_pairs(join, folder, len(document_rows), num_labels, same_country)
+        barrier()
+    pairs, counts, num_documents = read_records(folder, "pairs"), read_counts(folder), len(document_rows)
     return Examples(
         pairs=pairs,
-        num_positives=num_positives,
-        group=group,
-        known=known,
+        num_positives=counts["num_positives"],
+        num_queries=counts["num_queries"],
+        group=read_records(folder, "group"),
+        known=read_records(folder, "known"),
         queries=query_rows,
         documents=document_rows,
         num_documents=num_documents,
-        pseudo_share=share,
-        labels=frequent_queries(group["group"][real["query"]], real["document"], config.head.queries, num_documents)
+        pseudo_share=config.pseudo_queries.batch_share if len(pairs) > counts["num_positives"] else 0.0,
+        labels=HeadLabels.from_records(read_records(folder, "labels"), counts["num_labels"], num_documents)
         if config.head
         else None,
-        teacher=teacher_rows,
-        **countries,
+        teacher=_read_teacher(folder, config, num_workers, chief) if teacher else None,
+        query_country=read_records(folder, "query_country")["country"] if same_country else None,
+        document_country=read_records(folder, "document_country")["country"] if same_country else None,
     )
 
 
-_PAIRS = """
-    SELECT texts.query, documents.document,
-        (1 + ln(greatest(1, coalesce(weight, 1))))::FLOAT AS weight
-    FROM positives
-    JOIN texts ON positives.query = texts.text AND positives.country IS NOT DISTINCT FROM texts.country
-    JOIN documents USING (document_id)"""
-_GROUPS = "SELECT dense_rank() OVER (ORDER BY text) - 1 AS text_group FROM normal ORDER BY query"
-_KNOWN = f"""
-    SELECT DISTINCT text_group * {{num_documents}} + document AS known
-    FROM ({_PAIRS}) JOIN (SELECT query, dense_rank() OVER (ORDER BY text) - 1 AS text_group FROM normal) USING (query)
-    ORDER BY known"""
-
-
-_COUNTS = """
-    SELECT count(*), count(*) FILTER (query IS NULL), count(*) FILTER (query IS NOT NULL AND document IS NULL),
-        count(*) - count(DISTINCT (query, positives.country, positives.document_id)),
-        min(positives.document_id), (SELECT min(document_id) FROM documents)
-    FROM positives LEFT JOIN documents USING (document_id) WHERE NOT pseudo"""
-
-
-def _count_positives(join: duckdb.DuckDBPyConnection, positives: Table, documents: Table) -> int:
-    """The number of positives that can be used; says how many cannot, and how many repeat another one."""
-    total, blank, unlisted, repeated, example, listed = join.execute(_COUNTS).fetchall()[0]
-    if not (usable := total - blank - unlisted):
-        raise InputError(
-            f"positives {positives.path}: no row has a query and a document of {documents.path}: is it their catalogue?"
-            f" The first document_id here is {example!r}, there {listed!r}"
-        )
-    reasons = {"left out: no query": blank, "left out: no such document in the catalogue": unlisted}
-    for reason, rows in (reasons | {"repeat another row, and count again": repeated}).items():
-        if rows:
-            console.print(f"{rows:,} of {total:,} positives {reason}")
-    return usable
-
-
-def _countries(join: duckdb.DuckDBPyConnection) -> dict[str, np.ndarray]:
-    """`query_country` and `document_country` of `Examples`."""
-    join.execute("""
-        CREATE TABLE countries AS SELECT country, row_number() OVER (ORDER BY country) AS number FROM (
-            SELECT lower(trim(country)) AS country FROM texts UNION SELECT lower(trim(country)) FROM documents
-        ) WHERE country <> ''""")
-    numbers = f"""
-        SELECT coalesce(number, {NO_COUNTRY})::INTEGER AS number FROM {{table}}
-        LEFT JOIN countries ON lower(trim({{table}}.country)) = countries.country ORDER BY {{row}}"""
-    return {
-        f"{row}_country": join.execute(numbers.format(table=table, row=row)).fetchnumpy()["number"]
-        for row, table in (("query", "texts"), ("document", "documents"))
-    }
-
-
-def _store_documents(folder: Path, tower: Tower, documents: Table, join: duckdb.DuckDBPyConnection) -> TowerRows:
-    """Stores the catalogue and creates the tables `documents` (row, id, country) and `pseudo` (pseudo-queries)."""
-    settings, generator = tower.config.pseudo_queries, random.Random(tower.config.seed)
-    join.execute("CREATE TABLE documents (document INTEGER, document_id VARCHAR, country VARCHAR)")
-    join.execute("CREATE TABLE pseudo (query VARCHAR, country VARCHAR, document_id VARCHAR)")
+def _store_documents(
+    folder: Path, tower: Tower, documents: Table, worker: int, num_workers: int, join: Join | None
+) -> None:
+    """Stores the documents of a worker's shards; the chief adds all of them, and pseudo-queries, to the join."""
+    generator = random.Random(tower.config.seed)
 
     def inputs() -> Iterator[dict[str, tf.Tensor]]:
         rows = 0
         for batch in track(documents.batches(1_024), "preparing documents", documents.num_batches(1_024)):
-            ids, country = batch.column("document_id"), batch.column("country")
-            _insert(join, "documents", np.arange(rows, rows + len(batch)), ids, country)
+            if join:
+                ids, country = batch.column("document_id"), batch.column("country")
+                insert(join, "documents", np.arange(rows, rows + len(batch)), ids, country)
+                _insert_pseudo_queries(join, batch, rows, tower.config.pseudo_queries.per_document, generator)
+            for _, part in shard_parts(batch, rows, worker, num_workers):
+                with documents_named(documents, part):
+                    yield tower.as_inputs(part)
             rows += len(batch)
-            if settings.per_document:
-                queries = [
-                    pseudo_query(title or "", generator)
-                    for title in batch.column("title").to_pylist()
-                    for _ in range(settings.per_document)
-                ]
-                repeated = np.repeat(np.arange(len(batch)), settings.per_document)
-                _insert(join, "pseudo", pa.array(queries, pa.string()), country.take(repeated), ids.take(repeated))
-            with documents_named(documents, batch):
-                yield tower.as_inputs(batch)
 
-    return _store(folder, tower, inputs())
+    if join:
+        join.begin()
+    _store(folder / str(worker), tower, inputs())
+    if join:
+        join.commit()
+
+
+def _insert_pseudo_queries(
+    join: Join, documents: pa.RecordBatch, first: int, per_document: int, generator: random.Random
+) -> None:
+    """Adds pseudo-queries of documents, whose first one has the row number `first`, to the positives."""
+    if not per_document:
+        return
+    titles = documents.column("title").to_pylist()
+    queries = [pseudo_query(title or "", generator) for title in titles for _ in range(per_document)]
+    kept = np.flatnonzero(np.array(queries) != "")
+    rows = pa.array(kept // per_document)
+    columns = [documents.column(name).take(rows) for name in ("country", "document_id")]
+    texts, weight = pa.array([queries[number] for number in kept], pa.string()), pa.nulls(len(kept), pa.float64())
+    insert(join, "positives", pa.repeat(True, len(kept)), first * per_document + kept, texts, *columns, weight)
 
 
 def pseudo_query(title: str, generator: random.Random) -> str:
@@ -241,56 +167,56 @@ def pseudo_query(title: str, generator: random.Random) -> str:
     return " ".join(words[position] for position in sorted(positions))
 
 
-def _store_queries(folder: Path, tower: Tower, positives: Table | None, join: duckdb.DuckDBPyConnection) -> TowerRows:
-    """Stores the distinct queries; creates the tables `positives`, `texts` (as typed) and `normal` (normalised)."""
-    join.execute("""
-        CREATE SEQUENCE positions;
-        CREATE TABLE positives (
-            query VARCHAR, country VARCHAR, document_id VARCHAR, weight DOUBLE, pseudo BOOLEAN DEFAULT false,
-            position BIGINT DEFAULT nextval('positions'))""")
-    columns = ("query", "country", "document_id", "weight")
-    for batch in positives.batches() if positives else ():
-        _insert(join, f"positives ({', '.join(columns)})", *(batch.column(name) for name in columns))
-    join.execute(
-        "INSERT INTO positives (query, country, document_id, pseudo) SELECT *, true FROM pseudo WHERE query <> ''"
-    )
-    join.execute("""
-        CREATE TABLE texts AS
-        SELECT (row_number() OVER (ORDER BY query, country) - 1)::INTEGER AS query, query AS text, country
-        FROM (SELECT DISTINCT query, country FROM positives WHERE query IS NOT NULL)""")
-    join.execute("CREATE TABLE normal (query INTEGER, text BLOB)")
+def _store_queries(folder: Path, tower: Tower, worker: int, num_workers: int) -> None:
+    """Stores the queries of a worker's shards, preprocessed and normalised."""
 
     def inputs() -> Iterator[dict[str, tf.Tensor]]:
-        for batch in join.cursor().sql("SELECT * FROM texts ORDER BY query").to_arrow_reader(4_096):
-            text = batch.column("text").to_pylist()
-            _insert(join, "normal", batch.column("query"), normalise(tf.constant(text)).numpy())
-            yield tower.as_inputs({"query": text, "country": batch.column("country")})
+        schema = pa.schema({"query": pa.int32(), "text": pa.binary()})
+        with closing(pq.ParquetWriter(folder / NORMALISED.format(worker), schema)) as writer:
+            for first, part in _own_queries(folder, "preparing queries", worker, num_workers):
+                texts = part.column("text").to_pylist()
+                rows = np.arange(first, first + len(part), dtype=np.int32)
+                normalised = normalise(tf.constant(texts)).numpy().tolist()
+                writer.write_table(pa.table([rows, normalised], schema=schema))
+                yield tower.as_inputs({"query": texts, "country": part.column("country")})
 
-    return _store(folder, tower, inputs())
+    _store(folder / QUERIES / str(worker), tower, inputs())
 
 
-def _store_teacher(path: Path, teacher: Teacher, config: Config, join: duckdb.DuckDBPyConnection) -> RowReader:
-    """Stores the teacher embeddings of the rows of `texts`."""
-    total = join.execute("SELECT count(*) FROM texts").fetchall()[0][0]
-    batches = join.sql("SELECT text AS query, country FROM texts ORDER BY query").to_arrow_reader(4_096)
-    writer = RowWriter(path)
-    for batch in track(batches, "computing teacher embeddings", -(-total // 4_096)):
-        vectors = teacher({name: batch.column(name).to_pylist() for name in ("query", "country")})
-        writer.append(vectors.astype(np.float32)[:, np.newaxis])
-    writer.close()
-    rows = RowReader(path, np.float32, config.dimension)
-    taught = int(np.count_nonzero(rows.lengths(np.arange(total))))
+def _store_teacher(folder: Path, teacher: Teacher, dimension: int, worker: int, num_workers: int) -> None:
+    """Stores the teacher embeddings of the queries of a worker's shards."""
+    columns = {TEACHER: vectors(dimension)}
+    with closing(RowWriter(folder / TEACHER / str(worker), columns)) as writer:
+        for _, part in _own_queries(folder, "computing teacher embeddings", worker, num_workers):
+            texts, countries = (part.column(name).to_pylist() for name in ("text", "country"))
+            writer.append({TEACHER: teacher({"query": texts, "country": countries})[:, np.newaxis]})
+
+
+def _own_queries(folder: Path, description: str, worker: int, num_workers: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """The distinct queries of a worker's shards, as `shard_parts`, with a progress bar."""
+    first = 0
+    with pq.ParquetFile(folder / TEXTS) as file:
+        for batch in track(file.iter_batches(4_096), description, -(-file.metadata.num_rows // 4_096)):
+            yield from shard_parts(batch, first, worker, num_workers)
+            first += len(batch)
+
+
+def _read_teacher(folder: Path, config: Config, num_workers: int, chief: bool) -> RowReader:
+    """The stored teacher embeddings; `InputError` if there is none."""
+    paths = [folder / TEACHER / str(number) for number in range(num_workers)]
+    rows = RowReader(paths, {TEACHER: vectors(config.dimension)})
+    taught = int(np.count_nonzero(rows.lengths(np.arange(len(rows)))))
     if not taught:
         raise InputError(
-            f"distillation.teacher: {config.distillation.teacher} has an embedding for none of the {total:,} queries: "
-            "give a table with the queries of the positives"
+            f"distillation.teacher: {config.distillation.teacher} has an embedding for none of the {len(rows):,} "
+            "queries: give a table with the queries of the positives"
         )
-    if taught < total:
-        console.print(f"{total - taught:,} of {total:,} queries have no teacher embedding")
+    if chief and taught < len(rows):
+        console.print(f"{len(rows) - taught:,} of {len(rows):,} queries have no teacher embedding")
     return rows
 
 
-def _store(folder: Path, tower: Tower, inputs: Iterator[dict[str, tf.Tensor]]) -> TowerRows:
+def _store(folder: Path, tower: Tower, inputs: Iterator[dict[str, tf.Tensor]]) -> None:
     """`store_rows` of generated inputs; an `InputError` of the generator is raised as it is."""
     refused: list[InputError] = []
 
@@ -301,29 +227,6 @@ def _store(folder: Path, tower: Tower, inputs: Iterator[dict[str, tf.Tensor]]) -
             refused.append(error)
 
     dataset = tf.data.Dataset.from_generator(generate, output_signature=tower.signature())
-    rows = store_rows(folder, tower, dataset)
+    store_rows(folder, tower, dataset)
     if refused:
         raise refused[0]
-    return rows
-
-
-def _insert(join: duckdb.DuckDBPyConnection, table: str, *columns: Any) -> None:
-    join.register("inserted", pa.table(list(columns), [f"column{number}" for number in range(len(columns))]))
-    join.execute(f"INSERT INTO {table} SELECT * FROM inserted")
-
-
-def _normalised(column: pa.Array) -> list[str]:
-    texts = normalise(tf.constant(pc.fill_null(column, "").to_pylist())).numpy()
-    return [text.decode() for text in texts]
-
-
-def _save(path: Path, join: duckdb.DuckDBPyConnection, sql: str, fields: list[tuple[str, str]]) -> np.ndarray:
-    """Streams the rows of a query to a file and maps it as a record array."""
-    kind = np.dtype(fields)
-    with path.open("wb") as file:
-        for batch in join.sql(sql).to_arrow_reader(65_536):
-            rows = np.empty(len(batch), kind)
-            for name, column in zip(kind.names or (), batch.columns, strict=True):
-                rows[name] = column.to_numpy(zero_copy_only=False)
-            file.write(rows.tobytes())
-    return np.memmap(path, kind, mode="r") if path.stat().st_size else np.empty(0, kind)

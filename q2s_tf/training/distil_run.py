@@ -10,7 +10,8 @@ from q2s_tf.cli import console
 from q2s_tf.config import Blending, Config
 from q2s_tf.config_files import check_config, read_config, save_config
 from q2s_tf.errors import InputError
-from q2s_tf.examples.prepare import TableScan, build_examples
+from q2s_tf.examples.prepare import build_examples
+from q2s_tf.examples.table_scan import TableScan
 from q2s_tf.models import (
     ENCODER_TOKENIZER,
     RUN_TOKENIZER,
@@ -152,10 +153,10 @@ def _write_tokenizers(config: Config, scans: list[TableScan], run: Path, out: Pa
     files = {ENCODER_TOKENIZER.format(name) if each.pretrained else RUN_TOKENIZER for name, each in encoders.items()}
     for name in files:
         shutil.copyfile(run / name, out / name)
-    texts = (text for scan in reversed(scans) for text in scan.texts())
     if RUN_TOKENIZER in files:
-        for _ in texts:
-            pass
+        for scan in scans:
+            scan.read()
     else:
         console.print("training the tokenizer")
+        texts = (text for scan in reversed(scans) for text in scan.texts())
         (out / RUN_TOKENIZER).write_bytes(train_tokenizer(texts, **config.tokenizer.model_dump()))

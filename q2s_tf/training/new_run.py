@@ -49,7 +49,7 @@ def run_directory(run: Path, chief: bool, resume: bool) -> Iterator[None]:
                     if existed:
                         run.mkdir(exist_ok=True)
                 raise
-    except (OSError, duckdb.IOException) as error:
+    except (OSError, duckdb.IOException, duckdb.OutOfMemoryException) as error:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
         raise InputError(
             f"run {run}: cannot be written: {reason.splitlines()[0]}: make room or choose another disk, then train "

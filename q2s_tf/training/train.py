@@ -11,7 +11,8 @@ from q2s_tf.config import Config
 from q2s_tf.config_files import save_config
 from q2s_tf.errors import InputError
 from q2s_tf.examples.batches import Examples
-from q2s_tf.examples.prepare import TableScan, build_examples
+from q2s_tf.examples.prepare import build_examples
+from q2s_tf.examples.table_scan import TableScan
 from q2s_tf.files import atomic_write
 from q2s_tf.models import (
     ENCODER_TOKENIZER,
@@ -48,8 +49,8 @@ from q2s_tf.training.retrieval_model import RetrievalModel, classification_head,
 from q2s_tf.training.validation import Validation, read_validation
 from q2s_tf.training.workers import Workers
 
-EXAMPLES = "examples-{}"
-"""Folder of the prepared examples of a worker, in the run directory during training."""
+EXAMPLES = "examples"
+"""Folder of the prepared examples in the run directory during training."""
 
 CHECKPOINTS = "checkpoints"
 NEGATIVES = "hard_negatives"
@@ -114,7 +115,8 @@ def train(
                         f"rising after stage1.max_epochs = {config.stage1.max_epochs}: --resume with --set "
                         "stage1.max_epochs=<more>, or with --set stage2.unconverged=true to start stage 2 anyway"
                     )
-            shutil.rmtree(run / EXAMPLES.format(workers.index))
+            if workers.chief:  # the others do not read the examples after the last epoch, for whose end all have waited
+                shutil.rmtree(run / EXAMPLES)
     return towers
 
 
@@ -198,9 +200,10 @@ def prepare_training(
         load_weights(towers, run / CHECKPOINTS / STAGE_WEIGHTS[1])
     else:
         load_pretrained(towers)
-    folder = run / EXAMPLES.format(workers.index)
+    folder = run / EXAMPLES
     teacher = read_teacher(config.distillation, config.dimension, config.given_width())
-    examples = build_examples(folder, towers, catalogue, pairs, teacher)
+    part = workers.index, workers.count, workers.barrier
+    examples = build_examples(folder, towers, catalogue, pairs, teacher, *part)
     _check_negative_rank(config, examples)
     console.print(
         f"training: {examples.num_queries:,} queries, {len(examples):,} positives; validation: "
@@ -211,7 +214,7 @@ def prepare_training(
     if examples.labels:
         with workers.strategy.scope():
             head = classification_head(examples.labels.count, config.dimension)
-    measure = Validation(towers, judged, relevant, examples.documents, folder / "validation")
+    measure = Validation(towers, judged, relevant, examples.documents, folder / f"validation-{workers.index}")
     undistilled = bool(config.distillation.epochs and teacher and not started)
     return Prepared(towers, head, examples, measure, undistilled)
 
