@@ -183,13 +183,13 @@ def hash_towers(towers: Towers) -> dict[str, str]:
 
 def read_documents(
     path: Path, towers: Towers, filters: Sequence[str], collapse: str | None, lexical: Mapping[str, float] | None
-) -> tuple[np.ndarray, DocumentRows, np.ndarray, WordCounts | None]:
+) -> tuple[pa.LargeBinaryArray, DocumentRows, np.ndarray, WordCounts | None]:
     """Read and embed a documents table.
 
     Returns:
-        The ids of all documents, bytes; the rows, the embeddings `[R, D]` and the words of those with an input of any
-        channel. The others have a zero vector, which is near to no query, so the retriever does not hold them. The
-        words are None without a lexical index.
+        The ids of all documents, byte strings; the rows, the embeddings `[R, D]` and the words of those with an input
+        of any channel. The others have a zero vector, which is near to no query, so the retriever does not hold them.
+        The words are None without a lexical index.
 
     Raises:
         InputError: The table violates its contract, or a column to filter or collapse by is absent, is named twice or
@@ -233,15 +233,15 @@ def _read_values(table: Table, columns: list[str]) -> dict[str, np.ndarray]:
     return values
 
 
-def _group(values: np.ndarray, ids: np.ndarray) -> np.ndarray:
+def _group(values: np.ndarray, ids: pa.LargeBinaryArray) -> np.ndarray:
     """The group of each document, int64 `[N]`: a hash of its value, or of its id if it has none."""
-    keys = np.where(values == b"", b"id=" + ids, b"value=" + values)
+    keys = np.where(values == b"", b"id=" + ids.to_numpy(zero_copy_only=False), b"value=" + values)
     return tf.strings.to_hash_bucket_fast(tf.constant(keys, tf.string), 2**63 - 1).numpy()
 
 
-def to_bytes(texts: pa.Array) -> np.ndarray:
-    """Convert texts to an array of bytes objects `[N]`."""
-    return np.array(texts.cast(pa.binary()).to_pylist(), object)
+def to_bytes(texts: pa.Array) -> pa.LargeBinaryArray:
+    """Convert texts to byte strings `[N]`."""
+    return texts.cast(pa.binary()).cast(pa.large_binary())
 
 
 def _embed_queries(tower: Tower, table: Table) -> np.ndarray:
