@@ -44,7 +44,7 @@ def read_blocks(vectors: Vectors, description: str) -> Iterator[tuple[slice, np.
 
 def read_rows(vectors: Vectors, rows: np.ndarray) -> np.ndarray:
     """Copy rows with sorted numbers, float32 `[R, D]`."""
-    copied = np.array(vectors[rows], np.float32)
+    copied = np.asarray(vectors[rows], np.float32)  # indexing with numbers copies
     release_pages(vectors)
     return copied
 

@@ -241,7 +241,7 @@ def _group(values: np.ndarray, ids: pa.LargeBinaryArray) -> np.ndarray:
 
 def to_bytes(texts: pa.Array) -> pa.LargeBinaryArray:
     """Convert texts to byte strings `[N]`."""
-    return texts.cast(pa.binary()).cast(pa.large_binary())
+    return texts.cast(pa.large_binary())
 
 
 def _embed_queries(tower: Tower, table: Table) -> np.ndarray:

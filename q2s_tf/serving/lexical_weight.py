@@ -44,7 +44,7 @@ def choose_weight(
     table = queries.read()
     if "relevance" in queries.columns:
         table = table.filter(pc.greater_equal(table["relevance"], towers.config.evaluation.recall_grade))
-    rows = pc.index_in(table["document_id"].cast(pa.binary()).cast(pa.large_binary()), value_set=ids)
+    rows = pc.index_in(table["document_id"].cast(pa.large_binary()), value_set=ids)
     table = table.append_column("row", rows).filter(pc.is_valid(rows))
     judged = table.group_by(["query", "country"], use_threads=False).aggregate([("row", "distinct")])
     judged = judged.slice(0, MAX_QUERIES)
