@@ -44,8 +44,11 @@ def read_blocks(vectors: Vectors, description: str) -> Iterator[tuple[slice, np.
 
 def read_rows(vectors: Vectors, rows: np.ndarray) -> np.ndarray:
     """Copy rows with sorted numbers, float32 `[R, D]`."""
-    copied = np.asarray(vectors[rows], np.float32)  # indexing with numbers copies
-    release_pages(vectors)
+    size = max(1, BLOCK // vectors.shape[1])
+    copied = np.empty((len(rows), vectors.shape[1]), np.float32)
+    for start in range(0, len(rows), size):
+        copied[start : start + size] = vectors[rows[start : start + size]]
+        release_pages(vectors)
     return copied
 
 
