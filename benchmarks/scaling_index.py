@@ -59,7 +59,8 @@ def main(
                 result |= fresh_process(search, vectors, near, model)
                 cli.console.print(size, storage, result)
                 results.append((f"{size:,}", storage, result))
-    console.print(table_of("seconds", results, ["build µs a document", "CPU µs a document", *PARTS.values(), "build", "saving"]))
+    seconds = ["build µs a document", "CPU µs a document", *PARTS.values(), "build", "saving"]
+    console.print(table_of("seconds", results, seconds))
     memory = ["rows MB", "build anonymous MB", "build all MB", "export anonymous MB", "before MB", "disk MB"]
     console.print(table_of("memory", results, ["build / rows", "export / rows", *memory]))
     console.print(table_of("search", results, ["partitions", "effort", "recall@100", "p50 ms", "p99 ms"]))
