@@ -29,14 +29,15 @@ class Vectors(Protocol):
     def __getitem__(self, rows: slice | np.ndarray, /) -> np.ndarray: ...
 
 
-def read_blocks(vectors: Vectors, description: str) -> Iterator[tuple[slice, np.ndarray]]:
-    """Read vectors in their order, with a progress bar.
+def read_blocks(vectors: Vectors, description: str | None = None) -> Iterator[tuple[slice, np.ndarray]]:
+    """Read vectors in their order, with a progress bar if it has a description.
 
     Yields:
         The rows of a block, and its vectors float32 `[B, D]`.
     """
     size = max(1, BLOCK // vectors.shape[1])
-    for start in track(range(0, len(vectors), size), description):
+    starts = range(0, len(vectors), size)
+    for start in starts if description is None else track(starts, description):
         rows = slice(start, min(start + size, len(vectors)))
         yield rows, np.asarray(vectors[rows], np.float32)
         release_pages(vectors)

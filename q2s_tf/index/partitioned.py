@@ -64,7 +64,7 @@ def build_partitioned(
     count = max(1, min(round(PARTITIONS_PER_ROOT * len(embeddings) ** 0.5), len(embeddings) // MIN_ROWS))
     with console.status(f"finding the centres of {count:,} partitions"):
         centres = find_centres(embeddings, count, seed)
-    partitions = nearest_centres(embeddings, centres, seed)
+    partitions = nearest_centres(embeddings, centres, seed, f"sorting documents into {count:,} partitions")
     starts = np.append(0, np.cumsum(np.bincount(partitions, minlength=count))).astype(np.int32)
     order = np.argsort(partitions, kind="stable").astype(np.int32)
     positions = np.empty_like(order)
