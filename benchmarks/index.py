@@ -19,6 +19,7 @@ import typer
 from q2s_tf.cli import console, run, track
 
 LEVELS = ((20_000, 0.35), (2_000, 0.4), (200, 0.45), (20, 0.5))
+DOCUMENT_LENGTH, QUERY_LENGTH = 0.6, 1.2
 NEIGHBOURS = 100
 
 
@@ -58,6 +59,12 @@ def main(
 
 def make_vectors(count: int, dimension: int, queries: int, seed: int = 0) -> tuple[Any, Any]:
     """Documents `[count, dimension]` and queries `[queries, dimension]`, unit vectors."""
+    draw = vector_source(count, dimension, seed)
+    return draw(count, DOCUMENT_LENGTH), draw(queries, QUERY_LENGTH)
+
+
+def vector_source(count: int, dimension: int, seed: int = 0) -> Callable[[int, float], Any]:
+    """The tree of a catalogue of `count` documents; draws unit vectors from their number and distance to a node."""
     import numpy as np
 
     generator = np.random.default_rng(seed)
@@ -76,7 +83,7 @@ def make_vectors(count: int, dimension: int, queries: int, seed: int = 0) -> tup
         vectors = nodes[generator.choice(len(nodes), rows, p=weight / weight.sum())] + noise(rows, length)
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
-    return draw(count, 0.6), draw(queries, 1.2)
+    return draw
 
 
 def build(kind: str, documents: Any, recall: float, sample: Any) -> LoadedIndex:

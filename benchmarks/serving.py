@@ -98,7 +98,7 @@ def make_retriever(
     kind: str, recall: float, tower: "Tower", vectors: Any, sample: Any, postings: Any, folder: Path
 ) -> LoadedRetriever:
     """A retriever over the documents, exported with its query tower and loaded again."""
-    import numpy as np
+    import pyarrow as pa
     import tensorflow as tf
 
     from q2s_tf.index import DocumentRows, IndexedDocuments, build_index
@@ -109,7 +109,7 @@ def make_retriever(
     begin = time.perf_counter()
     index, order = build_index(kind, vectors, 0, recall, queries=sample)
     took = time.perf_counter() - begin
-    ids = np.array([str(number).encode() for number in range(len(vectors))], object)
+    ids = pa.array([str(number).encode() for number in range(len(vectors))], pa.large_binary())
     documents = IndexedDocuments.in_order(DocumentRows(ids, {}), order, vectors.shape[1], postings)
     servables: dict[str, Any] = {
         "query_tower": TowerServable(tower),

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import tensorflow as tf
 
@@ -51,7 +52,7 @@ CATALOGUE = Catalogue()
 def retriever(request: pytest.FixtureRequest, towers: Towers) -> RetrieverServable:
     index, order = build_index(request.param, CATALOGUE.vectors[:BASE], 1)
     rows = np.concatenate([order, np.arange(BASE, COUNT)])
-    ids = np.array([str(row).encode() for row in rows], object)
+    ids = pa.array([str(row).encode() for row in rows], pa.large_binary())
     documents = DocumentRows(ids, {"country": CATALOGUE.country[rows]}, CATALOGUE.groups[rows])
     indexed = IndexedDocuments(documents, CATALOGUE.alive[order], CATALOGUE.vectors[BASE:])
     return RetrieverServable(towers.query, index, indexed)

@@ -63,7 +63,7 @@ def documents(request: pytest.FixtureRequest, catalogue: Catalogue) -> tuple[str
     """The kind, the index, and documents of which some were added and some deleted after the build."""
     index, order = build_index(request.param, catalogue.vectors[:BASE], 1)
     texts = [" ".join(np.repeat(WORDS, row)) for row in catalogue.occurrences]
-    ids = np.array([f"d{row}".encode() for row in range(COUNT)], object)
+    ids = pa.array([f"d{row}".encode() for row in range(COUNT)], pa.large_binary())
 
     def count(part: slice) -> Any:
         return count_words([pa.record_batch({"title": texts[part]})], {"title": 1.0})
@@ -72,7 +72,7 @@ def documents(request: pytest.FixtureRequest, catalogue: Catalogue) -> tuple[str
     postings = build_postings(count(slice(0, BASE)), {"title": 1.0})
     built = IndexedDocuments.in_order(rows.take(np.arange(BASE)), order, DIMENSION, postings)
     added = built.add(rows.take(np.arange(BASE, COUNT)), catalogue.vectors[BASE:], count(slice(BASE, COUNT)))
-    return request.param, index, added.remove(ids[~catalogue.alive])[0]
+    return request.param, index, added.remove(ids.filter(pa.array(~catalogue.alive)))[0]
 
 
 Request = dict[str, Any]

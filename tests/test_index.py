@@ -269,7 +269,7 @@ def test_a_restored_index_answers_as_the_one_that_was_saved(
         results, expected = (one_trace(each)(queries, 30, effort) for each in (restored, index))
         np.testing.assert_allclose(results[0], expected[0], atol=1e-6)
         np.testing.assert_array_equal(results[1], expected[1])
-    stored = restored.stored_embeddings()
+    stored = restored.stored_embeddings(np.arange(2_000))
     assert stored.dtype == np.float32
     np.testing.assert_allclose(stored, embeddings[getattr(index, "order", np.arange(2_000))], atol=1e-2)
 

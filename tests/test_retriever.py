@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import tensorflow as tf
 
@@ -59,7 +60,7 @@ def retriever(
 ) -> RetrieverServable:
     index, order = build_index(request.param, vectors[:BASE], 1)
     rows = np.concatenate([order, np.arange(BASE, COUNT)])
-    ids = np.array([f"d{row}".encode() for row in rows], object)
+    ids = pa.array([f"d{row}".encode() for row in rows], pa.large_binary())
     filters = {name: values[rows] for name, values in columns.items()}
     documents = IndexedDocuments(DocumentRows(ids, filters), alive[order], vectors[BASE:])
     return RetrieverServable(towers.query, index, documents)

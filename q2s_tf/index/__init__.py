@@ -3,7 +3,7 @@
 from q2s_tf.index.effort import DEFAULT_RECALL
 from q2s_tf.index.exact import ExactIndex, Index
 from q2s_tf.index.filter_columns import FilterColumns
-from q2s_tf.index.indexed_documents import DocumentRows, IndexedDocuments
+from q2s_tf.index.indexed_documents import DocumentRows, IndexedDocuments, LiveVectors
 from q2s_tf.index.kinds import build_index, restore_index
 from q2s_tf.index.partitioned import PartitionedIndex
 
@@ -14,6 +14,7 @@ __all__ = [
     "FilterColumns",
     "Index",
     "IndexedDocuments",
+    "LiveVectors",
     "PartitionedIndex",
     "build_index",
     "restore_index",

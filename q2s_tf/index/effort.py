@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from q2s_tf.index.blocks import Vectors, read_blocks, read_rows
+
 DEFAULT_RECALL = 0.95
 MAX_QUERIES = 256
 NEIGHBOURS = 100
@@ -26,7 +28,7 @@ class Sample(NamedTuple):
     source: str
 
 
-def draw_sample(embeddings: np.ndarray, seed: int, queries: np.ndarray | None = None) -> Sample:
+def draw_sample(embeddings: Vectors, seed: int, queries: np.ndarray | None = None) -> Sample:
     """Draw at most `MAX_QUERIES` queries and find their exact nearest documents.
 
     Args:
@@ -37,17 +39,27 @@ def draw_sample(embeddings: np.ndarray, seed: int, queries: np.ndarray | None = 
     """
     generator = np.random.default_rng(seed)
     source = embeddings if queries is None else queries
-    drawn = source[np.sort(generator.permutation(len(source))[:MAX_QUERIES])]
+    drawn = read_rows(source, np.sort(generator.permutation(len(source))[:MAX_QUERIES]))
     if queries is None:
         noise = generator.standard_normal(drawn.shape, np.float32)
         noise -= np.sum(noise * drawn, axis=1, keepdims=True) * drawn
         noise /= np.maximum(np.linalg.norm(noise, axis=1, keepdims=True), 1e-12)
         drawn = NOISY_COSINE * drawn + np.float32((1 - NOISY_COSINE**2) ** 0.5) * noise
         drawn /= np.maximum(np.linalg.norm(drawn, axis=1, keepdims=True), 1e-12)
-    k = min(NEIGHBOURS, len(embeddings))
-    blocks = [drawn[start : start + BATCH] @ embeddings.T for start in range(0, len(drawn), BATCH)]
-    nearest = np.concatenate([np.argpartition(-scores, k - 1, axis=1)[:, :k] for scores in blocks])
+    nearest = exact_nearest(embeddings, drawn)
     return Sample(drawn, nearest, "documents with noise" if queries is None else "queries")
+
+
+def exact_nearest(embeddings: Vectors, queries: np.ndarray) -> np.ndarray:
+    """Find the rows of the `NEIGHBOURS` documents with the highest cosines to queries `[Q, D]`, int32 `[Q, K]`."""
+    scores, rows = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int32)
+    for block_rows, block in read_blocks(embeddings, "finding the exact nearest documents of sample queries"):
+        some = tf.math.top_k(queries @ block.T, min(NEIGHBOURS, len(block)))
+        scores = np.concatenate([scores, some.values], axis=1)
+        rows = np.concatenate([rows, block_rows.start + some.indices], axis=1)
+        best = tf.math.top_k(scores, min(NEIGHBOURS, scores.shape[1]))
+        scores, rows = best.values.numpy(), np.take_along_axis(rows, best.indices.numpy(), axis=1)
+    return rows
 
 
 def calibrate(search: Search, sample: Sample, partitions: int, target: float) -> dict[str, Any]:

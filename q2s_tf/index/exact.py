@@ -78,22 +78,22 @@ class Index(tf.Module):
         scores, rows = map_queries(search_one, [queries], at_once=1)
         return scores, rows
 
-    def stored_embeddings(self) -> np.ndarray:
-        """Return the rows as float32 `[N, D]`, in the precision of their storage."""
-        rows = self.embeddings.numpy().astype(np.float32)
-        return rows if self.scales is None else rows * self.scales.numpy()[:, np.newaxis]
+    def stored_embeddings(self, rows: np.ndarray) -> np.ndarray:
+        """Return rows by their numbers `[R]` as float32 `[R, D]`, in the precision of their storage."""
+        embeddings = tf.cast(gather(self.embeddings, rows), tf.float32).numpy()
+        return embeddings if self.scales is None else embeddings * gather(self.scales, rows).numpy()[:, np.newaxis]
 
 
 class ExactIndex(Index):
     """All documents are candidates.
 
     Args:
-        embeddings: Unit vectors `[N, D]`.
+        embeddings: Unit vectors `[N, D]`. The variable shares a tensor's memory.
     """
 
     exhaustive = True
 
-    def __init__(self, embeddings: np.ndarray):
+    def __init__(self, embeddings: np.ndarray | tf.Tensor):
         super().__init__({"kind": "exact", "default_effort": 1})
         self.embeddings = tf.Variable(embeddings, trainable=False, name="embeddings")
 

@@ -8,30 +8,33 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from q2s_tf.index.exact import Index
 from q2s_tf.index.postings import Postings, WordCounts
 
 
 class DocumentRows(NamedTuple):
     """Facts about R documents that a retriever keeps beside their embeddings.
 
-    `ids` are bytes `[R]`. `filters` are the normalised values by filter column, bytes `[R]`; b"" where there is none.
+    `ids` are a large binary array `[R]`; bytes objects would take four times the memory. `filters` are the normalised
+    values by filter column, bytes `[R]`; b"" where there is none.
     `groups` are int64 `[R]`: of the documents of a group, only the best is returned; None without groups.
     """
 
-    ids: np.ndarray
+    ids: pa.LargeBinaryArray
     filters: Mapping[str, np.ndarray]
     groups: np.ndarray | None = None
 
     def take(self, rows: np.ndarray) -> "DocumentRows":
         """Select rows by their numbers or by booleans."""
+        ids = self.ids.filter(pa.array(rows)) if rows.dtype == bool else self.ids.take(pa.array(rows))
         filters = {name: values[rows] for name, values in self.filters.items()}
-        return DocumentRows(self.ids[rows], filters, None if self.groups is None else self.groups[rows])
+        return DocumentRows(ids, filters, None if self.groups is None else self.groups[rows])
 
     def append(self, other: "DocumentRows") -> "DocumentRows":
         """Append rows with the same filter columns."""
         filters = {name: np.concatenate([values, other.filters[name]]) for name, values in self.filters.items()}
         groups = None if self.groups is None else np.concatenate([self.groups, other.groups])
-        return DocumentRows(np.concatenate([self.ids, other.ids]), filters, groups)
+        return DocumentRows(pa.concat_arrays([self.ids, other.ids]), filters, groups)
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class IndexedDocuments:
         """Booleans `[N + n]`: all rows but the tombstones."""
         return np.concatenate([self.alive, np.ones(len(self.delta), bool)])
 
-    def remove(self, ids: np.ndarray) -> tuple["IndexedDocuments", np.ndarray]:
+    def remove(self, ids: pa.LargeBinaryArray) -> tuple["IndexedDocuments", np.ndarray]:
         """Remove documents: leave tombstones in the index and drop them from the delta.
 
         Returns:
@@ -82,7 +85,7 @@ class IndexedDocuments:
             self.delta[kept[base:]],
             self.postings and self.postings.select(new_rows),
         )
-        return remaining, is_in(ids, self.rows.ids[self.live_rows])
+        return remaining, is_in(ids, self.rows.ids.filter(pa.array(self.live_rows)))
 
     def add(self, rows: DocumentRows, embeddings: np.ndarray, words: WordCounts | None) -> "IndexedDocuments":
         """Append documents that have no row yet to the delta; with their words if there is a lexical index."""
@@ -96,7 +99,26 @@ class IndexedDocuments:
         return self.rows.take(live), self.postings and self.postings.select(new_rows)
 
 
-def is_in(values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+class LiveVectors:
+    """The vectors of all documents that are left, float32 `[L, D]`, of which parts can be read as of an array.
+
+    Vectors of the index have the precision of their storage.
+    """
+
+    def __init__(self, index: Index, documents: IndexedDocuments):
+        self._index, self._delta, self._base = index, documents.delta, len(documents.alive)
+        self._rows = np.flatnonzero(documents.live_rows)
+        self.shape = (len(self._rows), documents.delta.shape[1])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        chosen = self._rows[rows]
+        in_index, in_delta = chosen[chosen < self._base], chosen[chosen >= self._base]
+        return np.concatenate([self._index.stored_embeddings(in_index), self._delta[in_delta - self._base]])
+
+
+def is_in(values: pa.LargeBinaryArray, wanted: pa.LargeBinaryArray) -> np.ndarray:
     """Which of some byte strings `[N]` are among the wanted ones, booleans `[N]`."""
-    value_set = pa.array(wanted, pa.binary())
-    return pc.is_in(pa.array(values, pa.binary()), value_set=value_set).to_numpy(zero_copy_only=False)
+    return pc.is_in(values, value_set=wanted).to_numpy(zero_copy_only=False)

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 
 from q2s_tf.errors import InputError
+from q2s_tf.index.blocks import STORAGES, Vectors, store_rows
 from q2s_tf.index.effort import DEFAULT_RECALL
 from q2s_tf.index.exact import ExactIndex, Index
-from q2s_tf.index.partitioned import STORAGES, PartitionedIndex, build_partitioned
+from q2s_tf.index.partitioned import PartitionedIndex, build_partitioned
 
 KINDS = ("exact", "partitioned", "scann")
 EXACT_UP_TO = 20_000
@@ -16,7 +17,7 @@ EXACT_UP_TO = 20_000
 
 def build_index(
     kind: str | None,
-    embeddings: np.ndarray,
+    embeddings: Vectors,
     seed: int,
     recall: float = DEFAULT_RECALL,
     storage: str = "float32",
@@ -30,7 +31,8 @@ def build_index(
 
     Args:
         kind: One of `KINDS`, or None for the default.
-        embeddings: `[N, D]`.
+        embeddings: `[N, D]`. The kinds `exact` and `partitioned` read them by blocks, so a memory-mapped file can be
+            larger than memory, and hold their rows once.
         seed: Seed of the clustering and of the sample that the recall is measured on.
         recall: Share of the exact top 100 that the default effort must return; see `draw_sample`.
         storage: dtype of the rows of a partitioned index, one of `STORAGES`.
@@ -58,7 +60,8 @@ def build_index(
         index, order = build_partitioned(embeddings, seed, recall, storage, queries)
         if kind is not None or 8 * index.default_effort <= index.parameters["partitions"]:
             return index, order
-    return ExactIndex(embeddings), np.arange(len(embeddings), dtype=np.int32)
+        del index, order
+    return ExactIndex(store_rows(embeddings)[0]), np.arange(len(embeddings), dtype=np.int32)
 
 
 def restore_index(parameters: dict[str, Any], tensors: Mapping[str, np.ndarray]) -> Index:

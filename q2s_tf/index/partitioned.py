@@ -4,21 +4,18 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from sklearn.cluster import KMeans
 
-from q2s_tf.cli import console, track
+from q2s_tf.cli import console
+from q2s_tf.index.blocks import Vectors, store_rows
+from q2s_tf.index.centres import find_centres, nearest_centres
 from q2s_tf.index.effort import calibrate, draw_sample
 from q2s_tf.index.exact import Index
 from q2s_tf.index.search_ops import gather
 
-STORAGES = ("float32", "bfloat16", "int8")
 PARTITIONS_PER_ROOT = 4
 """Partitions per √N. With √N partitions, twice the rows are scored for the same recall."""
 MIN_ROWS = 16
 """Least documents of a partition on average, which limits the partitions of a small catalogue."""
-TRAINING_ROWS = 32
-"""Documents that k-means is trained on, for each centre."""
-BATCH = 8_192
 
 
 class PartitionedIndex(Index):
@@ -31,7 +28,7 @@ class PartitionedIndex(Index):
     Args:
         centres: Unit vectors `[P, D]`.
         starts: int32 `[P + 1]`, the first row of each partition, then the number of rows.
-        embeddings: Rows `[N, D]` in their storage dtype, sorted by partition.
+        embeddings: Rows `[N, D]` in their storage dtype, sorted by partition. The variable shares a tensor's memory.
         scales: float32 `[N]` for int8 rows, else None.
         parameters: Facts for the manifest; `default_effort` is used here.
     """
@@ -40,8 +37,8 @@ class PartitionedIndex(Index):
         self,
         centres: np.ndarray,
         starts: np.ndarray,
-        embeddings: np.ndarray,
-        scales: np.ndarray | None,
+        embeddings: np.ndarray | tf.Tensor,
+        scales: np.ndarray | tf.Tensor | None,
         parameters: dict[str, Any],
     ):
         super().__init__(parameters)
@@ -61,37 +58,21 @@ class PartitionedIndex(Index):
 
 
 def build_partitioned(
-    embeddings: np.ndarray, seed: int, recall: float, storage: str = "float32", queries: np.ndarray | None = None
+    embeddings: Vectors, seed: int, recall: float, storage: str = "float32", queries: np.ndarray | None = None
 ) -> tuple[PartitionedIndex, np.ndarray]:
     """Partition a catalogue and calibrate the default effort; see `build_index` for the arguments and the result."""
     count = max(1, min(round(PARTITIONS_PER_ROOT * len(embeddings) ** 0.5), len(embeddings) // MIN_ROWS))
-    centres = _find_centres(embeddings, count, seed)
-    batches = track(range(0, len(embeddings), BATCH), f"sorting documents into {count:,} partitions")
-    nearest = [np.argmax(embeddings[start : start + BATCH] @ centres.T, axis=1) for start in batches]
-    partitions = np.concatenate(nearest)
-    order = np.argsort(partitions, kind="stable").astype(np.int32)
-    starts = np.append(0, np.cumsum(np.bincount(partitions, minlength=count))).astype(np.int32)
-    ordered = embeddings[order]
-    parameters = {"kind": "partitioned", "storage": storage, "partitions": count}
-    index = PartitionedIndex(centres, starts, *_to_storage(ordered, storage), parameters)
-    with console.status("choosing the effort"):
-        calibration = calibrate(index.search, draw_sample(ordered, seed, queries), count, recall)
-    index.parameters = {**parameters, **calibration}
-    return index, order
-
-
-def _find_centres(embeddings: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Centres `[P, D]` by k-means on a sample, scaled to unit length so that long centres do not attract queries."""
-    sample = np.random.default_rng(seed).permutation(len(embeddings))[: TRAINING_ROWS * count]
-    clusters = KMeans(count, init="random", n_init=1, max_iter=8, random_state=seed)
     with console.status(f"finding the centres of {count:,} partitions"):
-        centres = clusters.fit(embeddings[np.sort(sample)]).cluster_centers_
-    return (centres / np.maximum(np.linalg.norm(centres, axis=1, keepdims=True), 1e-12)).astype(np.float32)
-
-
-def _to_storage(embeddings: np.ndarray, storage: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Rows in their storage dtype, and the scales of int8 rows."""
-    if storage != "int8":
-        return embeddings.astype(tf.as_dtype(storage).as_numpy_dtype), None
-    scales = np.maximum(np.abs(embeddings).max(axis=1), 1e-12) / 127
-    return np.round(embeddings / scales[:, np.newaxis]).astype(np.int8), scales.astype(np.float32)
+        centres = find_centres(embeddings, count, seed)
+    partitions = nearest_centres(embeddings, centres, seed, f"sorting documents into {count:,} partitions")
+    starts = np.append(0, np.cumsum(np.bincount(partitions, minlength=count))).astype(np.int32)
+    order = np.argsort(partitions, kind="stable").astype(np.int32)
+    positions = np.empty_like(order)
+    positions[order] = np.arange(len(order), dtype=np.int32)
+    parameters = {"kind": "partitioned", "storage": storage, "partitions": count}
+    index = PartitionedIndex(centres, starts, *store_rows(embeddings, storage, positions), parameters)
+    sample = draw_sample(embeddings, seed, queries)
+    sample = sample._replace(nearest=positions[sample.nearest])
+    with console.status("choosing the effort"):
+        index.parameters = {**parameters, **calibrate(index.search, sample, count, recall)}
+    return index, order

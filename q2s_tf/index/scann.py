@@ -8,6 +8,7 @@ from scann import scann_ops
 
 from q2s_tf.cli import console
 from q2s_tf.errors import InputError
+from q2s_tf.index.blocks import Vectors
 from q2s_tf.index.effort import calibrate, draw_sample
 from q2s_tf.index.exact import Index
 
@@ -68,7 +69,7 @@ class ScannIndex(Index):
 
 
 def build_scann(
-    embeddings: np.ndarray, seed: int, recall: float, queries: np.ndarray | None = None
+    embeddings: Vectors, seed: int, recall: float, queries: np.ndarray | None = None
 ) -> tuple[ScannIndex, np.ndarray]:
     """Train ScaNN and calibrate it; see `build_index` for the arguments and the result.
 
@@ -82,7 +83,7 @@ def build_scann(
         raise InputError(f"index scann: needs {MIN_DOCUMENTS} documents; got {len(embeddings)}: use --index exact")
     leaves = max(1, round(LEAVES_PER_ROOT * len(embeddings) ** 0.5))
     with console.status(f"training ScaNN with {leaves:,} leaves"):
-        builder = scann_ops.builder(np.ascontiguousarray(embeddings, np.float32), 10, "dot_product")
+        builder = scann_ops.builder(np.ascontiguousarray(embeddings[:], np.float32), 10, "dot_product")
         training_rows = min(len(embeddings), 64 * leaves)
         builder = builder.tree(leaves, max(1, leaves // 20), training_sample_size=training_rows, spherical=True)
         builder = builder.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(100)

@@ -20,13 +20,13 @@ from q2s_tf.text import normalise
 
 def read_documents(
     path: Path, towers: Towers, filters: Sequence[str], collapse: str | None, lexical: Mapping[str, float] | None
-) -> tuple[np.ndarray, DocumentRows, np.ndarray, WordCounts | None]:
+) -> tuple[pa.LargeBinaryArray, DocumentRows, np.ndarray, WordCounts | None]:
     """Read and embed a documents table.
 
     Returns:
-        The ids of all documents, bytes; the rows, the embeddings `[R, D]` and the words of those with an input of any
-        channel. The others have a zero vector, which is near to no query, so the retriever does not hold them. The
-        words are None without a lexical index.
+        The ids of all documents, byte strings; the rows, the embeddings `[R, D]` and the words of those with an input
+        of any channel. The others have a zero vector, which is near to no query, so the retriever does not hold them.
+        The words are None without a lexical index.
 
     Raises:
         InputError: The table violates its contract, or a column to filter or collapse by is absent, is named twice or
@@ -39,10 +39,10 @@ def read_documents(
         if name in table.missing:
             known = ", ".join(table.columns)
             raise InputError(f"documents {path}: has no column {name} for --{option}; known columns of it are {known}")
-    ids, embeddings = embed_catalogue(towers.document, table)
-    present = np.any(embeddings != 0, axis=1)
-    rows, words = _read_rows(table, to_bytes(ids), present, filters, collapse, lexical)
-    return to_bytes(ids), rows, embeddings[present], words
+    texts, embeddings = embed_catalogue(towers.document, table)
+    ids, present = to_bytes(texts), np.any(embeddings != 0, axis=1)
+    rows, words = _read_rows(table, ids, present, filters, collapse, lexical)
+    return ids, rows, embeddings[present], words
 
 
 def map_documents(
@@ -72,8 +72,9 @@ def map_documents(
     table = open_documents(shards.path, list(options), ())
     with TemporaryFile(dir=folder) as file:  # the mapping keeps it
         embeddings, present = shards.map_vectors(file)
-    ids = pa.chunked_array([batch.column("document_id") for batch in shards.batches()])
-    rows, words = _read_rows(table, to_bytes(ids), present, filters, collapse, lexical)
+    batches = table.batches()
+    ids = pa.chunked_array([to_bytes(batch.column("document_id")) for batch in batches]).combine_chunks()
+    rows, words = _read_rows(table, ids, present, filters, collapse, lexical)
     return rows, embeddings, words
 
 
@@ -93,7 +94,7 @@ def _column_options(
 
 def _read_rows(
     table: Table,
-    ids: np.ndarray,
+    ids: pa.LargeBinaryArray,
     present: np.ndarray,
     filters: Sequence[str],
     collapse: str | None,
@@ -122,12 +123,12 @@ def _read_values(table: Table, columns: list[str]) -> dict[str, np.ndarray]:
     return values
 
 
-def _group(values: np.ndarray, ids: np.ndarray) -> np.ndarray:
+def _group(values: np.ndarray, ids: pa.LargeBinaryArray) -> np.ndarray:
     """The group of each document, int64 `[N]`: a hash of its value, or of its id if it has none."""
-    keys = np.where(values == b"", b"id=" + ids, b"value=" + values)
+    keys = np.where(values == b"", b"id=" + ids.to_numpy(zero_copy_only=False), b"value=" + values)
     return tf.strings.to_hash_bucket_fast(tf.constant(keys, tf.string), 2**63 - 1).numpy()
 
 
-def to_bytes(texts: pa.Array) -> np.ndarray:
-    """Convert texts to an array of bytes objects `[N]`."""
-    return np.array(texts.cast(pa.binary()).to_pylist(), object)
+def to_bytes(texts: pa.Array) -> pa.LargeBinaryArray:
+    """Convert texts to byte strings `[N]`."""
+    return texts.cast(pa.large_binary())

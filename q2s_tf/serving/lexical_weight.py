@@ -27,14 +27,14 @@ def default_columns(documents: Table) -> dict[str, float]:
 
 
 def choose_weight(
-    towers: Towers, queries: Table, ids: np.ndarray, embeddings: np.ndarray, postings: Postings
+    towers: Towers, queries: Table, ids: pa.LargeBinaryArray, embeddings: np.ndarray, postings: Postings
 ) -> tuple[float, dict[str, float]]:
     """Choose λ by recall@10 over the whole catalogue; see `nearest_weight`.
 
     Args:
         towers: The run.
         queries: Judged queries; the first `MAX_QUERIES` with a relevant document are used.
-        ids: The documents, bytes `[N]`.
+        ids: The documents, byte strings `[N]`.
         embeddings: Their unit vectors `[N, D]`.
         postings: Their posting lists.
 
@@ -44,7 +44,7 @@ def choose_weight(
     table = queries.read()
     if "relevance" in queries.columns:
         table = table.filter(pc.greater_equal(table["relevance"], towers.config.evaluation.recall_grade))
-    rows = pc.index_in(table["document_id"].cast(pa.binary()), value_set=pa.array(ids, pa.binary()))
+    rows = pc.index_in(table["document_id"].cast(pa.large_binary()), value_set=ids)
     table = table.append_column("row", rows).filter(pc.is_valid(rows))
     judged = table.group_by(["query", "country"], use_threads=False).aggregate([("row", "distinct")])
     judged = judged.slice(0, MAX_QUERIES)

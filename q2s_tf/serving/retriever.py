@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import pyarrow as pa
 import tensorflow as tf
 
 from q2s_tf.index import FilterColumns, Index, IndexedDocuments
@@ -27,6 +28,8 @@ MAX_WIDENING = 8
 """If a filter leaves more, the effort is multiplied by up to this."""
 MAX_LEXICAL_WEIGHT = 100.0
 """With a larger λ, float32 has too few digits for the cosine in the sum."""
+IDS = 2**18
+"""Ids that are converted to a tensor at a time."""
 Added = Callable[[tf.Tensor | None], tf.Tensor]
 """From rows int32 (all when None) to what is added to their cosines."""
 CANDIDATES = 100
@@ -60,7 +63,7 @@ class RetrieverServable(tf.Module):
         rows, live = documents.rows, documents.live_rows
         self.base, self.count = len(documents.alive), len(live)
         # Row −1, no document, is read from the additional last position.
-        self.document_ids = tf.Variable(np.append(rows.ids, b""), dtype=tf.string, trainable=False)
+        self.document_ids = tf.Variable(_to_tensor(rows.ids), trainable=False)
         self.alive = None if live.all() else tf.Variable(live, trainable=False)
         self.delta = tf.Variable(documents.delta, trainable=False) if len(documents.delta) else None
         self.filters = FilterColumns(rows.filters, self.base) if rows.filters else None
@@ -295,6 +298,12 @@ class RetrieverServable(tf.Module):
     def _add_delta(self, rows: tf.Tensor | None) -> tf.Tensor | None:
         """The given rows and those of the delta; None if all rows are scored."""
         return rows if rows is None or self.delta is None else tf.concat([rows, tf.range(self.base, self.count)], 0)
+
+
+def _to_tensor(ids: pa.LargeBinaryArray) -> tf.Tensor:
+    """The ids and an empty one, string `[R + 1]`, with bytes objects of a part of them at a time in memory."""
+    parts = (ids[start : start + IDS] for start in range(0, len(ids), IDS))
+    return tf.concat([*(tf.constant(part.to_numpy(zero_copy_only=False), tf.string) for part in parts), [b""]], 0)
 
 
 def _check_lengths(values: tuple[tf.Tensor, ...], message: str) -> tf.Operation:

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import tensorflow as tf
 
 from q2s_tf.cli import console
 from q2s_tf.errors import InputError
-from q2s_tf.index import DocumentRows, Index, IndexedDocuments, build_index, restore_index
+from q2s_tf.index import DocumentRows, Index, IndexedDocuments, LiveVectors, build_index, restore_index
 from q2s_tf.index.indexed_documents import is_in
 from q2s_tf.index.postings import Postings
 from q2s_tf.models import Towers, hash_towers, load
@@ -65,7 +66,7 @@ def update_index(
     towers = load(run)
     with new_version(models, ("retriever",)) as (version, folders):
         index, documents, settings = _read_retriever(models, run, towers)
-        delete_ids, upsert_ids = np.empty(0, object), np.empty(0, object)
+        delete_ids = upsert_ids = pa.array([], pa.large_binary())
         if delete:
             delete_ids = to_bytes(read_deletions(delete))
         if upsert:
@@ -75,8 +76,8 @@ def update_index(
                 columns = {name: weight for name, weight in documents.postings.columns.items() if name in known}
             filters, collapse = list(documents.rows.filters), settings["collapse"]
             upsert_ids, rows, embeddings, words = read_documents(upsert, towers, filters, collapse, columns)
-        both = delete_ids[is_in(delete_ids, upsert_ids)]
-        if len(both):
+        both = delete_ids.filter(pa.array(is_in(delete_ids, upsert_ids))).to_pylist()
+        if both:
             raise InputError(f"document {both[0].decode()!r} is in --upsert and in --delete; leave it in one of them")
         documents, deleted = documents.remove(delete_ids)
         if upsert:
@@ -84,18 +85,19 @@ def update_index(
         if not documents.live_rows.any():
             raise InputError("no document would be left in the retriever; keep one, or export another catalogue")
         if compact:
-            kind, live = index.parameters["kind"], documents.live_rows
+            kind, vectors = index.parameters["kind"], LiveVectors(index, documents)
             recall, storage = index.parameters.get("target_recall", 1.0), index.parameters.get("storage", "float32")
-            embeddings = np.concatenate([index.stored_embeddings(), documents.delta])[live]
-            console.print(f"building the {kind} index of {len(embeddings):,} documents")
-            index, order = build_index(kind, embeddings, towers.config.seed, recall, storage)
+            console.print(f"building the {kind} index of {len(vectors):,} documents")
+            index, order = build_index(kind, vectors, towers.config.seed, recall, storage)
             rows, postings = documents.compact()
-            documents = IndexedDocuments.in_order(rows, order, embeddings.shape[1], postings)
+            documents = IndexedDocuments.in_order(rows, order, vectors.shape[1], postings)
+            del vectors  # and with it the index before
         manifest = describe("retriever", version, run, towers, (index, documents), settings)
         servable = RetrieverServable(towers.query, index, documents, settings["lexical_weight"])
         write_servable(servable, folders["retriever"], manifest)
     advise_compaction(manifest)
-    unknown = [document_id.decode(errors="backslashreplace") for document_id in delete_ids[~deleted]]
+    missing = delete_ids.filter(pa.array(~deleted)).to_pylist()
+    unknown = [document_id.decode(errors="backslashreplace") for document_id in missing]
     return Update(version, len(upsert_ids), int(deleted.sum()), unknown, manifest["documents"])
 
 
@@ -114,7 +116,8 @@ def _read_retriever(models: Path, run: Path, towers: Towers) -> tuple[Index, Ind
         }
         delta = tensors.get("delta", np.empty((0, manifest["dimension"]), np.float32))
         alive = tensors["alive"][: manifest["indexed"]] if "alive" in tensors else np.ones(manifest["indexed"], bool)
-        rows = DocumentRows(tensors["document_ids"][:-1], filters, tensors.get("groups"))
+        ids = pa.array(tensors["document_ids"][:-1], pa.large_binary())
+        rows = DocumentRows(ids, filters, tensors.get("groups"))
         parts = {name.removeprefix("index/"): value for name, value in tensors.items() if name.startswith("index/")}
         index = restore_index(manifest["index"], parts)
         parts = {name.removeprefix("lexical/"): value for name, value in tensors.items() if name.startswith("lexical/")}
