@@ -10,7 +10,6 @@ from typing import Any
 
 from q2s_tf.errors import InputError
 
-
 CONFIGURED_BY = ("PYSPARK_GATEWAY_PORT", "PYSPARK_SUBMIT_ARGS", "SPARK_CONF_DIR", "SPARK_HOME")
 """Environment variables of a process that spark-submit has started, or for which Spark is configured otherwise."""
 
