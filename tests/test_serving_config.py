@@ -44,10 +44,10 @@ METRICS = {
 STATUS_ROUTE = r"/v1/models(?:/([^/:]+))?(?:(?:/versions/(\d+))|(?:/labels/([^/:]+)))?(?:\/(metadata))?"
 
 
-def models_of(name: str) -> dict[str, Any]:
+def models_of(name: str, servables: list[str] = SERVABLES) -> dict[str, Any]:
     config = text_format.Parse((FOLDER / name).read_text(), model_server_config_pb2.ModelServerConfig())
     models = {model.name: model for model in config.model_config_list.config}
-    assert sorted(models) == SERVABLES
+    assert sorted(models) == servables
     for model in models.values():
         assert (model.base_path, model.model_platform) == (f"/models/{model.name}", "tensorflow")
     return models
@@ -56,6 +56,26 @@ def models_of(name: str) -> dict[str, Any]:
 def test_the_newest_version_of_every_servable_is_served() -> None:
     for model in models_of("models.config").values():
         assert model.model_version_policy.latest.num_versions == 1 and not model.version_labels
+
+
+def test_the_query_tower_alone_is_served_in_front_of_milvus() -> None:
+    (model,) = models_of("models.query_tower.config", ["query_tower"]).values()
+    assert model.model_version_policy.latest.num_versions == 1
+    objects = {
+        item["kind"]: item
+        for file in (FOLDER / "kubernetes/milvus").glob("*.yaml")
+        for item in yaml.safe_load_all(file.read_text())
+    }
+    (container,) = objects["Deployment"]["spec"]["template"]["spec"]["containers"]
+    deployment, *_ = yaml.safe_load_all((FOLDER / "kubernetes/serving.yaml").read_text())
+    (whole,) = deployment["spec"]["template"]["spec"]["containers"]
+    for key in ("image", "command", "ports", "volumeMounts", "livenessProbe", "lifecycle", "securityContext"):
+        assert container[key] == whole[key]
+    for probe in ("startupProbe", "readinessProbe"):
+        assert_fails_without_a_version(container[probe]["httpGet"]["path"])
+    labels = objects["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    assert labels.items() >= objects["Service"]["spec"]["selector"].items()
+    assert objects["Milvus"]["spec"]["mode"] == "cluster"
 
 
 def test_labels_name_loaded_versions() -> None:
