@@ -60,7 +60,7 @@ def test_the_newest_version_of_every_servable_is_served() -> None:
 
 def test_the_query_tower_alone_is_served_in_front_of_milvus() -> None:
     (model,) = models_of("models.query_tower.config", ["query_tower"]).values()
-    assert model.model_version_policy.latest.num_versions == 1
+    assert model.model_version_policy.latest.num_versions == 2
     objects = {
         item["kind"]: item
         for file in (FOLDER / "kubernetes/milvus").glob("*.yaml")
