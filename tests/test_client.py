@@ -521,7 +521,7 @@ def test_a_query_that_the_server_refuses_is_bad_input(tmp_path: Path) -> None:
 def test_a_version_that_is_not_served_is_bad_input(server: Server) -> None:
     for version in (3, "canary"):
         with pytest.raises(InputError, match="refused: .*(version 3|label .canary)"):
-            search(server.address, "lamp", version=version)
+            search(client, "lamp", version=version)
 
 
 def test_the_query_tool_reports_errors_in_one_line(server: Server, tmp_path: Path) -> None:
