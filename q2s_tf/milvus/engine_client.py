@@ -115,7 +115,8 @@ class EngineClient(AbstractContextManager["EngineClient"]):
         wanted = {name: to_texts(f"filter {name}", values, len(texts)) for name, values in (filters or {}).items()}
         for name, column in {"countries": countries, **wanted}.items():
             if len(column) != len(texts):
-                raise InputError(f"{name} must have one value for each of {len(texts)} queries, got {len(column)}")
+                what = f"filter {name}" if name in wanted else name
+                raise InputError(f"{what} must have one value for each of {len(texts)} queries, got {len(column)}")
         k = to_int("k", k, 1)
         if k > MAX_K:
             raise InputError(f"k must be at most {MAX_K:,}, the limit of Milvus, got {k}")

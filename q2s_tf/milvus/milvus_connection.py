@@ -44,8 +44,9 @@ def connect(uri: str, token: str = "", timeout_seconds: float = 10.0, create: bo
         _check_folder(uri, create)
     from pymilvus import MilvusClient, MilvusException
 
-    # pymilvus and milvus-lite log each exception with its traceback, and raise it as well.
-    for name in ("pymilvus", "milvus_lite"):
+    # pymilvus and milvus-lite log each exception with its traceback, and raise it as well. The server of milvus-lite is
+    # asked for a method that it does not have, and logs this too.
+    for name in ("pymilvus", "milvus_lite", *(() if remote else ("grpc._server",))):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         return MilvusClient(uri, token=token, timeout=timeout_seconds)

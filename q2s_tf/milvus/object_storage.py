@@ -71,15 +71,20 @@ def import_rows(
     Raises:
         InputError: The storage or the import failed, or not all rows arrived.
     """
+    from minio import Minio
     from minio.error import MinioException
     from pymilvus import MilvusException
     from pymilvus.bulk_writer import RemoteBulkWriter, bulk_import, get_import_progress
+    from urllib3.exceptions import HTTPError
 
-    count = 0
+    where, count = f"storage {storage.endpoint}/{storage.bucket}", 0
     connection = RemoteBulkWriter.S3ConnectParam(
         storage.bucket, storage.endpoint, storage.access_key, storage.secret_key, storage.secure
     )
     try:
+        bucket = Minio(storage.endpoint, storage.access_key, storage.secret_key, secure=storage.secure)
+        if not bucket.bucket_exists(storage.bucket):
+            raise InputError(f"{where}: there is no such bucket; name the one that Milvus is configured with")
         with tempfile.TemporaryDirectory() as folder:
             with RemoteBulkWriter(schema, f"q2s_tf/{name}", connection, CHUNK_BYTES, local_path=folder) as writer:
                 for rows in batches:
@@ -97,14 +102,12 @@ def import_rows(
                 if progress["state"] in ("Completed", "Failed"):
                     break
                 time.sleep(POLL_SECONDS)
-    except (MilvusException, MinioException, OSError) as error:
+    except (MilvusException, MinioException, HTTPError, OSError) as error:
         reason = (str(error).splitlines() or ["?"])[0][:300]
-        raise InputError(f"storage {storage.endpoint}/{storage.bucket}: the import failed: {reason}") from error
+        raise InputError(f"{where}: the import failed: {reason}") from error
     # An upload that fails in the thread of the writer is not an exception here.
     arrived = int(progress.get("importedRows", 0))
     if progress["state"] == "Failed" or arrived != count:
         reason = progress.get("reason") or "see the log of Milvus"
-        raise InputError(
-            f"storage {storage.endpoint}/{storage.bucket}: {arrived:,} of {count:,} documents were imported: {reason}"
-        )
+        raise InputError(f"{where}: {arrived:,} of {count:,} documents were imported: {reason}")
     return count

@@ -52,7 +52,7 @@ class ServedQueryTower:
         """Embed B queries; see `QueryEncoder`."""
         key = frozenset(hashes.items())
         known = self._versions.get(key)
-        candidates = ([] if known is None else [known]) + self._find_versions(hashes)
+        candidates = list(dict.fromkeys([*([] if known is None else [known]), *self._find_versions(hashes)]))
         for version in candidates:
             try:
                 embeddings = self.client.embed_query(queries, countries, version)
