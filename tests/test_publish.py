@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from milvus_lite.adapter.grpc.server import start_server_in_thread
 from published import random_unit_vectors, write_embeddings
 from pymilvus import MilvusClient
 
@@ -31,6 +32,7 @@ from q2s_tf.milvus.lexical_terms import MAX_BYTES, document_terms, query_terms
 from q2s_tf.milvus.object_storage import ObjectStorage, import_rows, read_storage
 from q2s_tf.milvus.publish import publish, roll_back
 from q2s_tf.serving.client import Embeddings
+from q2s_tf.serving.serving_error import ServingError
 
 ROOT = Path(__file__).parents[1]
 DIMENSION, DOCUMENTS = 8, 600
@@ -197,6 +199,7 @@ def test_clients_do_not_notice_20_switches(embeddings: dict[str, Path], uri: str
         ({"lexical": {"title": 1.5}}, "lexical title=1.5: the weight must be a whole number from 1 to 10"),
         ({"lexical": {"brand": 1.0}}, "have no column brand"),
         ({"lexical_weight": 101.0}, "lexical_weight must be from 0 to 100, got 101.0"),
+        ({"keep": 0}, "keep must be at least 1, so that a publication is left to search; got 0"),
         ({"language": "xx"}, "language 'xx': must be one that Snowball stems: "),
         ({"uri": "catalogue"}, "uri catalogue: must be an address such as http://127.0.0.1:19530, or a folder"),
         ({"uri": "nowhere/catalogue.db"}, "there is no folder nowhere"),
@@ -239,6 +242,22 @@ def test_a_folder_that_another_process_has_open_is_named(uri: str) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(InputError, match="another process has it open, and milvus-lite allows one"):
             EngineClient(uri, VectorEncoder(VECTORS))
+
+
+def test_a_milvus_that_stops_answering_is_unavailable(embeddings: dict[str, Path], tmp_path: Path) -> None:
+    """Over the network, by the address of a server."""
+    server, database, port = start_server_in_thread(str(tmp_path / "served"))
+    uri = f"http://127.0.0.1:{port}"
+    try:
+        publish(embeddings["a"], uri)
+        with EngineClient(uri, VectorEncoder(VECTORS), timeout_seconds=3) as client:
+            assert client.retrieve(["3 word3"], k=1, lexical_weight=0).document_ids.tolist() == [["a3"]]
+            server.stop(None).wait()
+            with pytest.raises(ServingError, match="^(UNAVAILABLE|DEADLINE_EXCEEDED): "):
+                client.retrieve(["3 word3"])
+    finally:
+        server.stop(None)
+        database.close()
 
 
 def test_a_catalogue_without_an_input_publishes_nothing(uri: str, tmp_path: Path) -> None:

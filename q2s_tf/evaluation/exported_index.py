@@ -16,6 +16,7 @@ from q2s_tf.cli import console, track
 from q2s_tf.errors import InputError
 from q2s_tf.models import Towers, hash_towers
 from q2s_tf.serving.folders import MANIFEST_FILE, versions_in
+from q2s_tf.serving.serving_error import ServingError
 
 BATCH = 32
 
@@ -87,8 +88,11 @@ def find_published(address: MilvusAddress, towers: Towers) -> ExportedIndex:
     }
 
     def search(queries: np.ndarray, ids: pa.Array, k: int) -> np.ndarray:
-        with client, console.status("searching Milvus"):
-            found = client.by_embedding(queries, k)
+        try:
+            with client, console.status("searching Milvus"):
+                found = client.by_embedding(queries, k)
+        except ServingError as error:
+            raise InputError(f"Milvus at {address.uri} refused: {error}") from error
         names = pa.array([name for of_query in found for name in of_query], pa.string())
         rows = pc.fill_null(pc.index_in(names, ids), -1).to_numpy()
         retrieved = np.full((len(queries), k), -1)

@@ -70,7 +70,7 @@ class EngineClient(AbstractContextManager["EngineClient"]):
         self._client = connect(uri, token, self._timeout_seconds)
         self._publications: dict[str, Publication] = {}
         try:
-            current_publication(self._client, alias)
+            current_publication(self._client, alias, self._timeout_seconds)
         except ServingError as error:
             raise InputError(f"uri {uri}: Milvus refused: {error}") from error
 
@@ -121,7 +121,7 @@ class EngineClient(AbstractContextManager["EngineClient"]):
         if k > MAX_K:
             raise InputError(f"k must be at most {MAX_K:,}, the limit of Milvus, got {k}")
         _check_effort(to_int("effort", effort, 0))
-        min_score, weight = to_float("min_score", min_score), float(to_float("lexical_weight", lexical_weight))
+        least, weight = to_float("min_score", min_score), float(to_float("lexical_weight", lexical_weight))
         if weight > MAX_LEXICAL_WEIGHT:
             raise InputError(f"lexical_weight must be at most {MAX_LEXICAL_WEIGHT:g}, got {weight:g}")
 
@@ -131,7 +131,7 @@ class EngineClient(AbstractContextManager["EngineClient"]):
             for start in range(0, len(texts), of_request):
                 rows = np.arange(start, min(start + of_request, len(texts)))
                 self._fill(matches, publication, rows, texts, countries, wanted, weight)
-            low = matches.scores < min_score
+            low = matches.scores < least
             for column, nothing in zip(matches[:4], ("", -1, -1, 0), strict=True):
                 column[low] = nothing
             return matches
@@ -194,7 +194,7 @@ class EngineClient(AbstractContextManager["EngineClient"]):
                 return search(self._open(name))
             except ServingError as error:
                 self._publications.pop(name, None)  # it may have been released
-                if version is None and find_current(self._client, self.alias) != name:
+                if version is None and find_current(self._client, self.alias, self._timeout_seconds) != name:
                     continue
                 if error.code is grpc.StatusCode.UNKNOWN and name not in self._collections():
                     raise ServingError(grpc.StatusCode.NOT_FOUND, f"{name} was dropped") from error
@@ -204,7 +204,7 @@ class EngineClient(AbstractContextManager["EngineClient"]):
         """The collection of a version, or the current one."""
         if version is not None:
             return f"{self.alias}_{to_int('version', version, 0, 2**63)}"
-        name = find_current(self._client, self.alias)
+        name = find_current(self._client, self.alias, self._timeout_seconds)
         if name is None:
             raise InputError(f"collection {self.alias}: nothing is published under this name at {self.target}")
         return name
@@ -213,7 +213,7 @@ class EngineClient(AbstractContextManager["EngineClient"]):
         """The publication in a collection; loads it at its first use, because milvus-lite starts with none loaded."""
         publication = self._publications.get(name)
         if publication is None:
-            publication = read_publication(self._client, name)
+            publication = read_publication(self._client, name, self._timeout_seconds)
             with engine_errors():
                 self._client.load_collection(name, timeout=self._timeout_seconds)
             self._publications[name] = publication
@@ -221,7 +221,7 @@ class EngineClient(AbstractContextManager["EngineClient"]):
 
     def _collections(self) -> list[str]:
         with engine_errors():
-            return self._client.list_collections()
+            return self._client.list_collections(timeout=self._timeout_seconds)
 
     def _fill(
         self,
@@ -254,8 +254,8 @@ class EngineClient(AbstractContextManager["EngineClient"]):
 
 
 def _no_matches(queries: int, k: int, version: int) -> Matches:
-    scores = [np.full((queries, k), value, np.float32) for value in (-1, -1, 0)]
-    return Matches(np.full((queries, k), "", object), *scores, version)
+    score, cosine, lexical = (np.full((queries, k), value, np.float32) for value in (-1, -1, 0))
+    return Matches(np.full((queries, k), "", object), score, cosine, lexical, version)
 
 
 def _check_effort(effort: int) -> None:

@@ -56,18 +56,21 @@ def versions_of(client: "MilvusClient", alias: str, suffix: str = "") -> dict[in
     return dict(sorted((int(match[1]), name) for name in names if (match := pattern.fullmatch(name))))
 
 
-def find_current(client: "MilvusClient", alias: str) -> str | None:
-    """The collection that an alias names; None if there is no such alias."""
+def find_current(client: "MilvusClient", alias: str, timeout_seconds: float | None = None) -> str | None:
+    """The collection that an alias names; None if there is no such alias.
+
+    Without a deadline, pymilvus asks a Milvus that does not answer again for minutes.
+    """
     try:
         with engine_errors():
-            return client.describe_alias(alias)["collection_name"]
+            return client.describe_alias(alias, timeout=timeout_seconds)["collection_name"]
     except ServingError as error:
         if error.code is grpc.StatusCode.NOT_FOUND:
             return None
         raise
 
 
-def read_publication(client: "MilvusClient", name: str) -> Publication:
+def read_publication(client: "MilvusClient", name: str, timeout_seconds: float | None = None) -> Publication:
     """The publication in a collection.
 
     Raises:
@@ -75,7 +78,7 @@ def read_publication(client: "MilvusClient", name: str) -> Publication:
         ServingError: NOT_FOUND if there is no such collection.
     """
     with engine_errors():
-        properties = client.describe_collection(name)["properties"]
+        properties = client.describe_collection(name, timeout=timeout_seconds)["properties"]
     try:
         settings = json.loads(properties[PROPERTY])
         if settings["format"] == SETTINGS_FORMAT:
@@ -85,7 +88,7 @@ def read_publication(client: "MilvusClient", name: str) -> Publication:
     raise InputError(f"collection {name}: was not made by this version's q2s publish; publish the catalogue again")
 
 
-def current_publication(client: "MilvusClient", alias: str) -> Publication:
+def current_publication(client: "MilvusClient", alias: str, timeout_seconds: float | None = None) -> Publication:
     """The publication that an alias names.
 
     Raises:
@@ -93,10 +96,10 @@ def current_publication(client: "MilvusClient", alias: str) -> Publication:
         ServingError: Milvus does not answer.
     """
     check_alias(alias)
-    name = find_current(client, alias)
+    name = find_current(client, alias, timeout_seconds)
     if name is None:
         raise InputError(f"collection {alias}: nothing is published under this name; publish with q2s publish")
-    return read_publication(client, name)
+    return read_publication(client, name, timeout_seconds)
 
 
 def switch_alias(client: "MilvusClient", alias: str, name: str) -> None:

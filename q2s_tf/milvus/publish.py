@@ -84,6 +84,8 @@ def publish(
     columns = columns if lexical is None else _whole_weights(lexical)
     if not 0 <= lexical_weight <= MAX_LEXICAL_WEIGHT:
         raise InputError(f"lexical_weight must be from 0 to {MAX_LEXICAL_WEIGHT:g}, got {lexical_weight}")
+    if keep is not None and keep < 1:
+        raise InputError(f"keep must be at least 1, so that a publication is left to search; got {keep}")
     _check_columns(shards, filters, columns)
     settings = {
         "format": SETTINGS_FORMAT,
@@ -98,6 +100,8 @@ def publish(
     imported = None if storage is None else partial(import_rows, storage, uri, token)
     documents = _fill(client, name, settings, shards, imported)
     if not documents:
+        with engine_errors():
+            client.drop_collection(name)
         raise InputError(f"embeddings {embeddings}: no document has an input of any channel of the run")
     with engine_errors():
         client.rename_collection(name, name.removesuffix(FILLING))
