@@ -310,7 +310,7 @@ def test_evaluate_measures_the_ranking_of_milvus(market: TinyMarket, run: Path, 
     systems = results["systems"]
     assert systems[INDEX]["mrr"] == systems[MODEL]["mrr"]
     assert systems[INDEX]["index_recall@10"]["value"] == 1
-    with pytest.raises(InputError, match="models and milvus: one index is measured"):
+    with pytest.raises(InputError, match="models and uri: one index is measured"):
         q2s_tf.evaluate(run, **tables, out=tmp_path / "out", models=tmp_path, uri=uri)
 
 

@@ -24,7 +24,7 @@ from q2s_tf import cli
 from q2s_tf.commands import app
 from q2s_tf.embedding.shards import EmbeddingShards, vectors_of
 from q2s_tf.errors import InputError
-from q2s_tf.milvus import object_storage
+from q2s_tf.milvus import collection_rows, object_storage
 from q2s_tf.milvus import publish as publish_module
 from q2s_tf.milvus.collection_rows import make_rows, make_schema
 from q2s_tf.milvus.engine_client import EngineClient
@@ -98,6 +98,18 @@ def test_publications_follow_each_other_and_roll_back(embeddings: dict[str, Path
         assert collections(uri) == ["products_4"]
         assert publish(embeddings["b"], uri, alias="other").collection == "other_1"
         assert current(uri) == "products_4"
+
+
+def test_a_large_catalogue_has_an_approximate_index(
+    embeddings: dict[str, Path], uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collection_rows, "EXACT_UP_TO", DOCUMENTS - 1)
+    publish(embeddings["a"], uri)
+    assert MilvusClient(uri).describe_index("products_1", "embedding")["index_type"] == "AUTOINDEX"
+    with EngineClient(uri, VectorEncoder(VECTORS)) as client:
+        matches = client.retrieve([f"{row} word{row % 30}" for row in range(50)], k=10)
+    assert matches.document_ids[:, 0].tolist() == [f"a{row}" for row in range(50)]
+    assert matches.lexical_scores[:, 0].tolist() == [1] * 50
 
 
 def test_a_publication_that_fails_leaves_the_alias(

@@ -28,7 +28,7 @@ QueryRun = Annotated[
 
 
 class EngineOptions(NamedTuple):
-    """The values of the options; `check` verifies that they go together."""
+    """The values of the options."""
 
     engine: str = "retriever"
     uri: str | None = None

@@ -71,7 +71,7 @@ def evaluate(
     if out:
         check_out(out)
     if models and milvus:
-        raise InputError("models and milvus: one index is measured; leave one of them out")
+        raise InputError("models and uri: one index is measured; leave one of them out")
     exported = find_retriever(models, towers) if models else None
     exported = find_published(milvus, towers) if milvus else exported
     seed, grades = towers.config.seed, choose_grades(towers.config, relevant_at, recall_relevant_at)

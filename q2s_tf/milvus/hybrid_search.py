@@ -63,9 +63,10 @@ class HybridSearch:
             return [_rank(cosines, {}, 1.0, weight, k) for cosines in by_cosine]
         by_words = self._by_words(terms, expression, limit)
         highest = self._by_words(terms, "", 1) if expression else by_words
-        self._add_cosines(by_cosine, by_words, vectors, limit)
+        self._add_cosines(by_cosine, by_words, vectors)
         ranked = []
         for row, (cosines, words) in enumerate(zip(by_cosine, by_words, strict=True)):
+            # A search by words that found fewer has found all documents with a word of the query.
             if len(words) == limit and (others := [name for name in cosines if name not in words]):
                 words |= self._by_words([terms[row]], any_of(ID, others), len(others))[0]
             best = next(iter(highest[row].values()), 0.0)
@@ -100,14 +101,10 @@ class HybridSearch:
             )
         return [{hit[ID]: hit["distance"] for hit in of_query} for of_query in hits]
 
-    def _add_cosines(self, by_cosine: list[Scores], by_words: list[Scores], vectors: np.ndarray, limit: int) -> None:
-        """Add the cosines of documents that only the search by words found.
-
-        If fewer than `limit` documents were found by cosine, these are all.
-        """
+    def _add_cosines(self, by_cosine: list[Scores], by_words: list[Scores], vectors: np.ndarray) -> None:
+        """Add the cosines of documents that only the search by words found."""
         absent = [
-            [name for name in words if name not in cosines] if len(cosines) == limit else []
-            for cosines, words in zip(by_cosine, by_words, strict=True)
+            [name for name in words if name not in cosines] for cosines, words in zip(by_cosine, by_words, strict=True)
         ]
         ids = list(dict.fromkeys(name for names in absent for name in names))
         embeddings: dict[str, np.ndarray] = {}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pymilvus import MilvusClient
 
 SCHEMES = ("http://", "https://", "tcp://", "unix:")
-MISSING = {100: "collection", 1600: "alias"}
+MISSING = (100, 1600)
 """Milvus's codes of a collection and of an alias that do not exist; milvus-lite has the first for both."""
 ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n", "\r": r"\r", "\t": r"\t"})
 
@@ -55,7 +55,7 @@ def connect(uri: str, token: str = "", timeout_seconds: float = 10.0, create: bo
         if not remote and _is_locked(Path(uri)):
             raise InputError(
                 f"uri {uri}: another process has it open, and milvus-lite allows one; end that process, or share the "
-                f"folder with: milvus-lite server --data-dir {uri}"
+                f"folder with: milvus-lite server --host 127.0.0.1 --data-dir {uri}"
             ) from error
         remedy = "check the address, that Milvus runs there, and the token" if remote else "publish into a new folder"
         raise InputError(f"uri {uri}: cannot be opened ({_first_line(reason)}); {remedy}") from error
