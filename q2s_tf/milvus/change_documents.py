@@ -9,7 +9,8 @@ import pyarrow as pa
 
 from q2s_tf.errors import InputError
 from q2s_tf.milvus.collection_rows import ID, ROWS, make_rows
-from q2s_tf.milvus.milvus_connection import any_of, connect, engine_errors
+from q2s_tf.milvus.filter_expressions import any_of
+from q2s_tf.milvus.milvus_connection import connect, engine_errors
 from q2s_tf.milvus.publications import Publication, current_publication
 from q2s_tf.milvus.publish import TIMEOUT_SECONDS
 from q2s_tf.models import Towers, embed_catalogue, hash_towers, load

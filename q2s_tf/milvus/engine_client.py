@@ -6,21 +6,20 @@ from typing import TypeVar
 
 import grpc
 import numpy as np
-import tensorflow as tf
 
 from q2s_tf.errors import InputError
+from q2s_tf.milvus.filter_expressions import filter_expressions
 from q2s_tf.milvus.hybrid_search import CANDIDATES, HybridSearch
 from q2s_tf.milvus.lexical_terms import query_terms
-from q2s_tf.milvus.milvus_connection import connect, engine_errors, literal
+from q2s_tf.milvus.milvus_connection import connect, engine_errors
 from q2s_tf.milvus.publications import Publication, check_alias, current_publication, find_current, read_publication
 from q2s_tf.milvus.query_encoders import QueryEncoder
 from q2s_tf.serving import DEFAULT_EFFORT, DEFAULT_LEXICAL_WEIGHT, MAX_RESULTS
-from q2s_tf.serving.client import FILTER_PREFIX, Embeddings
+from q2s_tf.serving.client import Embeddings
 from q2s_tf.serving.pages import IndexInfo, Matches, Page, Version, paginate
 from q2s_tf.serving.request_values import Texts, to_float, to_int, to_texts
 from q2s_tf.serving.retriever import MAX_LEXICAL_WEIGHT
 from q2s_tf.serving.serving_error import ServingError
-from q2s_tf.text import normalise
 
 Answer = TypeVar("Answer")
 MAX_K = 16_384
@@ -238,7 +237,9 @@ class EngineClient(AbstractContextManager["EngineClient"]):
         settings = publication.settings
         weight = settings["lexical_weight"] if weight < 0 else weight
         terms = query_terms(texts[rows].tolist(), settings["language"]) if settings["lexical"] and weight else []
-        expressions = _expressions(publication, {name: values[rows] for name, values in wanted.items()}, len(rows))
+        expressions = filter_expressions(
+            publication, {name: values[rows] for name, values in wanted.items()}, len(rows)
+        )
         searcher = HybridSearch(self._client, publication.name, self._timeout_seconds)
         present = np.any(vectors != 0, axis=1)  # a query without any channel has no nearest documents
         for expression in dict.fromkeys(expressions):
@@ -265,20 +266,3 @@ def _check_effort(effort: int) -> None:
 
 def _no_partitions(version: Version | None) -> IndexInfo:
     raise AssertionError("efforts are given")
-
-
-def _expressions(publication: Publication, wanted: Mapping[str, np.ndarray], count: int) -> list[str]:
-    """The filter expression of each query; "" where it has no filter."""
-    parts: list[list[str]] = [[] for _ in range(count)]
-    columns = publication.settings["filters"]
-    for name, values in wanted.items():
-        if name not in columns:
-            known = f"was published to filter by {', '.join(columns)}" if columns else "has no filters"
-            raise InputError(
-                f'there is no filter "{name}"; {publication.name} {known}; name columns when it is published: '
-                "--filter COLUMN"
-            )
-        for part, value in zip(parts, normalise(tf.constant(values, tf.string, [count])).numpy(), strict=True):
-            if value:
-                part.append(f"{FILTER_PREFIX}{name} == {literal(value.decode())}")
-    return [" and ".join(part) for part in parts]

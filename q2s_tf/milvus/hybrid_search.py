@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from q2s_tf.milvus.collection_rows import BM25, ID, VECTOR
-from q2s_tf.milvus.milvus_connection import any_of, engine_errors
+from q2s_tf.milvus.filter_expressions import any_of
+from q2s_tf.milvus.milvus_connection import engine_errors
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient

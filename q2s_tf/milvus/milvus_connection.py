@@ -2,7 +2,7 @@
 
 import fcntl
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 SCHEMES = ("http://", "https://", "tcp://", "unix:")
 MISSING = (100, 1600)
 """Milvus's codes of a collection and of an alias that do not exist; milvus-lite has the first for both."""
-ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n", "\r": r"\r", "\t": r"\t"})
 
 
 def connect(uri: str, token: str = "", timeout_seconds: float = 10.0, create: bool = False) -> "MilvusClient":
@@ -113,13 +112,3 @@ def engine_errors() -> Iterator[None]:
 
 def _first_line(message: str) -> str:
     return (message.splitlines() or ["?"])[0][:300]
-
-
-def literal(text: str) -> str:
-    """A string literal of Milvus's filter expressions."""
-    return f'"{text.translate(ESCAPES)}"'
-
-
-def any_of(field: str, texts: Iterable[str]) -> str:
-    """The filter expression that a field has one of some texts."""
-    return f"{field} in [{', '.join(map(literal, texts))}]"
