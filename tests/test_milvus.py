@@ -308,7 +308,7 @@ def test_evaluate_measures_the_ranking_of_milvus(market: TinyMarket, run: Path, 
     assert results["index"] == {"version": 1, "index": {"kind": "milvus", "collection": "products_1"}}
     assert results["lexical_weight"] == 0.5
     systems = results["systems"]
-    assert systems[INDEX]["mrr"] == systems[MODEL]["mrr"]
+    assert systems[INDEX]["mrr@100"] == systems[MODEL]["mrr@100"]
     assert systems[INDEX]["index_recall@10"]["value"] == 1
     with pytest.raises(InputError, match="models and uri: one index is measured"):
         q2s_tf.evaluate(run, **tables, out=tmp_path / "out", models=tmp_path, uri=uri)
