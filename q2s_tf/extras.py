@@ -6,6 +6,7 @@ from q2s_tf.errors import InputError
 
 EXTRAS = {
     "benchmarks": ("onnx", "onnxruntime", "pandas"),
+    "milvus": ("milvus_lite", "minio", "pymilvus"),
     "peers": ("sentence_transformers", "torch"),
     "pretrained": ("safetensors",),
     "report": ("jinja2", "plotly"),

@@ -501,8 +501,8 @@ def test_filters_are_written_as_column_and_value() -> None:
         read_filters(["country=US", "country=VN"])
 
 
-def test_channels_without_known_names_are_numbered(server: Server, tmp_path: Path) -> None:
-    results = search(server.address, "lamp", min_score=1.5, models=tmp_path)
+def test_channels_without_known_names_are_numbered(client: Client, tmp_path: Path) -> None:
+    results = search(client, "lamp", min_score=1.5, models=tmp_path)
     assert [name for name, _ in results.channel_weights] == ["channel 1", "channel 2", "channel 3"]
     output = StringIO()
     print_results(results, None, Console(file=output, width=100))
@@ -511,17 +511,17 @@ def test_channels_without_known_names_are_numbered(server: Server, tmp_path: Pat
 
 def test_a_query_that_the_server_refuses_is_bad_input(tmp_path: Path) -> None:
     serving_models.save_lean_towers(tmp_path)
-    with Server(tmp_path, port=0) as server, pytest.raises(InputError) as caught:
-        search(server.address, "lamp")
+    with Server(tmp_path, port=0) as server, Client(server.address) as client, pytest.raises(InputError) as caught:
+        search(client, "lamp")
     assert str(caught.value).startswith(
         f'the server at {server.address} refused: NOT_FOUND: there is no model "retriever"'
     )
 
 
-def test_a_version_that_is_not_served_is_bad_input(server: Server) -> None:
+def test_a_version_that_is_not_served_is_bad_input(client: Client) -> None:
     for version in (3, "canary"):
         with pytest.raises(InputError, match="refused: .*(version 3|label .canary)"):
-            search(server.address, "lamp", version=version)
+            search(client, "lamp", version=version)
 
 
 def test_the_query_tool_reports_errors_in_one_line(server: Server, tmp_path: Path) -> None:

@@ -359,19 +359,19 @@ def test_a_page_without_a_server_does_not_start(folder: Path, page: DemoPage) ->
         unused.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
         target = f"127.0.0.1:{unused.getsockname()[1]}"
         with pytest.raises(InputError, match=f"no server answers at {target}; start one with"):
-            serve(folder / "documents.parquet", target, folder / "models", port=0)
+            serve(folder / "documents.parquet", Client(target, 5.0), folder / "models", port=0)
 
 
 def test_a_server_without_a_retriever_is_named(tmp_path: Path, folder: Path, page: DemoPage) -> None:
     shutil.copytree(folder / "models" / "query_tower", tmp_path / "query_tower")
     with Server(tmp_path, port=0) as server, pytest.raises(InputError, match=f"{server.address} refused: .*retriever"):
-        serve(folder / "documents.parquet", server.address, tmp_path, port=0)
+        serve(folder / "documents.parquet", Client(server.address), tmp_path, port=0)
 
 
 def test_a_taken_port_is_named(folder: Path, page: DemoPage) -> None:
     port = int(page.address.rpartition(":")[2])
     with pytest.raises(InputError, match=f"cannot listen on 127.0.0.1:{port}: .*; give another --port, or 0"):
-        serve(folder / "documents.parquet", "127.0.0.1:1", folder / "models", port=port)
+        serve(folder / "documents.parquet", Client("127.0.0.1:1"), folder / "models", port=port)
 
 
 def test_the_command_line_serves_until_sigterm(folder: Path, page: DemoPage) -> None:

@@ -88,6 +88,11 @@ def test_version_is_printed(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
             ["pyspark"],
             "pyspark is not installed: pip install 'q2s_tf[spark]'",
         ),
+        (
+            ["publish", "--uri", "catalogue.db", "--embeddings", "none"],
+            ["pymilvus"],
+            "pymilvus is not installed: pip install 'q2s_tf[milvus]'",
+        ),
     ],
 )
 def test_a_missing_extra_is_one_line(

@@ -5,7 +5,7 @@ import sys
 
 try:
     from q2s_tf.cli import run
-    from q2s_tf.commands.deployment import capacity as main
+    from q2s_tf.commands.scaling import capacity as main
 except KeyboardInterrupt:  # during the imports
     sys.exit(130)
 

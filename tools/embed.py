@@ -5,7 +5,7 @@ import sys
 
 try:
     from q2s_tf.cli import run
-    from q2s_tf.commands.deployment import embed as main
+    from q2s_tf.commands.scaling import embed as main
 except KeyboardInterrupt:  # during the imports
     sys.exit(130)
 

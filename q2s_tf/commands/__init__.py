@@ -10,12 +10,13 @@ import typer
 import q2s_tf
 from q2s_tf import cli
 from q2s_tf.commands.data import build_positives, import_dataset, make_marketplace, split_judgements
-from q2s_tf.commands.deployment import capacity, demo_app, embed, export, query, serve, update_index
+from q2s_tf.commands.deployment import demo_app, export, query, serve, update_index
 from q2s_tf.commands.modelling import compare, demo, distil, evaluate, explain, train
+from q2s_tf.commands.scaling import capacity, embed, publish
 
 COMMANDS = (
     demo, make_marketplace, build_positives, split_judgements, import_dataset, train, distil, evaluate, compare,
-    explain, embed, export, update_index, serve, query, demo_app, capacity,
+    explain, embed, export, update_index, publish, serve, query, demo_app, capacity,
 )  # fmt: skip
 """In the order of the help."""
 

@@ -11,6 +11,7 @@ from typer import Argument, Option
 
 import q2s_tf
 from q2s_tf import cli, extras
+from q2s_tf.commands.engine_options import Collection, Engine, EngineOptions, QueryRun, Token, Uri, open_client
 from q2s_tf.errors import InputError
 
 BYTES = 64 << 20
@@ -23,31 +24,6 @@ Models = Annotated[Path, Option(help="Folder of the servables.")]
 Run = Annotated[Path, Option(help="A run directory, the --out of `q2s train`.")]
 Keep = Annotated[int | None, Option(min=1, max=1_000_000, help="Remove all but this many of the newest versions.")]
 ChannelNames = Annotated[Path, Option(help="Folder of the servables, for the names of the channels.")]
-
-
-def embed(
-    run: Run,
-    documents: Annotated[Path, Option(help="The catalogue, Parquet or TSV.")],
-    out: Annotated[Path, Option(help="Folder for the shards; a job that was interrupted continues in it.")],
-    column: Annotated[
-        list[str] | None,
-        Option(help="A text column to keep beside title, description, language and country; may be repeated."),
-    ] = None,
-    backend: Annotated[
-        Literal["local", "pyspark"], Option(help="Engine; pyspark needs the extra 'spark' and Java.")
-    ] = "local",
-    shard_rows: Annotated[int, Option(min=1, max=10_000_000, help="Documents of a shard.")] = 32_768,
-) -> None:
-    """Embed a catalogue into Parquet shards.
-
-    On this machine or on Spark. The shards are the input of q2s export --embeddings and of vector engines.
-
-    Example: q2s embed --run runs/first --documents data/documents.parquet --out embeddings
-    """
-    if backend == "pyspark":
-        extras.require("spark")
-    shards = q2s_tf.embed(run, documents, out, column or [], backend, shard_rows)
-    print(f"{len(shards):,} embeddings of {shards.dimension} numbers are in {len(shards.paths):,} shards in {out}")
 
 
 def export(
@@ -99,13 +75,17 @@ def export(
     version = q2s_tf.export(
         run, documents, embeddings=embeddings, out=out, index=index, recall=recall, storage=storage,
         filters=filter or [], queries=queries, collapse=collapse, keep=keep,
-        lexical=_read_weights(lexical), lexical_weight=lexical_weight,
+        lexical=read_weights(lexical), lexical_weight=lexical_weight,
     )  # fmt: skip
     print(f"version {version} of query_tower, document_tower and retriever is in {out}")
 
 
-def _read_weights(assignments: list[str] | None) -> dict[str, float] | None:
-    """Parse ``column=weight`` texts."""
+def read_weights(assignments: list[str] | None) -> dict[str, float] | None:
+    """Parse ``column=weight`` texts; None if there are none.
+
+    Raises:
+        InputError: A weight is not a number.
+    """
     weights: dict[str, float] = {}
     for text in assignments or []:
         column, _, weight = text.partition("=")
@@ -135,12 +115,17 @@ def update_index(
 
     done = update_index(run, models, upsert, delete, compact)
     print(f"version {done.version} of retriever is in {models}: {done.documents} documents")
-    print(f"{done.upserted} upserted, {done.deleted} deleted")
-    if done.unknown:
-        more = " …" if len(done.unknown) > 10 else ""
-        print(f"{len(done.unknown)} to delete were not in the index: {', '.join(done.unknown[:10])}{more}")
+    print_changes(done.upserted, done.deleted, done.unknown)
     if keep is not None:
         keep_newest(models, keep)
+
+
+def print_changes(upserted: int, deleted: int, unknown: list[str]) -> None:
+    """Print the counts of changed documents, and the ids to delete that were not there."""
+    print(f"{upserted} upserted, {deleted} deleted")
+    if unknown:
+        more = " …" if len(unknown) > 10 else ""
+        print(f"{len(unknown)} to delete were not in the index: {', '.join(unknown[:10])}{more}")
 
 
 def serve(
@@ -246,12 +231,19 @@ def query(
     tls_ca: Annotated[Path | None, Option(help=f"The authority of the server's certificate. {TLS}")] = None,
     tls_cert: Annotated[Path | None, Option(help="The client's certificate, for mutual TLS.")] = None,
     tls_key: Annotated[Path | None, Option(help="The client's private key, for mutual TLS.")] = None,
+    engine: Engine = "retriever",
+    uri: Uri = None,
+    token: Token = "",
+    collection: Collection = "products",
+    run: QueryRun = None,
 ) -> None:
     """Query a server and print the ranked documents.
 
     With their scores, and the fusion weight of each channel of the query.
 
     Example: q2s query "red sofa" --country US --documents documents.parquet
+
+    Example with Milvus: q2s query "red sofa" --country US --engine milvus --uri catalogue.db --run runs/first
     """
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # errors are reported once, by q2s_tf; read when it is imported
     from q2s_tf.serving.connection import read_credentials
@@ -262,59 +254,14 @@ def query(
     selected = int(version) if version is not None and version.isdecimal() else version
     wanted = read_filters(filters or [])
     table = Table(documents, "documents", ["document_id", "title"], ["language"]) if documents else None
+    options = EngineOptions(engine, uri, token, collection, run)
     with cli.console.status("searching"):
-        results = search(
-            target,
-            query,
-            country,
-            k,
-            pages,
-            effort,
-            min_score,
-            lexical_weight,
-            wanted,
-            selected,
-            models,
-            timeout_seconds,
-            credentials,
-        )
+        with open_client(options, target, models, timeout_seconds, credentials) as client:
+            results = search(
+                client, query, country, k, pages, effort, min_score, lexical_weight, wanted, selected, models
+            )
         titles = look_up_titles(table, [name for page in results.pages for name, *_ in page]) if table else None
     print_results(results, titles, Console(width=None if sys.stdout.isatty() else 160))
-
-
-def capacity(
-    documents: Annotated[str, Option(help="Documents of the catalogue, such as 8000000 or 1e9.")],
-    qps: Annotated[float, Option(min=0.001, max=1e9, help="Queries per second at the peak.")] = 100.0,
-    dimension: Annotated[int, Option(min=1, max=100_000, help="Numbers of an embedding.")] = 128,
-    storage: Annotated[Literal["float32", "bfloat16", "int8"], Option(help="Of the vectors in the index.")] = "float32",
-    cores: Annotated[int, Option(min=1, max=10_000, help="Cores of a machine.")] = 16,
-    memory_gb: Annotated[float, Option(min=1, max=100_000, help="Memory of a machine.")] = 64.0,
-    embed_hours: Annotated[
-        float, Option(min=0.01, max=10_000, help="Time in which the whole catalogue must be embedded.")
-    ] = 24.0,
-    embed_per_second: Annotated[
-        float | None,
-        Option(min=0.001, max=1e9, help="Documents that one core embeds in a second. [default: as was measured]"),
-    ] = None,
-) -> None:
-    """Compute the machines for a catalogue and a load.
-
-    From unit costs that were measured; docs/scaling.md has them.
-
-    Example: q2s capacity --documents 1e9 --qps 5000 --storage int8 --memory-gb 128
-    """
-    from q2s_tf.capacity import EMBED_DOCUMENTS_PER_SECOND, capacity_table, plan_capacity
-
-    try:
-        count = float(documents)
-    except ValueError:
-        count = 0.0
-    if not 1 <= count <= 1e13 or count != int(count):
-        raise InputError(f"--documents {documents}: must be a whole number, at least 1, such as 8000000 or 1e9")
-    storage_bytes, memory = {"float32": 4, "bfloat16": 2, "int8": 1}[storage], int(memory_gb * 1e9)
-    rate = embed_per_second or EMBED_DOCUMENTS_PER_SECOND
-    plan = plan_capacity(int(count), qps, dimension, storage_bytes, cores, memory, embed_hours, rate)
-    Console(width=None if sys.stdout.isatty() else 140).print(capacity_table(plan, cores, memory, embed_hours))
 
 
 def demo_app(
@@ -326,11 +273,16 @@ def demo_app(
     page_size: Annotated[int, Option(min=1, max=100, help="Results of a page.")] = 10,
     pictures: Annotated[str | None, Option(help="Column with each picture's path or address, if any.")] = None,
     timeout_seconds: Annotated[float, Option(**SECONDS, help="How long to wait for each answer of the server.")] = 5.0,
+    engine: Engine = "retriever",
+    uri: Uri = None,
+    token: Token = "",
+    collection: Collection = "products",
+    run: QueryRun = None,
 ) -> None:
     """Serve a search page in the browser, over a running server.
 
-    The results of the retriever, with the parts of their scores, beside those of BM25. Until Ctrl-C. Needs the extra
-    `server`.
+    The results of the retriever or of Milvus, with the parts of their scores, beside those of BM25. Until Ctrl-C. Needs
+    the extra `server`.
 
     Example: q2s demo-app --documents documents.parquet --target 127.0.0.1:8500 --port 8080
     """
@@ -338,4 +290,6 @@ def demo_app(
     with cli.console.status("importing TensorFlow"):
         from q2s_tf.demo_app.app import serve
 
-    serve(documents, target, models, host, port, page_size, pictures, timeout_seconds)
+    options = EngineOptions(engine, uri, token, collection, run)
+    with open_client(options, target, models, timeout_seconds) as client:
+        serve(documents, client, models, host, port, page_size, pictures)

@@ -12,6 +12,7 @@ from typer import Argument, Option
 
 import q2s_tf
 from q2s_tf import cli, extras
+from q2s_tf.commands.engine_options import Collection, Engine, EngineOptions, Token, Uri
 
 Run = Annotated[Path, Option(help="A run directory, the --out of `q2s train`.")]
 Documents = Annotated[Path, Option(help="The catalogue, Parquet or TSV.")]
@@ -130,6 +131,10 @@ def evaluate(
             "or all-minilm-l6-v2]"
         ),
     ] = None,
+    engine: Engine = "retriever",
+    uri: Uri = None,
+    token: Token = "",
+    collection: Collection = "products",
 ) -> None:
     """Evaluate a run and say whether to deploy it.
 
@@ -140,12 +145,16 @@ def evaluate(
     --judgements data/judgements_test.parquet --out runs/first/evaluation
     """
     from q2s_tf.evaluation.evaluate import evaluate
+    from q2s_tf.evaluation.exported_index import MilvusAddress
     from q2s_tf.evaluation.results import check_out, metrics_table, replace_files, write_evaluation
 
     check_out(out)
+    address = EngineOptions(engine, uri).milvus_uri
+    milvus = None if address is None else MilvusAddress(address, token, collection)
     evaluation = evaluate(
-        run, documents, judgements, None, relevant_at, recall_relevant_at, stage, later, positives, models, encoder
-    )
+        run, documents, judgements, None, relevant_at, recall_relevant_at, stage, later, positives, models, encoder,
+        milvus,
+    )  # fmt: skip
     reason = extras.missing("report")
     with replace_files(out) as folder:
         write_evaluation(evaluation, folder)

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from q2s_tf.demo_app.search import MAX_PAGES, Search
 from q2s_tf.errors import InputError
-from q2s_tf.serving.client import Client
+from q2s_tf.serving.client import SearchClient
 from q2s_tf.serving.serving_error import ServingError
 from q2s_tf.text import MAX_CHARACTERS
 
@@ -143,17 +143,16 @@ def _explain(error: ServingError, target: str) -> str:
 
 def serve(
     documents: Path,
-    target: str,
+    client: SearchClient,
     models: Path,
     host: str = "127.0.0.1",
     port: int = 8080,
     page_size: int = 10,
     pictures: str | None = None,
-    timeout_seconds: float = 5.0,
 ) -> None:
     """Serves the page until SIGTERM or SIGINT; prints one line when it is ready.
 
-    The arguments are those of `q2s demo-app`; ``models`` are the exports, for the names of channels.
+    ``client`` searches; ``models`` are the exports, for the names of channels; the others are those of `q2s demo-app`.
 
     Raises:
         InputError: the port is taken, the documents cannot be read, the server does not answer.
@@ -166,13 +165,13 @@ def serve(
     # Connections inherit this option, without which each answer waits 40 ms for the acknowledgement of its header:
     # asyncio sets it only for sockets that were created with the number of the protocol.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    with listening, Client(target, timeout_seconds) as client:
+    with listening:
         try:
             search = Search(client, documents, models, page_size, pictures)
         except ServingError as error:
-            raise InputError(_explain(error, target)) from error
+            raise InputError(_explain(error, client.target)) from error
         # Open requests have five seconds: a browser that keeps its connection open must not keep the process alive.
-        app = make_app(search, target, host)
+        app = make_app(search, client.target, host)
         config = uvicorn.Config(app, lifespan="off", log_level="warning", timeout_graceful_shutdown=5)
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))  # uvicorn raises it again after shutdown
         print(f"demo page on http://{host}:{listening.getsockname()[1]}", flush=True)

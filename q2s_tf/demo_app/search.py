@@ -11,7 +11,7 @@ from q2s_tf.cli import console
 from q2s_tf.demo_app.shown_documents import ShownDocuments
 from q2s_tf.errors import InputError
 from q2s_tf.evaluation.rankers import Bm25, top_k
-from q2s_tf.serving.client import Client
+from q2s_tf.serving.client import SearchClient
 from q2s_tf.serving.query_command import weigh_channels
 from q2s_tf.text import MAX_CHARACTERS
 
@@ -33,7 +33,7 @@ class Search:
 
     def __init__(
         self,
-        client: Client,
+        client: SearchClient,
         documents: Path,
         models: Path | None = None,
         page_size: int = 10,

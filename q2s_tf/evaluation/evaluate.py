@@ -27,7 +27,7 @@ from q2s_tf.evaluation.collection import (
     read_judged,
     score_documents,
 )
-from q2s_tf.evaluation.exported_index import find_retriever, search_index
+from q2s_tf.evaluation.exported_index import MilvusAddress, find_published, find_retriever
 from q2s_tf.evaluation.metrics import Run, as_run, batch_hits, mean_by_query, overlap_at_k
 from q2s_tf.evaluation.rankers import Bm25, LexicalPart, normalised
 from q2s_tf.evaluation.results import RunEvaluation, check_out, describe, replace_files, write_evaluation
@@ -53,11 +53,13 @@ def evaluate(
     positives: Path | None = None,
     models: Path | None = None,
     encoder: str | None = None,
+    milvus: MilvusAddress | None = None,
 ) -> RunEvaluation:
     """Evaluates a run, BM25 and an unmodified encoder, and both of these with BM25 added.
 
-    `encoder` is the preset of the unmodified encoder, or "none"; by default that of the config of the run, or
-    all-MiniLM-L6-v2. Nothing is written if `out` is None. See `q2s_tf.evaluate`.
+    The ranking of an index is measured too: of the retriever in `models`, or of a catalogue in `milvus`. `encoder` is
+    the preset of the unmodified encoder, or "none"; by default that of the config of the run, or all-MiniLM-L6-v2.
+    Nothing is written if `out` is None. See `q2s_tf.evaluate`.
 
     Raises:
         InputError: not a trained run, a table that breaks its contract, judgements of another catalogue, no relevant
@@ -68,7 +70,10 @@ def evaluate(
     towers = load(run, stage)
     if out:
         check_out(out)
+    if models and milvus:
+        raise InputError("models and uri: one index is measured; leave one of them out")
     exported = find_retriever(models, towers) if models else None
+    exported = find_published(milvus, towers) if milvus else exported
     seed, grades = towers.config.seed, choose_grades(towers.config, relevant_at, recall_relevant_at)
     need_grades = (relevant_at, recall_relevant_at) != (None, None)
     judged, later_positives = read_judged(documents, judgements, later, seed, grades, need_grades)
@@ -76,8 +81,8 @@ def evaluate(
     collection = embed_collection(towers, documents, judged, later_positives)
     table, columns, weight = collection.table, default_columns(collection.table), DEFAULT_WEIGHT
     if exported:
-        weight = exported[1]["lexical_weight"]  # 0 without a lexical index
-        columns = exported[1]["lexical"]["columns"] if exported[1]["lexical"] else columns
+        weight = exported.manifest["lexical_weight"]  # 0 without a lexical index
+        columns = exported.manifest["lexical"]["columns"] if exported.manifest["lexical"] else columns
     weights = {HYBRID: weight, FUSED: weight or DEFAULT_WEIGHT}
     cosines = score_documents(collection, embed_titles(unmodified, collection) if unmodified else None)
     lexical = Bm25(table), LexicalPart(table, columns)
@@ -85,7 +90,7 @@ def evaluate(
     compared = [(a, b) for b, a in combinations(SYSTEMS, 2) if {a, b} <= set(retrieved)]
     if exported:
         ids = collection.documents["document_id"].combine_chunks()
-        retrieved[INDEX] = search_index(*exported, collection.query_embeddings, ids, DEPTH)
+        retrieved[INDEX] = exported.search(collection.query_embeddings, ids, DEPTH)
         compared.append((INDEX, MODEL))
     with console.status("measuring"):
         runs = {system: as_run(retrieved[system]) for system in SYSTEMS if system in retrieved}
@@ -102,7 +107,7 @@ def evaluate(
         "later": later.name if later else None,
         "lexical_weight": weight,
         "encoder": {"preset": preset, "lexical_weight": weights[FUSED]} if unmodified else None,
-        "index": {key: exported[1][key] for key in ("version", "index")} if exported else None,
+        "index": {key: exported.manifest[key] for key in ("version", "index")} if exported else None,
         **describe(collection, grades),
         "systems": figures,
         "significance": significance,

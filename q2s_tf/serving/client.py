@@ -4,11 +4,9 @@ The import of this module imports TensorFlow (about 5 s): the messages of ``tens
 inside the ``tensorflow`` package.
 """
 
-import math
-import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import grpc
 import numpy as np
@@ -26,14 +24,12 @@ from q2s_tf.errors import InputError
 from q2s_tf.serving import DEFAULT_EFFORT, DEFAULT_LEXICAL_WEIGHT, MAX_RESULTS, tensor_proto
 from q2s_tf.serving.connection import connect
 from q2s_tf.serving.pages import IndexInfo, Matches, Page, Version, paginate
+from q2s_tf.serving.request_values import Texts, to_float, to_int, to_texts
 from q2s_tf.serving.serving_error import ServingError
 
 Arrays = dict[str, np.ndarray]
 Inputs = Mapping[str, Any]
 """Arrays by input: rows, whose first dimension is the query or the document, and scalars."""
-Texts = Any
-"""A column of texts: a list, a tuple, a Series, a DataFrame of one column, or an Arrow or NumPy array. None, NaN and
-``""`` are missing texts."""
 
 FILTER_PREFIX = "filter_"
 """Prefix of the inputs that a retriever filters by; the rest of the name is the column of the documents."""
@@ -85,6 +81,30 @@ class SignatureInfo(NamedTuple):
         return [name.removeprefix(FILTER_PREFIX) for name in self.inputs if name.startswith(FILTER_PREFIX)]
 
 
+class SearchClient(Protocol):
+    """What the query command and the demo page need of a client: `Client`, or `q2s_tf.milvus.engine_client`'s.
+
+    Attributes:
+        target: The address of the server, for messages.
+        channel_names: The channels in the order of the weights of `embed_query`, if the client knows them.
+    """
+
+    @property
+    def target(self) -> str: ...  # noqa: D102
+
+    @property
+    def channel_names(self) -> list[str] | None: ...  # noqa: D102
+
+    @property
+    def retrieve(self) -> Callable[..., Matches]: ...  # noqa: D102
+
+    @property
+    def pages(self) -> Callable[..., Iterator[Page]]: ...  # noqa: D102
+
+    @property
+    def embed_query(self) -> Callable[..., Embeddings]: ...  # noqa: D102
+
+
 class Client(AbstractContextManager["Client"]):
     """A client of one server. Threads may share it, and a ``with`` statement closes it.
 
@@ -98,6 +118,9 @@ class Client(AbstractContextManager["Client"]):
     Every method raises `ServingError` with the gRPC code and message if the server does not succeed within the
     deadline. A request is sent again (at most three times, within the deadline) only if the server was UNAVAILABLE.
     """
+
+    channel_names: list[str] | None = None
+    """Not known: the manifests of the exports have them."""
 
     def __init__(
         self,
@@ -117,10 +140,10 @@ class Client(AbstractContextManager["Client"]):
         Raises:
             InputError: ``timeout_seconds`` is not above 0, or ``batch_size`` is less than 1.
         """
-        self._timeout_seconds = float(_to_float("timeout_seconds", timeout_seconds))
+        self._timeout_seconds = float(to_float("timeout_seconds", timeout_seconds))
         if self._timeout_seconds <= 0:
             raise InputError(f"timeout_seconds must be above 0, got {timeout_seconds}")
-        self.target, self._batch_size = target, _to_int("batch_size", batch_size, 1)
+        self.target, self._batch_size = target, to_int("batch_size", batch_size, 1)
         self._channel = connect(target, credentials)
         self._prediction = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
         self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
@@ -173,18 +196,18 @@ class Client(AbstractContextManager["Client"]):
             InputError: A value has the wrong type or is out of range; the columns have different lengths; or there is
                 no such filter. The message names the argument.
         """
-        inputs: dict[str, Any] = {"query": _to_texts("queries", queries)}
+        inputs: dict[str, Any] = {"query": to_texts("queries", queries)}
         count = len(inputs["query"])
-        inputs["country"] = _to_texts("countries", countries, count)
+        inputs["country"] = to_texts("countries", countries, count)
         if not isinstance(filters, Mapping | None):
             raise InputError(f"filters must be a dict of values by column, got {filters!r:.80}")
         for column, wanted in (filters or {}).items():
-            inputs[FILTER_PREFIX + column] = _to_texts(f"filter {column}", wanted, count)
-        k = _to_int("k", k, 1)
+            inputs[FILTER_PREFIX + column] = to_texts(f"filter {column}", wanted, count)
+        k = to_int("k", k, 1)
         # Search parameters are scalars, the same for all rows.
-        inputs |= {"k": np.int32(k), "effort": np.int32(_to_int("effort", effort, 0))}
-        inputs["min_score"] = _to_float("min_score", min_score)
-        inputs["lexical_weight"] = _to_float("lexical_weight", lexical_weight)
+        inputs |= {"k": np.int32(k), "effort": np.int32(to_int("effort", effort, 0))}
+        inputs["min_score"] = to_float("min_score", min_score)
+        inputs["lexical_weight"] = to_float("lexical_weight", lexical_weight)
         batch_size = max(1, min(self._batch_size, MAX_RESULTS // k))
         outputs, answered = self._predict_rows("retriever", "retrieve", inputs, version, batch_size)
         decode = np.frompyfunc(lambda name: name.decode("utf-8", "backslashreplace"), 1, 1)
@@ -213,9 +236,9 @@ class Client(AbstractContextManager["Client"]):
         Raises:
             InputError: ``page_size`` is less than 1, there is no such filter, or ``efforts`` is empty.
         """
-        page_size = _to_int("page_size", page_size, 1)
+        page_size = to_int("page_size", page_size, 1)
         if efforts is not None:
-            efforts = [_to_int("efforts", effort, 0) for effort in np.ravel(np.asarray(efforts, object))]
+            efforts = [to_int("efforts", effort, 0) for effort in np.ravel(np.asarray(efforts, object))]
             if not efforts:
                 raise InputError("efforts must have at least one effort, got none; leave it out for the default")
 
@@ -226,8 +249,8 @@ class Client(AbstractContextManager["Client"]):
 
     def embed_query(self, queries: Texts, countries: Texts = None, version: Version | None = None) -> Embeddings:
         """Embed B queries with the countries of their searchers (or one country for all) by the query tower."""
-        rows = {"query": _to_texts("queries", queries)}
-        rows["country"] = _to_texts("countries", countries, len(rows["query"]))
+        rows = {"query": to_texts("queries", queries)}
+        rows["country"] = to_texts("countries", countries, len(rows["query"]))
         return self._embed("query_tower", rows, version)
 
     def embed_document(
@@ -249,10 +272,10 @@ class Client(AbstractContextManager["Client"]):
             image_embeddings: ``float[B, M, I]``; rows of zeros are padding. None for no images.
             version: Version of the document tower.
         """
-        rows = {"title": _to_texts("titles", titles)}
+        rows = {"title": to_texts("titles", titles)}
         columns = {"descriptions": descriptions, "languages": languages, "countries": countries}
         for (name, column), key in zip(columns.items(), ("description", "language", "country"), strict=True):
-            rows[key] = _to_texts(name, column, len(rows["title"]))
+            rows[key] = to_texts(name, column, len(rows["title"]))
         if image_embeddings is not None:
             try:
                 rows["image_embeddings"] = np.asarray(image_embeddings, np.float32)
@@ -402,60 +425,8 @@ def _select_inputs(inputs: Inputs, signature: SignatureInfo) -> dict[str, Any]:
 def _model_spec(model: str, version: Version | None = None) -> model_pb2.ModelSpec:
     if isinstance(version, str):
         return model_pb2.ModelSpec(name=model, version_label=version)
-    number = None if version is None else {"value": _to_int("version", version, 0, 2**63)}
+    number = None if version is None else {"value": to_int("version", version, 0, 2**63)}
     return model_pb2.ModelSpec(name=model, version=number)
-
-
-def _to_texts(name: str, values: Texts, rows: int | None = None) -> np.ndarray:
-    """A column of texts as bytes `[B]`; with `rows`, one text or None stands for that many equal ones.
-
-    A lone surrogate becomes invalid UTF-8, which the towers read as a space.
-    """
-    if rows is not None and (values is None or isinstance(values, str | bytes)):
-        values = [values] * rows
-    if hasattr(values, "columns") and hasattr(values, "iloc"):  # a DataFrame; pandas itself is not needed here
-        if len(values.columns) != 1:
-            columns = ", ".join(map(str, values.columns))
-            raise InputError(f"{name} must be one column of texts, got a DataFrame of the columns {columns}")
-        values = values.iloc[:, 0]
-    for method in ("to_pylist", "tolist"):  # Arrow, and NumPy and pandas
-        values = getattr(values, method, lambda values=values: values)()
-    if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__iter__"):
-        raise InputError(f"{name} must be a list of texts, one for each row, got {values!r:.80}; wrap one text in []")
-    texts = list(values)
-    array = np.empty(len(texts), object)
-    for row, text in enumerate(texts):
-        if isinstance(text, str):
-            array[row] = text.encode("utf-8", "surrogatepass")
-        elif isinstance(text, bytes):
-            array[row] = text
-        elif text is None or type(text).__name__ == "NAType" or (isinstance(text, float) and math.isnan(text)):
-            array[row] = b""
-        else:
-            raise InputError(f"{name} must be texts, got {text!r:.80} in row {row}")
-    return array
-
-
-def _to_int(name: str, value: Any, least: int, limit: int = 2**31) -> int:
-    """A whole number of at least `least` and below `limit`, also of NumPy's types."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool) or not least <= number < limit:
-        below = f"2^{limit.bit_length() - 1}"
-        raise InputError(f"{name} must be a whole number of at least {least} and below {below}, got {value!r:.80}")
-    return number
-
-
-def _to_float(name: str, value: Any) -> np.float32:
-    try:
-        number = np.float32("nan" if isinstance(value, str | bytes) else value)
-    except (TypeError, ValueError):
-        number = np.float32("nan")
-    if np.ndim(number) or not np.isfinite(number):
-        raise InputError(f"{name} must be a finite number, got {value!r:.80}")
-    return number
 
 
 def _to_array(value: Any) -> np.ndarray:

@@ -5,7 +5,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import grpc
 import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Console
@@ -15,12 +14,11 @@ from q2s_tf import tables
 from q2s_tf.cli import console, printable
 from q2s_tf.errors import InputError
 from q2s_tf.serving import DEFAULT_EFFORT, DEFAULT_LEXICAL_WEIGHT
-from q2s_tf.serving.connection import check_reachable
 from q2s_tf.serving.folders import channel_names
 from q2s_tf.serving.serving_error import ServingError
 
 if TYPE_CHECKING:
-    from q2s_tf.serving.client import Client
+    from q2s_tf.serving.client import SearchClient
 
 
 class SearchResults(NamedTuple):
@@ -48,7 +46,7 @@ def read_filters(assignments: Sequence[str]) -> dict[str, str]:
 
 
 def search(
-    target: str,
+    client: "SearchClient",
     query: str,
     country: str = "",
     k: int = 10,
@@ -59,49 +57,40 @@ def search(
     filters: Mapping[str, str] | None = None,
     version: int | str | None = None,
     models: Path | None = None,
-    timeout_seconds: float = 10.0,
-    credentials: grpc.ChannelCredentials | None = None,
 ) -> SearchResults:
-    """Search a server for one query: ``pages`` of ``k`` documents, and the channel weights.
+    """Search for one query: ``pages`` of ``k`` documents, and the channel weights.
 
-    The arguments are those of `q2s_tf.Client` and its `retrieve`, and ``models``, the folder of the exports, to
-    read the names of the channels. Channels have numbers if the served export is not there.
+    The arguments are those of `q2s_tf.Client.retrieve`, and ``models``, the folder of the exports, to read the names of
+    the channels. Channels have numbers if the served export is not there.
 
     Raises:
         InputError: ``k`` or ``effort`` is out of range, there is no such filter, or the server does not succeed.
     """
-    check_reachable(target, timeout_seconds, credentials)
-    from q2s_tf.serving.client import Client
-
-    with Client(target, timeout_seconds, credentials) as client:
-        try:
-            weights = weigh_channels(client, query, country, models)
-            if pages > 1:
-                efforts = [effort] if effort else None
-                iterator = islice(
-                    client.pages(query, country, k, efforts, min_score, filters, version, lexical_weight), pages
-                )
-                results = [list(zip(*page[:4], strict=True)) for page in iterator]
-            else:
-                found = client.retrieve(
-                    [query], [country], k, effort, min_score, filters, version, lexical_weight=lexical_weight
-                )
-                rows = zip(*(column[0].tolist() for column in found[:4]), strict=True)
-                results = [[row for row in rows if row[0]]]
-        except ServingError as error:
-            raise InputError(f"the server at {target} refused: {error}") from error
+    try:
+        weights = weigh_channels(client, query, country, models)
+        if pages > 1:
+            efforts = [effort] if effort else None
+            iterator = client.pages(query, country, k, efforts, min_score, filters, version, lexical_weight)
+            results = [list(zip(*page[:4], strict=True)) for page in islice(iterator, pages)]
+        else:
+            found = client.retrieve([query], [country], k, effort, min_score, filters, version, lexical_weight)
+            rows = zip(*(column[0].tolist() for column in found[:4]), strict=True)
+            results = [[row for row in rows if row[0]]]
+    except ServingError as error:
+        raise InputError(f"the server at {client.target} refused: {error}") from error
     return SearchResults(results, weights)
 
 
-def weigh_channels(client: "Client", query: str, country: str, models: Path | None) -> list[tuple[str, float]]:
+def weigh_channels(client: "SearchClient", query: str, country: str, models: Path | None) -> list[tuple[str, float]]:
     """The weights of the query tower by channel; channels have numbers if the served export is not in ``models``."""
-    weights = client.embed_query([query], [country]).channel_weights[0].tolist()
-    names = [f"channel {number}" for number in range(1, len(weights) + 1)]
-    if models is not None:
-        versions = [status.version for status in client.status("query_tower") if status.state == "AVAILABLE"]
-        known = channel_names(models, "query_tower", versions[0]) if versions else None
-        names = known if known is not None and len(known) == len(weights) else names
-    return list(zip(names, weights, strict=True))
+    embeddings = client.embed_query([query], [country])
+    weights = embeddings.channel_weights[0].tolist()
+    known = client.channel_names
+    if known is None and models is not None:
+        known = channel_names(models, "query_tower", embeddings.version)
+    if known is None or len(known) != len(weights):
+        known = [f"channel {number}" for number in range(1, len(weights) + 1)]
+    return list(zip(known, weights, strict=True))
 
 
 def look_up_titles(documents: tables.Table, ids: Sequence[str]) -> dict[str, tuple[str, str]]:
