@@ -20,10 +20,9 @@ from q2s_tf import cli
 if TYPE_CHECKING:
     import numpy as np
     import onnxruntime
+    import pyarrow as pa
 
     from q2s_tf.models import Tower
-
-BATCH = 256
 
 
 def main(
@@ -78,19 +77,20 @@ def main(
 
 
 def encode_with_onnx(
-    tower: "Tower", channel: str, batch: object, session: "onnxruntime.InferenceSession"
+    tower: "Tower", channel: str, batch: "pa.RecordBatch", session: "onnxruntime.InferenceSession"
 ) -> tuple["np.ndarray", "np.ndarray"]:
     """Token ids `[rows, L]` and pooled vectors `[rows, H]` of a channel."""
     import numpy as np
 
     from q2s_tf.models import order_by_length
+    from q2s_tf.models.plain_data import BATCH_SIZE
 
     inputs = tower.as_inputs(batch)
-    ids = tower.preprocessor.predict(inputs, batch_size=1_024, verbose=0)[channel]
+    ids = tower.preprocessor.predict(inputs, batch_size=len(batch), verbose=0)[channel]
     order = order_by_length(inputs)
     pieces = []
-    for start in range(0, len(order), BATCH):
-        rows = ids[order[start : start + BATCH]]
+    for start in range(0, len(order), BATCH_SIZE):
+        rows = ids[order[start : start + BATCH_SIZE]]
         used = max(1, int((rows != 0).sum(axis=1).max()))
         pieces.append(session.run(None, {"ids": rows[:, :used].astype(np.int64)})[0])
     return ids, np.concatenate(pieces)[np.argsort(order)]

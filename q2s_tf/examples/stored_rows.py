@@ -17,12 +17,12 @@ import tensorflow as tf
 
 from q2s_tf.cli import track
 from q2s_tf.models import Tower
+from q2s_tf.models.plain_data import BATCH_SIZE
 from q2s_tf.models.towers import precomputed_input
 
 SHARD_ROWS = 8_192
 """Rows of a shard. A text encoder that is not trained reads the rows of a shard sorted by length, so that batches have
 little padding, and its outputs do not depend on the number of workers."""
-BATCH = 256
 CHANNELS = "channels"
 """Prefix of the files of the channels of a tower."""
 
@@ -277,6 +277,6 @@ def _store_precomputed(folder: Path, channel: str, encoder: keras.Layer, rows: R
             ids = rows.read(np.arange(start, min(len(rows), start + SHARD_ROWS)), [channel])[channel]
             lengths = _used_lengths(ids != 0)
             order = np.argsort(lengths, kind="stable")
-            batches = [order[first : first + BATCH] for first in range(0, len(order), BATCH)]
+            batches = [order[first : first + BATCH_SIZE] for first in range(0, len(order), BATCH_SIZE)]
             outputs = [encode(tf.constant(ids[batch, : max(1, lengths[batch].max())])).numpy() for batch in batches]
             writer.append({name: np.concatenate(outputs)[np.argsort(order)][:, np.newaxis]})

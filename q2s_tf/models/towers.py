@@ -23,7 +23,7 @@ from q2s_tf.layers import (
     VectorSet,
     aligned_projection,
 )
-from q2s_tf.models.plain_data import as_columns, encode, text_tensor, vector_tensor
+from q2s_tf.models.plain_data import BATCH_SIZE, as_columns, encode, text_tensor, vector_tensor
 
 
 @keras.saving.register_keras_serializable(package="q2s_tf")
@@ -262,7 +262,7 @@ class Towers(keras.Model):
         query = self.query(inputs["query"], training=training)["embedding"]
         return ops.sum(query * self.document(inputs["document"], training=training)["embedding"], axis=1)
 
-    def encode_queries(self, queries: Any, countries: Any = None, batch_size: int = 256) -> np.ndarray:
+    def encode_queries(self, queries: Any, countries: Any = None, batch_size: int = BATCH_SIZE) -> np.ndarray:
         """Embeddings of queries, float32 `[rows, D]` of unit length; 0 for an empty query.
 
         Args:
@@ -278,7 +278,7 @@ class Towers(keras.Model):
         data = queries if countries is None else {"query": queries, "country": countries}
         return encode(self.query, data, batch_size)["embedding"]
 
-    def encode_documents(self, documents: Any, batch_size: int = 256) -> np.ndarray:
+    def encode_documents(self, documents: Any, batch_size: int = BATCH_SIZE) -> np.ndarray:
         """Embeddings of documents, float32 `[rows, D]` of unit length; 0 for a document without any channel.
 
         Args:

@@ -8,8 +8,7 @@ import tensorflow as tf
 from q2s_tf.examples.batches import batch_signature
 from q2s_tf.examples.stored_rows import TowerRows
 from q2s_tf.models import Tower
-
-BATCH = 256
+from q2s_tf.models.plain_data import BATCH_SIZE
 
 
 class StoredEmbeddings:
@@ -41,7 +40,7 @@ class StoredEmbeddings:
         for weight in self._tower.weights:
             checksum = zlib.crc32(weight.numpy().tobytes(), checksum)
         if self._embeddings is None or self._embeddings[0] != checksum:
-            batches = np.split(self._sorted, range(BATCH, len(self._sorted), BATCH))
+            batches = np.split(self._sorted, range(BATCH_SIZE, len(self._sorted), BATCH_SIZE))
             embeddings = [self._embed(self._rows.read(batch)).numpy() for batch in batches]
             self._embeddings = checksum, np.concatenate(embeddings)[self._inverse]
         return self._embeddings[1]
