@@ -127,6 +127,14 @@ def capacity(
         float | None,
         Option(min=0.001, max=1e9, help="Documents that one core embeds in a second. [default: as was measured]"),
     ] = None,
+    searches_per_second: Annotated[
+        float | None,
+        Option(
+            min=0.001,
+            max=1e9,
+            help="Searches of a million documents that one core answers in a second. [default: as was measured]",
+        ),
+    ] = None,
 ) -> None:
     """Compute the machines for a catalogue and a load.
 
@@ -134,7 +142,7 @@ def capacity(
 
     Example: q2s capacity --documents 1e9 --qps 5000 --storage int8 --memory-gb 128
     """
-    from q2s_tf.capacity import EMBED_DOCUMENTS_PER_SECOND, capacity_table, plan_capacity
+    from q2s_tf.capacity import EMBED_PER_SECOND, capacity_table, plan_capacity
 
     try:
         count = float(documents)
@@ -143,6 +151,8 @@ def capacity(
     if not 1 <= count <= 1e13 or count != int(count):
         raise InputError(f"--documents {documents}: must be a whole number, at least 1, such as 8000000 or 1e9")
     storage_bytes, memory = {"float32": 4, "bfloat16": 2, "int8": 1}[storage], int(memory_gb * 1e9)
-    rate = embed_per_second or EMBED_DOCUMENTS_PER_SECOND
-    plan = plan_capacity(int(count), qps, dimension, storage_bytes, cores, memory, embed_hours, rate)
+    rate = embed_per_second or EMBED_PER_SECOND
+    plan = plan_capacity(
+        int(count), qps, dimension, storage_bytes, cores, memory, embed_hours, rate, searches_per_second
+    )
     Console(width=None if sys.stdout.isatty() else 140).print(capacity_table(plan, cores, memory, embed_hours))
