@@ -107,6 +107,7 @@ def test_a_document_tower_from_scratch_keeps_its_tokenizer_and_the_query_tower_i
     assert student.config.evaluation.relevant_at == 2
 
 
+@pytest.mark.slow
 def test_the_command_measures_both_query_towers(
     market: TinyMarket, large: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -180,6 +180,7 @@ def presets(models_by_family: dict[str, Model], tmp_path: Path) -> Path:
     return tmp_path / "presets"
 
 
+@pytest.mark.slow
 def test_a_run_is_independent_of_its_presets(
     market: TinyMarket,
     models_by_family: dict[str, Model],

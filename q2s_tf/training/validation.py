@@ -13,9 +13,10 @@ from q2s_tf.evaluation.metrics import as_run, ndcg, retrieval, roc_auc
 from q2s_tf.evaluation.rankers import cosine_rows, top_k
 from q2s_tf.examples.stored_rows import TowerRows, store_rows
 from q2s_tf.models import Towers
+from q2s_tf.models.plain_data import BATCH_SIZE
 from q2s_tf.tables import Table
 from q2s_tf.training.callbacks import VALIDATION
-from q2s_tf.training.stored_embeddings import BATCH, StoredEmbeddings
+from q2s_tf.training.stored_embeddings import StoredEmbeddings
 
 DEPTH = 100
 """Documents of a query that recall reads."""
@@ -64,7 +65,7 @@ class Validation:
             )
         rows = np.arange(len(documents)) if self.metric == "recall@100" else np.unique(judged.document)
         self._document = np.searchsorted(rows, judged.document)
-        raw = tf.data.Dataset.from_tensor_slices(towers.query.as_inputs(judged.queries)).batch(BATCH)
+        raw = tf.data.Dataset.from_tensor_slices(towers.query.as_inputs(judged.queries)).batch(BATCH_SIZE)
         self._embed_queries = StoredEmbeddings(towers.query, store_rows(folder, towers.query, raw))
         self.embed_documents = StoredEmbeddings(towers.document, documents, rows)
 
