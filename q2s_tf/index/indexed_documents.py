@@ -16,8 +16,8 @@ class DocumentRows(NamedTuple):
     """Facts about R documents that a retriever keeps beside their embeddings.
 
     `ids` are a large binary array `[R]`; bytes objects would take four times the memory. `filters` are the normalised
-    values by filter column, bytes `[R]`; b"" where there is none.
-    `groups` are int64 `[R]`: of the documents of a group, only the best is returned; None without groups.
+    values by filter column, bytes `[R]`; b"" where there is none. `groups` are int64 `[R]`: of the documents of a
+    group, only the best is returned; None without groups.
     """
 
     ids: pa.LargeBinaryArray
