@@ -205,7 +205,7 @@ def test_clients_do_not_notice_20_switches(embeddings: dict[str, Path], uri: str
         ({"alias": "7up"}, "collection '7up': must be letters, digits and _"),
         ({"alias": "a-b"}, "collection 'a-b': must be letters"),
         ({"alias": "a" * 201}, "at most 200"),
-        ({"filters": ["colour"]}, "have no column colour .columns: title, country.: embed the documents again"),
+        ({"filters": ["colour"]}, "have no column colour .columns: title, country.: embed the documents into another"),
         ({"filters": ["country", "country"]}, "filter country: is named twice"),
         ({"filters": ["größe"]}, "filter größe: must be a text column named by letters"),
         ({"lexical": {"title": 1.5}}, "lexical title=1.5: the weight must be a whole number from 1 to 10"),

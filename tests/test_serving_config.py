@@ -318,10 +318,12 @@ def commands(page: str) -> list[tuple[str, set[str]]]:
 
 def test_all_options_in_the_documentation_exist() -> None:
     options: dict[str, set[str]] = {}
-    for page in (ROOT / "docs" / "operating.md", FOLDER / "README.md"):
+    for page in (ROOT / "docs" / "operating.md", ROOT / "docs" / "scaling.md", FOLDER / "README.md"):
         for tool, used in commands(page.read_text()):
             options.setdefault(tool, set()).update(used)
-    assert set(options) == {"export.py", "query.py", "serve.py", "update_index.py"}
+    assert set(options) == {
+        "capacity.py", "embed.py", "export.py", "publish.py", "query.py", "serve.py", "update_index.py",
+    }  # fmt: skip
     for tool, used in options.items():
         command = [sys.executable, str(ROOT / "tools" / tool), "--help"]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
