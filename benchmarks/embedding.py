@@ -2,8 +2,8 @@
 """Documents that are embedded in a second on one core: by q2s_tf and by ONNX Runtime, from text to vector.
 
 Both have the same text encoder, the same texts and one thread, and take turns. "q2s_tf" is what `q2s embed` does, with
-all channels and the fusion. "ONNX Runtime" is the preprocessing of q2s_tf and the text encoder of one channel as an
-ONNX graph, in the same batches of similar length, without projection and fusion.
+all channels and the fusion. "ONNX Runtime" is the preprocessing of q2s_tf and the text encoder of all text channels as
+ONNX graphs, in the same batches of similar length, without other channels, projection and fusion.
 """
 
 import os
@@ -18,6 +18,8 @@ from rich.table import Table
 from q2s_tf import cli
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
     import onnxruntime
     import pyarrow as pa
@@ -47,23 +49,26 @@ def main(
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     tower = load(run).document
-    name, channel = next((name, channel) for name, channel in tower.channels.items() if channel.kind == "text")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    encoder = tower.text_encoders[channel.encoder]
-    graph = build_text_encoder(encoder).SerializeToString()
-    session = onnxruntime.InferenceSession(graph, options, ["CPUExecutionProvider"])
+    sessions = {
+        name: onnxruntime.InferenceSession(
+            build_text_encoder(encoder).SerializeToString(), options, ["CPUExecutionProvider"]
+        )
+        for name, encoder in tower.text_encoders.items()
+    }
     batches = open_documents(documents, list(tower.input), tower.config.vector_inputs()).batches(rows)
     seconds: dict[str, list[float]] = {"q2s_tf": [], "ONNX Runtime": []}
     for number, batch in enumerate(cli.track(batches, "turns", rounds + 1)):
         begin = time.perf_counter()
         encode(tower, batch)
         middle = time.perf_counter()
-        ids, vectors = encode_with_onnx(tower, name, batch, session)
+        outputs = encode_with_onnx(tower, batch, sessions)
         end = time.perf_counter()
         if number == 0:
-            some = np.sort(np.random.default_rng(0).permutation(len(ids))[:64])
-            np.testing.assert_allclose(vectors[some], encoder(ids[some]), atol=1e-3)
+            for encoder, ids, vectors in outputs:
+                some = np.sort(np.random.default_rng(0).permutation(np.flatnonzero(ids[:, 0]))[:64])
+                np.testing.assert_allclose(vectors[some], tower.text_encoders[encoder](ids[some]), atol=1e-3)
         else:
             seconds["q2s_tf"].append((middle - begin) / len(batch))
             seconds["ONNX Runtime"].append((end - middle) / len(batch))
@@ -77,23 +82,26 @@ def main(
 
 
 def encode_with_onnx(
-    tower: "Tower", channel: str, batch: "pa.RecordBatch", session: "onnxruntime.InferenceSession"
-) -> tuple["np.ndarray", "np.ndarray"]:
-    """Token ids `[rows, L]` and pooled vectors `[rows, H]` of a channel."""
+    tower: "Tower", batch: "pa.RecordBatch", sessions: "Mapping[str, onnxruntime.InferenceSession]"
+) -> list[tuple[str, "np.ndarray", "np.ndarray"]]:
+    """The encoder, the token ids `[rows, L]` and the pooled vectors `[rows, H]` of each text channel."""
     import numpy as np
 
     from q2s_tf.models import order_by_length
     from q2s_tf.models.plain_data import BATCH_SIZE
 
     inputs = tower.as_inputs(batch)
-    ids = tower.preprocessor.predict(inputs, batch_size=len(batch), verbose=0)[channel]
+    prepared = tower.preprocessor.predict(inputs, batch_size=len(batch), verbose=0)
     order = order_by_length(inputs)
-    pieces = []
-    for start in range(0, len(order), BATCH_SIZE):
-        rows = ids[order[start : start + BATCH_SIZE]]
-        used = max(1, int((rows != 0).sum(axis=1).max()))
-        pieces.append(session.run(None, {"ids": rows[:, :used].astype(np.int64)})[0])
-    return ids, np.concatenate(pieces)[np.argsort(order)]
+    outputs = []
+    for name, channel in tower.config.text_channels("document").items():
+        pieces = []
+        for start in range(0, len(order), BATCH_SIZE):
+            rows = prepared[name][order[start : start + BATCH_SIZE]]
+            used = max(1, int((rows != 0).sum(axis=1).max()))
+            pieces.append(sessions[channel.encoder].run(None, {"ids": rows[:, :used].astype(np.int64)})[0])
+        outputs.append((channel.encoder, prepared[name], np.concatenate(pieces)[np.argsort(order)]))
+    return outputs
 
 
 if __name__ == "__main__":
