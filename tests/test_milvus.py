@@ -386,4 +386,3 @@ def test_1_000_hybrid_queries_with_filters(engine: EngineClient, retriever: Clie
                 client.retrieve(requests.queries, requests.countries, 10, **options) for client in (engine, retriever)
             )
             assert overlap(got, expected) >= 0.99
-            assert overlap(got, expected) >= 0.95
