@@ -9,7 +9,7 @@ import numpy as np
 
 from q2s_tf.errors import InputError
 from q2s_tf.milvus.filter_expressions import filter_expressions
-from q2s_tf.milvus.hybrid_search import CANDIDATES, HybridSearch
+from q2s_tf.milvus.hybrid_search import HybridSearch
 from q2s_tf.milvus.lexical_terms import query_terms
 from q2s_tf.milvus.milvus_connection import connect, engine_errors
 from q2s_tf.milvus.publications import Publication, check_alias, current_publication, find_current, read_publication
@@ -18,7 +18,7 @@ from q2s_tf.serving import DEFAULT_EFFORT, DEFAULT_LEXICAL_WEIGHT, MAX_RESULTS
 from q2s_tf.serving.client import Embeddings
 from q2s_tf.serving.pages import IndexInfo, Matches, Page, Version, paginate
 from q2s_tf.serving.request_values import Texts, to_float, to_int, to_texts
-from q2s_tf.serving.retriever import MAX_LEXICAL_WEIGHT
+from q2s_tf.serving.retriever import CANDIDATES, MAX_LEXICAL_WEIGHT
 from q2s_tf.serving.serving_error import ServingError
 
 Answer = TypeVar("Answer")

@@ -13,12 +13,11 @@ import numpy as np
 from q2s_tf.milvus.collection_rows import BM25, ID, VECTOR
 from q2s_tf.milvus.filter_expressions import any_of
 from q2s_tf.milvus.milvus_connection import engine_errors
+from q2s_tf.serving.retriever import CANDIDATES
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
 
-CANDIDATES = 100
-"""Candidates of each search, at least, when two are fused; as in a retriever."""
 FETCHED_IDS = 500
 """Vectors that one request fetches."""
 Scores = dict[str, float]
