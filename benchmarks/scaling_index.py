@@ -3,8 +3,8 @@
 
 The vectors are those of the tree of index.py. Each index is built, and exported in a retriever with a small query tower
 and without a lexical index, in a process of its own. Memory is the most that the process has more than before the
-build: anonymous memory (RssAnon), and all memory with the mapped files (VmHWM). Another process loads the retriever as
-a server does, and searches with one thread.
+ids are read and the index is built: anonymous memory (RssAnon), and all memory with the mapped files (VmHWM). Another
+process loads the retriever as a server does, and searches with one thread.
 """
 
 import multiprocessing
@@ -156,6 +156,8 @@ def build(vectors: Path, near: Path, storage: str, recall: float, model: Path) -
     build_index("partitioned", np.array(documents[:2_000]), 0, recall, storage, sample)  # loads libraries and kernels
     before, all_before, memory = read_memory("RssAnon"), read_memory("VmRSS"), Memory()
     result: dict[str, Any] = {}
+    ids = pa.array(np.arange(count)).cast(pa.string()).cast(pa.binary()).cast(pa.large_binary())
+    pa.default_memory_pool().release_unused()  # as export does
     begin, cpu = time.perf_counter(), time.process_time()
     with timed_parts(result):
         index, order = build_index("partitioned", documents, 0, recall, storage, sample)
@@ -166,9 +168,9 @@ def build(vectors: Path, near: Path, storage: str, recall: float, model: Path) -
     result |= {"rows MB": size, "before MB": before, "build anonymous MB": memory.peak - before}
     result["build all MB"] = read_memory("VmHWM") - all_before
     begin = time.perf_counter()
-    ids = pa.array(np.arange(count)).cast(pa.string()).cast(pa.binary()).cast(pa.large_binary())
     rows = IndexedDocuments.in_order(DocumentRows(ids, {}), order, dimension)
     del ids, order
+    pa.default_memory_pool().release_unused()
     servable = RetrieverServable(tower, index, rows)
     tf.saved_model.save(servable, str(model / "1"), servable.endpoints)
     result["saving"] = round(time.perf_counter() - begin, 1)

@@ -238,6 +238,19 @@ def test_more_recall_costs_more_effort(embeddings: np.ndarray, partitioned: Inde
             assert built.parameters["target_recall"] == target
 
 
+@pytest.mark.parametrize("storage", ["float32", "int8"])
+def test_no_lower_effort_would_do(embeddings: np.ndarray, storage: str) -> None:
+    """On the sample, an effort that is 5% lower misses the recall."""
+    queries = queries_near(embeddings, 200)
+    index = build_in_order("partitioned", embeddings, recall=0.9, storage=storage, queries=queries)
+    search, effort = one_trace(index), index.default_effort
+    reached, lower = (
+        recall(embeddings, queries, search(queries, 100, each)[1], 100) for each in (effort, effort - 1 - effort // 20)
+    )
+    assert reached == pytest.approx(index.parameters["sample_recall_at_100"], abs=1e-4)
+    assert lower < 0.9 <= reached
+
+
 def test_real_queries_set_the_effort(embeddings: np.ndarray) -> None:
     """Queries that are documents need less effort than random queries."""
     near = build_index("partitioned", embeddings, 1, queries=embeddings[:200])[0]

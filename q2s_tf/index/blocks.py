@@ -10,8 +10,8 @@ import tensorflow as tf
 from q2s_tf.cli import track
 
 STORAGES = ("float32", "bfloat16", "int8")
-BLOCK = 2**22
-"""Numbers of a block (16 MB), which bounds the memory of all passes over the vectors."""
+BLOCK = 2**23
+"""Numbers of a block (32 MB), which bounds the memory of all passes over the vectors."""
 
 
 class Vectors(Protocol):

@@ -62,7 +62,7 @@ def exact_nearest(embeddings: Vectors, queries: np.ndarray) -> np.ndarray:
     return rows
 
 
-def calibrate(search: Search, sample: Sample, partitions: int, target: float) -> dict[str, Any]:
+def calibrate(search: Search, sample: Sample, partitions: int, target: float, least: int = 1) -> dict[str, Any]:
     """Find the least effort, within 5%, that returns the target share of the sample's nearest documents.
 
     Args:
@@ -70,6 +70,7 @@ def calibrate(search: Search, sample: Sample, partitions: int, target: float) ->
         sample: Queries with their nearest documents.
         partitions: The largest effort. It is chosen if no other effort reaches the target.
         target: The recall to reach.
+        least: An effort that every smaller one misses the target with. The search for the effort starts here.
 
     Returns:
         Parameters of the index: `default_effort`, `target_recall`, `sample` (the source of the queries) and
@@ -86,9 +87,9 @@ def calibrate(search: Search, sample: Sample, partitions: int, target: float) ->
             hits += sum(len(np.intersect1d(*pair)) for pair in zip(rows.numpy(), nearest, strict=True))
         return hits / sample.nearest.size
 
-    too_low, effort = 0, 1
+    too_low, effort, step = least - 1, least, max(1, least // 20)
     while (recall := measure_recall(effort)) < target and effort < partitions:
-        too_low, effort = effort, min(partitions, max(effort + 1, effort * 3 // 2))
+        too_low, effort, step = effort, min(partitions, effort + step), 2 * step
     while recall >= target and effort - too_low > max(1, effort // 20):
         middle = (too_low + effort) // 2
         if (measured := measure_recall(middle)) >= target:

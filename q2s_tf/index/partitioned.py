@@ -72,7 +72,23 @@ def build_partitioned(
     parameters = {"kind": "partitioned", "storage": storage, "partitions": count}
     index = PartitionedIndex(centres, starts, *store_rows(embeddings, storage, positions), parameters)
     sample = draw_sample(embeddings, seed, queries)
+    least = _least_effort(sample.queries @ centres.T, partitions[sample.nearest], recall)
     sample = sample._replace(nearest=positions[sample.nearest])
     with console.status("choosing the effort"):
-        index.parameters = {**parameters, **calibrate(index.search, sample, count, recall)}
+        index.parameters = {**parameters, **calibrate(index.search, sample, count, recall, least)}
     return index, order
+
+
+def _least_effort(similarities: np.ndarray, partitions: np.ndarray, recall: float) -> int:
+    """The least effort whose partitions hold a share of the documents that queries look for.
+
+    Args:
+        similarities: Cosines `[Q, P]` of queries and centres.
+        partitions: The partitions int `[Q, K]` of each query's documents.
+        recall: The share.
+    """
+    wanted = np.take_along_axis(similarities, partitions, axis=1)
+    ranked = np.sort(similarities, axis=1)
+    # The partitions of a query that are nearer than the one of the document.
+    nearer = [len(row) - np.searchsorted(row, some, side="right") for row, some in zip(ranked, wanted, strict=True)]
+    return int(np.quantile(nearer, recall, method="inverted_cdf")) + 1

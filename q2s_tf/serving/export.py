@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import tensorflow as tf
 
 from q2s_tf.cli import console
@@ -110,8 +111,11 @@ def export(
             console.print(f"lexical weight {lexical_weight}; recall@10 by weight: {recalls}")
     sample = None if query_table is None else _embed_queries(towers.query, query_table)
     console.print(f"building the {index or 'default'} index of {len(vectors):,} documents")
+    pa.default_memory_pool().release_unused()  # Arrow keeps the memory that it freed
     built, order = build_index(index, vectors, towers.config.seed, recall, storage, sample)
     indexed = IndexedDocuments.in_order(rows, order, vectors.shape[1], postings)
+    del rows, order, vectors, postings  # those in the order of the catalogue
+    pa.default_memory_pool().release_unused()
     settings = {"collapse": collapse, "lexical_weight": lexical_weight}
     with new_version(models) as (version, folders):
         for tower, name in ((towers.query, "query_tower"), (towers.document, "document_tower")):

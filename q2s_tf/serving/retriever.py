@@ -29,7 +29,7 @@ MAX_WIDENING = 8
 MAX_LEXICAL_WEIGHT = 100.0
 """With a larger λ, float32 has too few digits for the cosine in the sum."""
 IDS = 2**18
-"""Ids that are converted to a tensor at a time."""
+"""Ids that are copied to a variable at a time."""
 Added = Callable[[tf.Tensor | None], tf.Tensor]
 """From rows int32 (all when None) to what is added to their cosines."""
 CANDIDATES = 100
@@ -63,7 +63,7 @@ class RetrieverServable(tf.Module):
         rows, live = documents.rows, documents.live_rows
         self.base, self.count = len(documents.alive), len(live)
         # Row −1, no document, is read from the additional last position.
-        self.document_ids = tf.Variable(_to_tensor(rows.ids), trainable=False)
+        self.document_ids = _ids_variable(rows.ids)
         self.alive = None if live.all() else tf.Variable(live, trainable=False)
         self.delta = tf.Variable(documents.delta, trainable=False) if len(documents.delta) else None
         self.filters = FilterColumns(rows.filters, self.base) if rows.filters else None
@@ -300,10 +300,13 @@ class RetrieverServable(tf.Module):
         return rows if rows is None or self.delta is None else tf.concat([rows, tf.range(self.base, self.count)], 0)
 
 
-def _to_tensor(ids: pa.LargeBinaryArray) -> tf.Tensor:
-    """The ids and an empty one, string `[R + 1]`, with bytes objects of a part of them at a time in memory."""
-    parts = (ids[start : start + IDS] for start in range(0, len(ids), IDS))
-    return tf.concat([*(tf.constant(part.to_numpy(zero_copy_only=False), tf.string) for part in parts), [b""]], 0)
+def _ids_variable(ids: pa.LargeBinaryArray) -> tf.Variable:
+    """The ids and an empty one, string `[R + 1]`, stored once, with bytes objects of a part of them at a time."""
+    variable = tf.Variable(tf.fill([len(ids) + 1], ""), trainable=False)
+    for start in range(0, len(ids), IDS):
+        part = ids[start : start + IDS]
+        variable[start : start + len(part)].assign(part.to_numpy(zero_copy_only=False))
+    return variable
 
 
 def _check_lengths(values: tuple[tf.Tensor, ...], message: str) -> tf.Operation:
