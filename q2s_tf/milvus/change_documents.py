@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from q2s_tf.errors import InputError
-from q2s_tf.milvus.collection_rows import ID, ROWS, make_rows
+from q2s_tf.milvus.collection_rows import EXACT_UP_TO, ID, ROWS, make_rows
 from q2s_tf.milvus.filter_expressions import any_of
 from q2s_tf.milvus.milvus_connection import connect, engine_errors
 from q2s_tf.milvus.publications import Publication, current_publication
@@ -43,8 +43,11 @@ def change_documents(
 ) -> Changes:
     """Change the collection that is searched. The publications before it do not change.
 
-    Milvus applies the changes in requests of 500 documents, and searches see them within seconds. A change that was
-    interrupted can be repeated.
+    Milvus applies the changes in requests of 500 documents, and searches see them within seconds: a change is not
+    atomic. A change that was interrupted can be repeated. Make one change at a time.
+
+    In milvus-lite, all documents of a lexical index are then written again if they are at most `EXACT_UP_TO`. Until
+    then, BM25 is approximate.
 
     Args:
         run: The run that the documents of the collection were embedded with.
@@ -87,6 +90,9 @@ def change_documents(
             client.upsert(name, part)
         for part in _parts([*deletions, *without_input]):
             client.delete(name, filter=any_of(ID, part))
+        lite = client.get_server_version().startswith("milvus_lite")
+        if lite and publication.settings["lexical"] and documents <= EXACT_UP_TO:
+            _rewrite(client, name)
     unknown = [document_id for document_id in deletions if document_id not in held]
     return Changes(name, len(upserts), len(deletions) - len(unknown), unknown, documents)
 
@@ -113,6 +119,20 @@ def _held(client: "MilvusClient", name: str, ids: Sequence[str]) -> Iterator[str
     for part in _parts(ids):
         found = client.query(name, filter=any_of(ID, part), output_fields=[ID], consistency_level="Strong")
         yield from (row[ID] for row in found)
+
+
+def _rewrite(client: "MilvusClient", name: str) -> None:
+    """Write all documents of a collection of milvus-lite again, unchanged.
+
+    milvus-lite computes the word statistics of BM25 for each segment, with the deleted rows. Its `compact` does
+    nothing, and it merges segments only when four have a similar size. A flush makes one segment of the rows that were
+    written since the flush before (128 MB by default), so afterwards that segment has all documents, and the rows of
+    the others are old.
+    """
+    rows = client.query(name, filter="", output_fields=[ID], consistency_level="Strong")
+    for part in _parts(rows):
+        client.upsert(name, part, partial_update=True)  # milvus-lite takes the other fields from the stored row
+    client.flush(name)
 
 
 def _parts(items: Sequence[Any]) -> Iterator[Sequence[Any]]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 ID, VECTOR, TERMS, BM25 = "document_id", "embedding", "terms", "bm25"
 EXACT_UP_TO = 20_000
 """Documents up to which all vectors are compared (FLAT), as in the default index of a retriever. Above, AUTOINDEX:
-Milvus chooses an approximate index."""
+Milvus chooses an approximate index. Up to as many, BM25 is exact in milvus-lite after changes."""
 ROWS = 500
 """Rows of one request: with the longest texts they are below the 64 MB that Milvus accepts."""
 MAX_ID_BYTES = 1_000
