@@ -101,8 +101,8 @@ def test_rows_are_sorted_by_partition(built: tuple[Any, np.ndarray], vectors: np
     assert np.mean(np.argmax(vectors[order] @ centres.T, axis=1) == partitions) >= 0.99
 
 
-@pytest.mark.parametrize("count", [1, 2, 40, 64])
-def test_up_to_64_centres_are_all_compared(count: int, vectors: np.ndarray) -> None:
+@pytest.mark.parametrize("count", [1, 2, 100, 144])
+def test_up_to_144_centres_are_all_compared(count: int, vectors: np.ndarray) -> None:
     centres = vectors[:count]
     np.testing.assert_array_equal(nearest_centres(vectors, centres, 0), np.argmax(vectors @ centres.T, axis=1))
 

@@ -71,8 +71,9 @@ def oracle(batch: pa.RecordBatch, query: str) -> np.ndarray:
 def score_rows(built: Postings, query: str, rows: int) -> np.ndarray:
     index = LexicalIndex(built, rows)
     words = index.find_words(normalise(tf.constant([query])))
-    sums, found, scale = (value.numpy() for value in index.score(*words))
+    sums, found, having, scale = (value.numpy() for value in index.score(*words))
     assert set(found) == set(np.flatnonzero(sums))
+    assert np.bincount(found, minlength=1).max() <= having <= len(words_of([query])[0])
     assert scale * sums.max() == pytest.approx(1 if sums.any() else 0)
     return sums
 

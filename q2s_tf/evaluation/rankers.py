@@ -77,8 +77,8 @@ class LexicalPart:
         index = LexicalIndex(build_postings(counts, columns), len(counts.lengths))
 
         def score(text: tf.Tensor) -> tf.Tensor:
-            sums, _, scale = index.score(*index.find_words(text[tf.newaxis]))
-            return scale * sums
+            bm25 = index.score(*index.find_words(text[tf.newaxis]))
+            return bm25.scale * bm25.sums
 
         self._score = tf.function(score)
 

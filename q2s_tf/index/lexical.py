@@ -1,5 +1,7 @@
 """BM25 in core TensorFlow ops, over the posting lists of a catalogue."""
 
+from typing import NamedTuple
+
 import numpy as np
 import tensorflow as tf
 
@@ -11,6 +13,20 @@ MAX_WORDS = 32
 """Words of a query that are read."""
 MIN_SIMILARITY = 0.3
 """The least share of common 3-grams at which a word of a query is corrected to a word of the catalogue."""
+
+
+class LexicalScores(NamedTuple):
+    """BM25 of one query.
+
+    `sums` are float32 `[R]`, or `[1]` if no document has a word of the query. `rows` are those with a word of the
+    query, int32 `[M]`, once for each such word, so at most `words` times, int32 `[]`. `scale` is 1 / the highest BM25,
+    float32 `[]`, or 0 if there is none.
+    """
+
+    sums: tf.Tensor
+    rows: tf.Tensor
+    words: tf.Tensor
+    scale: tf.Tensor
 
 
 class LexicalIndex(tf.Module):
@@ -75,16 +91,12 @@ class LexicalIndex(tf.Module):
         positions, similarities = tf.cond(tf.reduce_any(unknown), correct, lambda: (positions, same))
         return gather(self.word_terms, positions), similarities
 
-    def score(self, terms: tf.Tensor, similarities: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def score(self, terms: tf.Tensor, similarities: tf.Tensor) -> LexicalScores:
         """Score all documents for one query.
 
         Args:
             terms: The terms int32 `[1, W]` of its words.
             similarities: Their similarities float32 `[1, W]`.
-
-        Returns:
-            BM25, float32 `[R]`, or `[1]` if no document has a word of the query; the rows with a word of the query,
-            int32 `[M]`, once for each such word; and 1 / the highest BM25, float32 `[]`, 0 if there is none.
         """
         terms = terms[0]
         starts, limits = gather(self.starts, terms), gather(self.starts, terms + 1)
@@ -98,7 +110,8 @@ class LexicalIndex(tf.Module):
         sums = tf.math.unsorted_segment_sum(scores, rows, tf.where(tf.size(rows) > 0, self.count, 1))
         # The gathered sums are few, and all sums may be a million.
         highest = tf.reduce_max(tf.concat([tf.gather(sums, rows), [0.0]], 0))
-        return sums, rows, tf.math.divide_no_nan(1.0, highest)
+        words = tf.reduce_sum(tf.cast(limits > starts, tf.int32))
+        return LexicalScores(sums, rows, words, tf.math.divide_no_nan(1.0, highest))
 
     def _nearest(self, word: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The position of the word of the catalogue that is most similar to one word, and the similarity."""

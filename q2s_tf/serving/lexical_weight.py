@@ -56,8 +56,8 @@ def choose_weight(
     score = tf.function(lambda text: index.score(*index.find_words(text[tf.newaxis])))
     recalls = np.empty((len(judged), len(WEIGHTS)))
     for number, relevant in enumerate(track(judged["row_distinct"].to_pylist(), "choosing the lexical weight")):
-        sums, _, scale = score(texts[number])
-        cosines, lexical = embeddings @ vectors[number], sums.numpy() * scale.numpy()
+        bm25 = score(texts[number])
+        cosines, lexical = embeddings @ vectors[number], bm25.sums.numpy() * bm25.scale.numpy()
         for position, weight in enumerate(WEIGHTS):
             scores = cosines + weight * lexical
             best = np.argpartition(-scores, min(DEPTH, len(scores) - 1))[:DEPTH]

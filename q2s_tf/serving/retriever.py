@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from q2s_tf.index import FilterColumns, Index, IndexedDocuments
 from q2s_tf.index.filter_columns import ANY
-from q2s_tf.index.lexical import MAX_WORDS, LexicalIndex
+from q2s_tf.index.lexical import LexicalIndex, LexicalScores
 from q2s_tf.index.search_ops import EXCLUDED, ScoredRows, best_rows, gather, map_queries, select
 from q2s_tf.models import Tower
 from q2s_tf.serving import MAX_RESULTS
@@ -163,10 +163,11 @@ class RetrieverServable(tf.Module):
             if self.lexical is None or not words:
                 found = self._scan(queries, codes, k) if scan_all else self._search_one(queries, codes, k, effort)
                 return *found, tf.zeros_like(found[0])
-            sums, having, scale = self.lexical.score(*words)
+            bm25 = self.lexical.score(*words)
 
             def lexical(rows: tf.Tensor | None) -> tf.Tensor:
-                return scale * (sums if rows is None else tf.gather(sums, tf.minimum(rows, tf.size(sums) - 1)))
+                sums = bm25.sums if rows is None else tf.gather(bm25.sums, tf.minimum(rows, tf.size(bm25.sums) - 1))
+                return bm25.scale * sums
 
             def added(rows: tf.Tensor | None) -> tf.Tensor:
                 return weight * lexical(rows)
@@ -174,7 +175,7 @@ class RetrieverServable(tf.Module):
             if scan_all:
                 scores, rows = self._scan(queries, codes, k, added)
             else:
-                candidates = self._lexical_candidates(sums, having, codes, k)
+                candidates = self._lexical_candidates(bm25, codes, k)
                 scores, rows = self._search_one(queries, codes, k, effort, added, candidates)
             return scores, rows, lexical(tf.maximum(rows, 0))
 
@@ -201,13 +202,13 @@ class RetrieverServable(tf.Module):
             lambda: (tf.zeros(none, tf.int32), tf.zeros(none)),
         )
 
-    def _lexical_candidates(self, sums: tf.Tensor, rows: tf.Tensor, codes: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
+    def _lexical_candidates(self, bm25: LexicalScores, codes: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
         """The rows of the index, each once, with the highest BM25 among those with a word of the query."""
-        scores = tf.where(rows < self.base, tf.gather(sums, rows), EXCLUDED)
+        rows = bm25.rows
+        scores = tf.where(rows < self.base, tf.gather(bm25.sums, rows), EXCLUDED)
         if self.filters is not None and codes.shape[1]:
             scores = tf.where(self.filters.accepts(codes, rows)[0], scores, EXCLUDED)
-        # A row occurs once for each word that it shares with the query.
-        count = tf.minimum(MAX_WORDS * tf.maximum(k, CANDIDATES), tf.size(rows))
+        count = tf.minimum(bm25.words * tf.maximum(k, CANDIDATES), tf.size(rows))
         best = tf.math.top_k(scores, count)
         best_rows = tf.gather(rows, select(best.indices, best.values > EXCLUDED))
         return tf.unique(best_rows).y[: tf.maximum(k, CANDIDATES)]
