@@ -53,7 +53,7 @@ def main(
     bm25.index(split([" ".join(part or "" for part in parts) for parts in texts]), show_progress=False)
     vectors = embed_catalogue(towers.document, table)[1]
     cosines = cosine_rows(encode(towers.query, judged.queries)["embedding"], vectors)
-    lexical = LexicalPart(table, columns).rows(queries)
+    lexical = LexicalPart(table, columns).rows(judged.queries["query"])
     recalls: dict[str, list[float]] = {}
     rows = zip(split(queries), lexical, cosines, judged.by_query(), strict=True)
     for words, part, cosine, pairs in cli.track(rows, "ranking", len(queries)):
