@@ -3,7 +3,10 @@
 Nothing heavy is imported here: tests that need no TensorFlow stay quick.
 """
 
+import fcntl
+import gc
 import os
+import shutil
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Two test processes share the cores, and so do the programs that they start.
@@ -20,11 +23,14 @@ from tiny_market import TinyMarket, make_market
 if TYPE_CHECKING:
     from q2s_tf.models import Towers
 
+# Traced graphs are millions of objects that stay: the default thresholds spend a sixth of the time on them.
+gc.set_threshold(100_000, 50, 100)
+
 LONGEST = (
     "test_training.py",
+    "test_demo.py",
     "test_retrieval_model.py",
     "test_pretrained.py",
-    "test_demo.py",
     "test_distillation.py",
     "test_keras_user.py",
     "test_evaluation.py",
@@ -48,26 +54,32 @@ def market(tmp_path_factory: pytest.TempPathFactory) -> TinyMarket:
 
 
 @pytest.fixture(scope="session")
-def trained(market: TinyMarket, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, "Towers"]:
-    """A run directory of both stages with every kind of channel, and the towers that training returned."""
+def run(market: TinyMarket, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory of both stages with every kind of channel; one worker trains it for all, tests do not change it.
+
+    Each worker has its own copy, because tests look for files that others have left in it.
+    """
     from q2s_tf.config_files import read_config
     from q2s_tf.training import train
 
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "trained"
+    with open(shared.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not shared.exists():
+            train(read_config(market.config), market.documents, market.positives, market.judgements, base / "training")
+            (base / "training").rename(shared)
     run = tmp_path_factory.mktemp("runs") / "tiny"
-    towers = train(read_config(market.config), market.documents, market.positives, market.judgements, run)
-    return run, towers
+    shutil.copytree(shared, run)
+    return run
 
 
 @pytest.fixture(scope="session")
-def run(trained: tuple[Path, "Towers"]) -> Path:
-    """The run directory of `trained`."""
-    return trained[0]
+def towers(run: Path) -> "Towers":
+    """The trained towers."""
+    from q2s_tf.models import load
 
-
-@pytest.fixture(scope="session")
-def towers(trained: tuple[Path, "Towers"]) -> "Towers":
-    """The towers of `trained`."""
-    return trained[1]
+    return load(run)
 
 
 @pytest.fixture(scope="session")

@@ -53,6 +53,23 @@ unconverged = true
 """
 
 
+RUN_PRELOADED = f"""
+import subprocess, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import preloaded
+
+def run(command, check):
+    done = preloaded.run(command[1:])
+    print(done.stdout, flush=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+subprocess.run = run
+from q2s_tf.commands import main
+main()
+"""
+"""`q2s` with steps in processes that have TensorFlow imported; the server is a program as users start it."""
+
+
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The demo's folder, and what it printed."""
@@ -61,8 +78,8 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     out = folder / "demo"
     command = [
         sys.executable,
-        "-m",
-        "q2s_tf",
+        "-c",
+        RUN_PRELOADED,
         "demo",
         "--out",
         out,
