@@ -30,13 +30,25 @@ LONGEST = (
     "test_training.py",
     "test_demo.py",
     "test_retrieval_model.py",
-    "test_pretrained.py",
-    "test_distillation.py",
-    "test_keras_user.py",
-    "test_evaluation.py",
-    "test_export.py",
-    "test_command_lines.py",
+    "test_index.py",
     "test_update_index.py",
+    "test_embedding.py",
+    "test_distil_run.py",
+    "test_hybrid.py",
+    "test_evaluation.py",
+    "test_distillation.py",
+    "test_pretrained.py",
+    "test_export.py",
+    "test_milvus.py",
+    "test_keras_user.py",
+    "test_package.py",
+    "test_search_log_definition.py",
+    "test_demo_app.py",
+    "test_search_log_inputs.py",
+    "test_publish.py",
+    "test_search_log_build.py",
+    "test_server_attacks.py",
+    "test_tower_servable.py",
 )
 """Files whose tests take longest. They come first, so that no process waits for the other one at the end."""
 
@@ -80,6 +92,18 @@ def towers(run: Path) -> "Towers":
     from q2s_tf.models import load
 
     return load(run)
+
+
+@pytest.fixture(scope="session")
+def lean_run(market: TinyMarket, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of towers of 3-grams alone, for tests that need no text encoder; tests do not change it."""
+    from q2s_tf.config_files import read_config
+    from q2s_tf.training import train
+
+    run = tmp_path_factory.mktemp("runs") / "lean"
+    config = read_config(market.lean_config, ["stage1.max_epochs=1"])
+    train(config, market.documents, market.positives, market.judgements, run)
+    return run
 
 
 @pytest.fixture(scope="session")

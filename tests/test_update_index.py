@@ -15,13 +15,11 @@ import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2
 from tiny_market import TinyMarket
 
-from q2s_tf.config_files import read_config
 from q2s_tf.errors import InputError
 from q2s_tf.models import Towers, encode, load
 from q2s_tf.server.servable import Servable
 from q2s_tf.serving.export import export
 from q2s_tf.serving.update import Update, advise_compaction, update_index
-from q2s_tf.training import train
 
 ROW = {"description": None, "language": "en", "country": "US", "image_embeddings": None}
 PARAMETERS = {"k": np.int32(100), "effort": np.int32(0), "min_score": np.float32(-1), "lexical_weight": np.float32(-1)}
@@ -79,12 +77,9 @@ def check_order(towers: Towers, documents: list[dict[str, Any]], query: str, ids
 
 
 @pytest.fixture(scope="module")
-def run(market: TinyMarket, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of towers without a transformer, which these tests do not need."""
-    folder = tmp_path_factory.mktemp("runs") / "lean"
-    config = read_config(market.lean_config, ["stage1.max_epochs=1"])
-    train(config, market.documents, market.positives, market.judgements, folder)
-    return folder
+def run(lean_run: Path) -> Path:
+    """These tests need no transformer."""
+    return lean_run
 
 
 @pytest.fixture(scope="module")
@@ -229,10 +224,9 @@ def test_a_document_without_any_input_is_not_found(run: Path, market: TinyMarket
     """Neither after an export nor after an update, which removes the document that it replaces."""
     blank = dict.fromkeys(ROW) | {"document_id": "blank", "title": ""}
     catalogue = write_documents(tmp_path, [*market.document_rows, blank], "documents.parquet")
-    for kind in ("exact", "partitioned"):
-        export(run, catalogue, tmp_path / kind, kind, filters=["country"])
-        assert manifest(tmp_path / kind, 1)["documents"] == 60
-        assert set(search(tmp_path / kind, 1, "sofa")) == {row["document_id"] for row in market.document_rows}
+    export(run, catalogue, tmp_path / "exact", "exact", filters=["country"])
+    assert manifest(tmp_path / "exact", 1)["documents"] == 60
+    assert set(search(tmp_path / "exact", 1, "sofa")) == {row["document_id"] for row in market.document_rows}
     emptied = {**blank, "document_id": "d01"}
     assert update_index(run, models, write_documents(tmp_path, [emptied, blank])).documents == 59
     assert not {"d01", "blank"} & set(search(models, 2, "sofa"))
