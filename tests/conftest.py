@@ -13,6 +13,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Spark jobs of a few rows end before the optimizing compiler of Java has paid off.
+os.environ.setdefault("SPARK_SUBMIT_OPTS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,21 +36,27 @@ LONGEST = (
     "test_update_index.py",
     "test_embedding.py",
     "test_distil_run.py",
-    "test_hybrid.py",
     "test_evaluation.py",
     "test_distillation.py",
     "test_pretrained.py",
-    "test_export.py",
-    "test_milvus.py",
     "test_keras_user.py",
+    "test_hybrid.py",
+    "test_export.py",
+    "test_command_lines.py",
+    "test_demo_app.py",
+    "test_milvus.py",
+    "test_docs.py",
     "test_package.py",
     "test_search_log_definition.py",
-    "test_demo_app.py",
-    "test_search_log_inputs.py",
     "test_publish.py",
-    "test_search_log_build.py",
     "test_server_attacks.py",
+    "test_search_log_inputs.py",
+    "test_search_log_build.py",
     "test_tower_servable.py",
+    "test_shared_encoder.py",
+    "test_server.py",
+    "test_towers.py",
+    "test_report_channels.py",
 )
 """Files whose tests take longest. They come first, so that no process waits for the other one at the end."""
 

@@ -20,7 +20,7 @@ from typing import Any, TextIO
 
 CONTEXT = multiprocessing.get_context("forkserver")
 # Neither TF Text nor TensorFlow Recommenders: there are programs that check that they work without them.
-CONTEXT.set_forkserver_preload(["tensorflow", "keras", "pandas", "pyarrow.parquet"])
+CONTEXT.set_forkserver_preload(["tensorflow", "keras", "pandas", "pyarrow.parquet", "duckdb"])
 
 
 class Program:

@@ -12,12 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
-from tensorflow_serving.apis import predict_pb2
 from tiny_market import TinyMarket
 
 from q2s_tf.errors import InputError
 from q2s_tf.models import Towers, encode, load
-from q2s_tf.server.servable import Servable
 from q2s_tf.serving.export import export
 from q2s_tf.serving.update import Update, advise_compaction, update_index
 
@@ -44,20 +42,19 @@ def search(
     models: Path, version: int, query: str, country: str = "", k: int = 100, lexical_weight: float = 0.0
 ) -> list[str]:
     """The ids that a version returns, best first, through the session loader."""
-    request = predict_pb2.PredictRequest()
-    request.model_spec.signature_name = "retrieve"
-    inputs: dict[str, Any] = {"query": [query], "country": ["US"], "k": np.int32(k), "effort": np.int32(1)}
-    inputs |= {"min_score": np.float32(-1), "filter_country": [country], "lexical_weight": np.float32(lexical_weight)}
-    for name, value in inputs.items():
-        request.inputs[name].CopyFrom(tf.make_tensor_proto(value))
-    answer = load_version(models / "retriever" / str(version)).predict(request)
-    return [name.decode() for name in answer.outputs["document_id"].string_val if name]
+    inputs: dict[str, Any] = {"query": [query], "country": ["US"], "k": k, "effort": 1, "min_score": -1}
+    inputs |= {"filter_country": [country], "lexical_weight": lexical_weight}
+    session, signature = load_version(models / "retriever" / str(version))
+    feeds = {signature.inputs[name].name: value for name, value in inputs.items()}
+    return [name.decode() for name in session.run(signature.outputs["document_id"].name, feeds)[0] if name]
 
 
 @cache
-def load_version(folder: Path) -> Servable:
-    """A version of the retriever, loaded once."""
-    return Servable("retriever", int(folder.name), folder)
+def load_version(folder: Path) -> tuple[tf.compat.v1.Session, Any]:
+    """A session of a version of the retriever, loaded once, and the definition of its signature `retrieve`."""
+    with tf.Graph().as_default():
+        session = tf.compat.v1.Session()
+        return session, tf.compat.v1.saved_model.loader.load(session, ["serve"], str(folder)).signature_def["retrieve"]
 
 
 def cosines(towers: Towers, documents: list[dict[str, Any]], query: str) -> dict[str, float]:
