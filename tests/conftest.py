@@ -3,13 +3,18 @@
 Nothing heavy is imported here: tests that need no TensorFlow stay quick.
 """
 
+import fcntl
+import gc
 import os
+import shutil
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Two test processes share the cores, and so do the programs that they start.
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Spark jobs of a few rows end before the optimizing compiler of Java has paid off.
+os.environ.setdefault("SPARK_SUBMIT_OPTS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,17 +25,38 @@ from tiny_market import TinyMarket, make_market
 if TYPE_CHECKING:
     from q2s_tf.models import Towers
 
+# Traced graphs are millions of objects that stay: the default thresholds spend a sixth of the time on them.
+gc.set_threshold(100_000, 50, 100)
+
 LONGEST = (
     "test_training.py",
-    "test_retrieval_model.py",
-    "test_pretrained.py",
     "test_demo.py",
-    "test_distillation.py",
-    "test_keras_user.py",
+    "test_retrieval_model.py",
+    "test_index.py",
+    "test_update_index.py",
+    "test_embedding.py",
+    "test_distil_run.py",
     "test_evaluation.py",
+    "test_distillation.py",
+    "test_pretrained.py",
+    "test_keras_user.py",
+    "test_hybrid.py",
     "test_export.py",
     "test_command_lines.py",
-    "test_update_index.py",
+    "test_demo_app.py",
+    "test_milvus.py",
+    "test_docs.py",
+    "test_package.py",
+    "test_search_log_definition.py",
+    "test_publish.py",
+    "test_server_attacks.py",
+    "test_search_log_inputs.py",
+    "test_search_log_build.py",
+    "test_tower_servable.py",
+    "test_shared_encoder.py",
+    "test_server.py",
+    "test_towers.py",
+    "test_report_channels.py",
 )
 """Files whose tests take longest. They come first, so that no process waits for the other one at the end."""
 
@@ -48,26 +74,44 @@ def market(tmp_path_factory: pytest.TempPathFactory) -> TinyMarket:
 
 
 @pytest.fixture(scope="session")
-def trained(market: TinyMarket, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, "Towers"]:
-    """A run directory of both stages with every kind of channel, and the towers that training returned."""
+def run(market: TinyMarket, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory of both stages with every kind of channel; one worker trains it for all, tests do not change it.
+
+    Each worker has its own copy, because tests look for files that others have left in it.
+    """
     from q2s_tf.config_files import read_config
     from q2s_tf.training import train
 
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "trained"
+    with open(shared.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not shared.exists():
+            train(read_config(market.config), market.documents, market.positives, market.judgements, base / "training")
+            (base / "training").rename(shared)
     run = tmp_path_factory.mktemp("runs") / "tiny"
-    towers = train(read_config(market.config), market.documents, market.positives, market.judgements, run)
-    return run, towers
+    shutil.copytree(shared, run)
+    return run
 
 
 @pytest.fixture(scope="session")
-def run(trained: tuple[Path, "Towers"]) -> Path:
-    """The run directory of `trained`."""
-    return trained[0]
+def towers(run: Path) -> "Towers":
+    """The trained towers."""
+    from q2s_tf.models import load
+
+    return load(run)
 
 
 @pytest.fixture(scope="session")
-def towers(trained: tuple[Path, "Towers"]) -> "Towers":
-    """The towers of `trained`."""
-    return trained[1]
+def lean_run(market: TinyMarket, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of towers of 3-grams alone, for tests that need no text encoder; tests do not change it."""
+    from q2s_tf.config_files import read_config
+    from q2s_tf.training import train
+
+    run = tmp_path_factory.mktemp("runs") / "lean"
+    config = read_config(market.lean_config, ["stage1.max_epochs=1"])
+    train(config, market.documents, market.positives, market.judgements, run)
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,12 @@ A job is `(loader, folder, name, inputs)`:
 
 import os
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import preloaded
 
 Job = tuple[str, Path, str, dict[str, Any]]
 
@@ -27,8 +27,7 @@ def answers(jobs: list[Job], folder: Path) -> list[dict[str, np.ndarray]]:
     questions.write_bytes(pickle.dumps(jobs))
     # The towers and the servables must not need what TensorFlow Recommenders needs.
     environment = {name: value for name, value in os.environ.items() if name != "TF_USE_LEGACY_KERAS"}
-    command = [sys.executable, __file__, str(questions), str(results)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = preloaded.run([__file__, questions, results], env=environment)
     assert done.returncode == 0, done.stderr[-4000:]
     return pickle.loads(results.read_bytes())
 

@@ -1,11 +1,12 @@
-"""What a Keras user does with saved towers, as a program: `keras_user.py use|read FOLDER…`.
+"""What a Keras user does with saved towers, as a program: `keras_user.py FOLDER…`.
 
-A folder has `query.keras` or `document.keras` or both, and `query.npz` and `document.npz` with their inputs. `use`
-writes `facts.json` and files of outputs, and saves fitted towers; `read` writes the outputs of the fitted towers.
+A folder has `query.keras` or `document.keras` or both, and `query.npz` and `document.npz` with their inputs. It
+writes `facts.json` and files of outputs, and saves fitted towers.
 """
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -73,16 +74,8 @@ def use(folder: Path, side: str) -> dict[str, Any]:
     }
 
 
-def read(folder: Path, side: str) -> None:
-    tower = keras.saving.load_model(folder / f"{side}-fitted.keras")
-    np.savez(folder / f"{side}-reloaded.npz", **tower.predict(read_inputs(folder, side), verbose=0))
-
-
 if __name__ == "__main__":
-    for folder in map(Path, sys.argv[2:]):
+    warnings.filterwarnings("error", category=UserWarning, module="keras.src.saving.saving_lib")
+    for folder in map(Path, sys.argv[1:]):
         sides = [side for side in ("query", "document") if (folder / f"{side}.keras").is_file()]
-        if sys.argv[1] == "use":
-            (folder / "facts.json").write_text(json.dumps({side: use(folder, side) for side in sides}))
-        else:
-            for side in sides:
-                read(folder, side)
+        (folder / "facts.json").write_text(json.dumps({side: use(folder, side) for side in sides}))

@@ -4,11 +4,11 @@ import csv
 import gzip
 import json
 import subprocess
-import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import preloaded
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -127,8 +127,7 @@ def found_in(out: Path) -> dict[tuple[str, str], tuple[str, int]]:
 
 
 def tool(*arguments: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, TOOL, *arguments]
-    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    return preloaded.run([TOOL, *arguments])
 
 
 def catalogue(tmp_path: Path) -> Path:

@@ -1,10 +1,7 @@
 """The embedded server in a separate process on real ports, and helpers to send requests to it."""
 
-import atexit
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -12,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import preloaded
 import tensorflow as tf
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tensorflow_serving.apis import (
@@ -25,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, str(ROOT / "tools" / "serve.py"), *arguments]
+    return [str(ROOT / "tools" / "serve.py"), *arguments]
 
 
 def environment() -> dict[str, str]:
@@ -34,7 +32,7 @@ def environment() -> dict[str, str]:
 
 def run(*arguments: str) -> tuple[int, str, str]:
     """Exit status, standard output and standard error of a server that exits by itself."""
-    result = subprocess.run(command(*arguments), capture_output=True, text=True, env=environment(), timeout=60)
+    result = preloaded.run(command(*arguments), env=environment(), timeout=60)
     return result.returncode, result.stdout, result.stderr
 
 
@@ -45,17 +43,9 @@ class Process:
         self, *arguments: str, credentials: grpc.ChannelCredentials | None = None, max_files: int | None = None
     ) -> None:
         """Starts it; with ``max_files`` it may not open more files."""
-        self.log = log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (open as long as the process runs)
-        limited = ["sh", "-c", f'ulimit -n {max_files}; exec "$0" "$@"'] if max_files else []
-        self.process = subprocess.Popen(
-            [*limited, *command(*arguments, "--port", "0", "--poll-seconds", "0.1")],
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            env=environment(),
-        )
-        atexit.register(self.process.kill)  # if a test fails before it calls `stop`
-        assert self.process.stdout is not None
+        self.log = log = tempfile.NamedTemporaryFile("r")  # noqa: SIM115  (open as long as the process runs)
+        serve = command(*arguments, "--port", "0", "--poll-seconds", "0.1")
+        self.process = preloaded.Program(serve, Path(log.name), environment(), max_files=max_files)
         self.line = self.process.stdout.readline()
         if not self.line:
             log.seek(0)
@@ -102,8 +92,8 @@ class Process:
         """Sends SIGTERM; returns the exit status and the rest of standard output."""
         self.channel.close()
         self.process.send_signal(signal.SIGTERM)
-        rest, _ = self.process.communicate(timeout=30)
-        return self.process.returncode, rest
+        rest = self.process.stdout.read()
+        return self.process.wait(timeout=30), rest
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:

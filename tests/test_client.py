@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pandas as pd
+import preloaded
 import pyarrow as pa
 import pytest
 import serving_models
@@ -453,8 +454,7 @@ def test_unusable_keys_are_named(tmp_path: Path) -> None:
 
 def run(*arguments: str) -> tuple[int, str, str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
-    command = [sys.executable, str(ROOT / "tools" / "query.py"), *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=environment, timeout=120)
+    result = preloaded.run([ROOT / "tools" / "query.py", *arguments], env=environment, timeout=120)
     return result.returncode, result.stdout, result.stderr
 
 

@@ -53,27 +53,43 @@ unconverged = true
 """
 
 
-@pytest.fixture(scope="module")
-def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+RUN_PRELOADED = f"""
+import subprocess, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import preloaded
+
+def run(command, check):
+    done = preloaded.run(command[1:])
+    print(done.stdout, flush=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+subprocess.run = run
+from q2s_tf.commands import main
+main()
+"""
+"""`q2s` with steps in processes that have TensorFlow imported; the server is a program as users start it."""
+
+
+def run_demo(folder: Path, program: list[str]) -> tuple[Path, str]:
     """The demo's folder, and what it printed."""
-    folder = tmp_path_factory.mktemp("demo")
     (folder / "small.toml").write_text(SMALL, encoding="utf-8")
     out = folder / "demo"
-    command = [
-        sys.executable,
-        "-m",
-        "q2s_tf",
-        "demo",
-        "--out",
-        out,
-        "--config",
-        folder / "small.toml",
-        "--listings",
-        "400",
-    ]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    options = ["--out", str(out), "--config", str(folder / "small.toml"), "--listings", "400"]
+    done = subprocess.run([sys.executable, *program, "demo", *options], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return out, done.stdout
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    return run_demo(tmp_path_factory.mktemp("demo"), ["-c", RUN_PRELOADED])
+
+
+@pytest.mark.slow
+def test_it_runs_as_users_start_it(tmp_path: Path) -> None:
+    """Each step in a process that imports TensorFlow itself; otherwise as the run of the tests below."""
+    _, printed = run_demo(tmp_path, ["-m", "q2s_tf"])
+    assert "Done in" in printed
 
 
 def test_ten_results_with_titles_and_scores_for_three_queries(shown: tuple[Path, str]) -> None:

@@ -5,8 +5,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,6 +14,7 @@ import demo_page
 import grpc
 import httpx
 import numpy as np
+import preloaded
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -374,20 +373,15 @@ def test_a_taken_port_is_named(folder: Path, page: DemoPage) -> None:
         serve(folder / "documents.parquet", Client("127.0.0.1:1"), folder / "models", port=port)
 
 
-def test_the_command_line_serves_until_sigterm(folder: Path, page: DemoPage) -> None:
-    tool = [sys.executable, str(ROOT / "tools" / "demo_app.py"), "--port", "0"]
-    options = ["--documents", str(folder / "documents.parquet"), "--models", str(folder / "models")]
+def test_the_command_line_serves_until_sigterm(folder: Path, page: DemoPage, tmp_path: Path) -> None:
+    tool = [ROOT / "tools" / "demo_app.py", "--port", "0"]
+    options = ["--documents", folder / "documents.parquet", "--models", folder / "models"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1"}
     with Server(folder / "models", port=0) as server:
-        process = subprocess.Popen(
-            [*tool, *options, "--target", server.address],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=environment,
+        process = preloaded.Program(
+            [*tool, *options, "--target", server.address], stderr=tmp_path / "errors", env=environment
         )
         try:
-            assert process.stdout is not None
             line = process.stdout.readline()
             assert re.fullmatch(r"demo page on http://127\.0\.0\.1:\d+\n", line)
             assert len(ask(DemoPage(line.split()[-1], []), "sofa")["hybrid"]["results"]) == 10
@@ -395,4 +389,3 @@ def test_the_command_line_serves_until_sigterm(folder: Path, page: DemoPage) -> 
             assert process.wait(30) == 0
         finally:
             process.kill()
-            process.wait()

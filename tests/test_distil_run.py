@@ -12,7 +12,7 @@ from tiny_market import TinyMarket, judged_auc
 from tiny_presets import make_bert
 
 import q2s_tf
-from q2s_tf.config_files import check_config, read_config
+from q2s_tf.config_files import check_config
 from q2s_tf.errors import InputError
 from q2s_tf.models import Towers, build_towers, encode, read_run_config, read_tokenizers
 from q2s_tf.training import train
@@ -148,14 +148,11 @@ def test_wrong_settings_are_refused(
 
 
 def test_wrong_runs_and_tables_are_refused_and_leave_nothing(
-    market: TinyMarket, large: Path, fast: Path, tmp_path: Path
+    market: TinyMarket, large: Path, fast: Path, lean_run: Path, tmp_path: Path
 ) -> None:
-    lean, out = tmp_path / "lean", tmp_path / "out"
-    config = read_config(market.lean_config, ["stage1.max_epochs=1"])
-    train(config, market.documents, market.positives, market.judgements, lean)
-    absent = tmp_path / "absent.tsv"
+    out, absent = tmp_path / "out", tmp_path / "absent.tsv"
     for run, documents, judgements, message in (
-        (lean, market.documents, market.judgements, "its query tower has no text encoder"),
+        (lean_run, market.documents, market.judgements, "its query tower has no text encoder"),
         (tmp_path, market.documents, market.judgements, "not a run directory"),
         (large, absent, market.judgements, "there is no such file"),
         (large, market.documents, market.documents, "needs the column query"),

@@ -271,7 +271,7 @@ def test_a_student_approaches_its_teacher_in_the_stages(market: TinyMarket, run:
     before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
     distillation = f'distillation={{ teacher = "{run}", weight = 2.0 }}'
     overrides = [f"channels.query_text={TEXT_CHANNEL}", f"encoders.query={SMALL}", distillation]
-    longer = ["stage1.max_epochs=30", "stage1.patience=30", "stage1.text_learning_rate=0.01"]
+    longer = ["stage1.max_epochs=20", "stage1.patience=20", "stage1.text_learning_rate=0.02"]
     config = read_config(market.lean_config, [*overrides, *longer])
     train(config, market.documents, market.positives, market.judgements, tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
@@ -285,7 +285,7 @@ def test_before_stage_1_only_the_text_channels_learn(
     market: TinyMarket, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     encoder = "{ num_layers = 1, num_heads = 2, hidden_dim = 32, intermediate_dim = 64, dropout = 0 }"
-    before = [f'distillation.teacher="{run}"', "distillation.epochs=100", "distillation.learning_rate=0.01"]
+    before = [f'distillation.teacher="{run}"', "distillation.epochs=80", "distillation.learning_rate=0.02"]
     before += ["distillation.batch_size=16"]
     still = ["stage1.max_epochs=1", "stage1.learning_rate=1e-12", "stage1.text_learning_rate=1e-12"]
     overrides = [f"channels.query_text={TEXT_CHANNEL}", f"encoders.query={encoder}", *before, *still]

@@ -2,13 +2,13 @@
 
 import json
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import preloaded
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
@@ -116,9 +116,7 @@ embed(*sys.argv[1:4], shard_rows=17)
 def test_a_killed_job_continues_without_losing_or_doubling_a_shard(
     run: Path, market: TinyMarket, embedded: EmbeddingShards, tmp_path: Path
 ) -> None:
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, run, market.documents, tmp_path / "out"], capture_output=True, timeout=300
-    )
+    killed = preloaded.run(["-c", KILLED, run, market.documents, tmp_path / "out"])
     assert killed.returncode == -signal.SIGKILL
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("part-*")}
     assert 1 <= len(before) <= 2 < len(embedded.paths)

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from functools import partial
+from functools import cache, partial
 from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
@@ -198,6 +198,7 @@ def test_the_encoder_is_measured_unmodified_and_with_bm25(
     """The oracle is keras_hub's backbone: the cosine of the mean-pooled vectors of query and title."""
     told, (folder, backbone, tokenizer) = evaluation[0], preset
 
+    @cache
     def embed(text: str) -> np.ndarray:
         row = np.array([[1, *np.asarray(tokenizer(text)).tolist()[:22], 2]])  # [CLS], at most 24 tokens, [SEP]
         inputs = {"token_ids": row, "segment_ids": np.zeros_like(row), "padding_mask": np.ones_like(row)}
@@ -540,30 +541,30 @@ def graded(folder: Path, market: TinyMarket, grades: dict[float, float]) -> Path
     return write_rows(folder / f"graded{len(list(folder.iterdir()))}.parquet", rows)
 
 
-def test_ndcg_does_not_depend_on_where_the_scale_begins(run: Path, market: TinyMarket, tmp_path: Path) -> None:
-    expected = evaluate(run, market.documents, market.judgements).results
+def test_ndcg_does_not_depend_on_where_the_scale_begins(lean_run: Path, market: TinyMarket, tmp_path: Path) -> None:
+    expected = evaluate(lean_run, market.documents, market.judgements).results
     for grades in ({0: 1.0, 1: 2.0, 2: 3.0}, {0: -1.0, 1: 0.0, 2: 1.0}):
         path = graded(tmp_path, market, grades)
-        told = evaluate(run, market.documents, path, relevant_at=grades[2]).results
+        told = evaluate(lean_run, market.documents, path, relevant_at=grades[2]).results
         for system in ("q2s_tf", "BM25"):
             assert told["systems"][system]["ndcg@10"] == expected["systems"][system]["ndcg@10"]
 
 
-def test_binary_grades_have_a_ndcg(run: Path, market: TinyMarket, tmp_path: Path) -> None:
+def test_binary_grades_have_a_ndcg(lean_run: Path, market: TinyMarket, tmp_path: Path) -> None:
     path = graded(tmp_path, market, {0: 0.0, 1: 1.0, 2: 0.0})
-    figure = evaluate(run, market.documents, path, relevant_at=1).results["systems"]["q2s_tf"]["ndcg@10"]
+    figure = evaluate(lean_run, market.documents, path, relevant_at=1).results["systems"]["q2s_tf"]["ndcg@10"]
     assert figure["queries"] == 30
     assert 0.3 < figure["value"] < 1
 
 
 def test_what_is_left_out_is_counted_by_reason(
-    run: Path, market: TinyMarket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    lean_run: Path, market: TinyMarket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     blank = [{**market.judgement_rows[0], "query": query} for query in ("", "  ", "\t\u3000", None)]
     first, flat = market.judgement_rows[0]["query"], market.judgement_rows[4]["query"]
     rows = [row for row in market.judgement_rows if row["query"] != first or row["relevance"] == 2]
     rows = [{**row, "relevance": 0.0 if row["query"] == flat else row["relevance"]} for row in rows]
-    told = evaluate(run, market.documents, write_rows(tmp_path / "j.parquet", [*rows, *rows[1:4], *blank])).results
+    told = evaluate(lean_run, market.documents, write_rows(tmp_path / "j.parquet", [*rows, *rows[1:4], *blank])).results
     assert told["left_out"] == {"without a query": 4, "repeated (the highest grade counts)": 3}
     assert told["sizes"]["left_out_pairs"] == 7
     assert told["sizes"]["queries"] == 30
@@ -609,10 +610,10 @@ def test_a_bad_vector_is_named_by_its_document(run: Path, market: TinyMarket, tm
 
 
 def test_a_full_disk_leaves_the_earlier_results(
-    run: Path, market: TinyMarket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lean_run: Path, market: TinyMarket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    evaluate(run, market.documents, market.judgements, out)
+    evaluate(lean_run, market.documents, market.judgements, out)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
 
     def full(*arguments: Any, **options: Any) -> None:
@@ -620,24 +621,24 @@ def test_a_full_disk_leaves_the_earlier_results(
 
     monkeypatch.setattr(pq, "write_table", full)
     with pytest.raises(InputError, match=r"--out .*out: cannot be written: No space left on device: free space"):
-        evaluate(run, market.documents, market.judgements, out, relevant_at=1)
+        evaluate(lean_run, market.documents, market.judgements, out, relevant_at=1)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     with pytest.raises(InputError, match="No space left"):
-        evaluate(run, market.documents, market.judgements, tmp_path / "a" / "new")
+        evaluate(lean_run, market.documents, market.judgements, tmp_path / "a" / "new")
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
 
 
-def test_wrong_input_is_refused_and_nothing_is_written(run: Path, market: TinyMarket, tmp_path: Path) -> None:
+def test_wrong_input_is_refused_and_nothing_is_written(lean_run: Path, market: TinyMarket, tmp_path: Path) -> None:
     foreign = write_rows(tmp_path / "foreign.parquet", [{**row, "document_id": "x"} for row in market.judgement_rows])
     with pytest.raises(InputError, match="no row has a query, a rating and a document of the catalogue"):
-        evaluate(run, market.documents, foreign, tmp_path / "out")
+        evaluate(lean_run, market.documents, foreign, tmp_path / "out")
     twice = write_rows(tmp_path / "twice.parquet", [*market.document_rows, market.document_rows[3]])
     with pytest.raises(InputError, match="may occur once; 'd03'"):
-        evaluate(run, twice, market.judgements, tmp_path / "out")
+        evaluate(lean_run, twice, market.judgements, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").write_text("mine")
     with pytest.raises(InputError, match="must be a folder"):
-        evaluate(run, market.documents, market.judgements, tmp_path / "file")
+        evaluate(lean_run, market.documents, market.judgements, tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
 
 

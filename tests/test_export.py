@@ -3,13 +3,12 @@
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import fresh_process
 import numpy as np
+import preloaded
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -436,8 +435,8 @@ def test_a_disk_that_is_full_gives_one_line_and_no_version(
     """A limit on the size of a file fails the writes at different places as a full disk does."""
     code = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
     code += "from q2s_tf.commands import main; main()"
-    command = [sys.executable, "-c", code, "export", "--run", str(run), "--documents", str(market.documents)]
-    done = subprocess.run([*command, "--out", str(tmp_path / "models")], capture_output=True, text=True, timeout=120)
+    command = ["-c", code, "export", "--run", run, "--documents", market.documents, "--out", tmp_path / "models"]
+    done = preloaded.run(command, timeout=120)
     assert done.returncode == 2, done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert len(errors) == 1 and "cannot be written (" in errors[0]

@@ -25,7 +25,7 @@ from q2s_tf.milvus.change_documents import change_documents
 from q2s_tf.milvus.engine_client import EngineClient
 from q2s_tf.milvus.publish import publish
 from q2s_tf.milvus.query_encoders import LocalQueryTower, ServedQueryTower
-from q2s_tf.models import Towers, encode, hash_towers
+from q2s_tf.models import Towers, encode, hash_towers, load
 from q2s_tf.server.server import Server
 from q2s_tf.serving.client import Client, Embeddings
 from q2s_tf.serving.export import export
@@ -72,6 +72,17 @@ def embed(folder: Path, rows: list[dict[str, str | None]], towers: Towers) -> Pa
     columns = {name: table[name].to_pylist() for name in ("title", "country")}
     embeddings = encode(towers.document, table)["embedding"]
     return write_embeddings(folder, table["document_id"].to_pylist(), embeddings, columns, hash_towers(towers))
+
+
+@pytest.fixture(scope="module")
+def run(lean_run: Path) -> Path:
+    """These tests need no transformer."""
+    return lean_run
+
+
+@pytest.fixture(scope="module")
+def towers(run: Path) -> Towers:
+    return load(run)
 
 
 @pytest.fixture(scope="module")

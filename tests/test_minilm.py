@@ -70,6 +70,17 @@ def test_a_small_query_tower_learns_from_the_minilm_of_the_document_tower(market
         np.testing.assert_allclose(outputs["embedding"], encode(tower, titles)["embedding"], atol=1e-5)
 
 
+def test_a_run_without_positives_needs_a_preset_and_no_judgements(market: TinyMarket, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="give both, or neither"):
+        q2s_tf.train("own_data", documents=market.documents, positives=market.positives, out=tmp_path / "other")
+    with pytest.raises(InputError, match="only a config with a preset"):
+        q2s_tf.train("marketplace", documents=market.documents, out=tmp_path / "other")
+    with pytest.raises(InputError, match="--resume needs the --positives"):
+        q2s_tf.train("own_data", documents=market.documents, out=tmp_path / "other", resume=True)
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.slow
 def test_a_run_without_positives_ranks_as_the_encoder(market: TinyMarket, tmp_path: Path) -> None:
     """Both towers read 3-grams and image vectors too, which have no effect before they are trained."""
     images = f'channels.images={{ tower = "document", kind = "vectors", input = "{IMAGES}", dimension = {IMAGE_DIM} }}'
@@ -89,11 +100,6 @@ def test_a_run_without_positives_ranks_as_the_encoder(market: TinyMarket, tmp_pa
     expected = np.asarray(single.document.text_encoders["own"](prepared(single, titles)))
     expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(towers.encode_queries(titles) @ documents.T, expected @ expected.T, atol=1e-4)
-    with pytest.raises(InputError, match="give both, or neither"):
-        q2s_tf.train("own_data", documents=market.documents, positives=market.positives, out=tmp_path / "other")
-    with pytest.raises(InputError, match="only a config with a preset"):
-        q2s_tf.train("marketplace", documents=market.documents, out=tmp_path / "other")
-    assert not (tmp_path / "other").exists()
     with pytest.raises(InputError, match="--resume needs the --positives"):
         q2s_tf.train("own_data", documents=market.documents, out=out, overrides=overrides, resume=True)
     np.testing.assert_array_equal(q2s_tf.load(out).encode_queries(["sofa"]), towers.encode_queries(["sofa"]))

@@ -148,13 +148,14 @@ def test_a_config_is_a_file_or_the_name_of_a_shipped_one(tmp_path: Path, monkeyp
     assert q2s_tf.find_config("marketplace") == Path("marketplace")
 
 
-def test_evaluate_and_export_take_paths_as_text(market: TinyMarket, run: Path, tmp_path: Path) -> None:
-    documents, judgements, out = str(market.documents), str(market.judgements), str(tmp_path / "models")
-    evaluation = q2s_tf.evaluate(str(run), documents=documents, judgements=judgements, out=str(tmp_path / "evaluation"))
+def test_evaluate_and_export_take_paths_as_text(market: TinyMarket, lean_run: Path, tmp_path: Path) -> None:
+    documents, judgements = str(market.documents), str(market.judgements)
+    evaluated, out = str(tmp_path / "evaluation"), str(tmp_path / "models")
+    evaluation = q2s_tf.evaluate(str(lean_run), documents=documents, judgements=judgements, out=evaluated)
     assert evaluation.results
     assert (tmp_path / "evaluation/metrics.json").is_file()
     for version in (1, 2):
-        assert q2s_tf.export(str(run), documents=documents, out=out, keep=1) == version
+        assert q2s_tf.export(str(lean_run), documents=documents, out=out, keep=1) == version
     assert [path.name for path in Path(out, "retriever").iterdir() if path.name.isdecimal()] == ["2"]
 
 

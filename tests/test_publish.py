@@ -4,7 +4,6 @@ import fcntl
 import http.server
 import json
 import os
-import subprocess
 import sys
 import threading
 import urllib.parse
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import preloaded
 import pyarrow as pa
 import pytest
 from milvus_lite.adapter.grpc.server import start_server_in_thread
@@ -140,7 +140,7 @@ pymilvus.MilvusClient.insert = lambda *arguments: (insert(*arguments), os._exit(
 publish(Path({str(embeddings["b"])!r}), {uri!r})
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    done = preloaded.run(["-c", code], env=environment)
     assert done.returncode == 9, done.stderr
     with EngineClient(uri, VectorEncoder(VECTORS)) as client:
         assert client.retrieve(["3 word3"], k=1, lexical_weight=0).document_ids.tolist() == [["a3"]]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
-from tiny_market import TinyMarket
+from tiny_market import TEXT_OVERRIDES, TinyMarket
 
 import q2s_tf
 from q2s_tf import losses
@@ -166,11 +166,16 @@ def test_negatives_of_stage_2_can_be_those_of_the_searchers_country(
         assert float(parts["retrieval_loss"]) == pytest.approx(value, rel=1e-4)
 
 
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize(
+    ("batch", "stage"), [(False, 1), (True, 2)], indirect=["batch"], ids=["stage 1", "stage 2 with mined negatives"]
+)
 def test_the_gradients_of_a_step_are_those_of_the_sum_of_its_losses(
     stage: int, model: RetrievalModel, batch: dict[str, Any]
 ) -> None:
-    """With blending and head: finite differences along the gradient of a part of the model give its length."""
+    """With blending and head: finite differences along the gradient of a part of the model give its length.
+
+    Stage 1 with in-batch negatives, stage 2 with mined ones.
+    """
     compile_stage(model, stage, steps_per_epoch=10)
     total = tf.function(lambda: tf.add_n(list(model.compute_losses(batch)[0].values())), autograph=False)
     variables = model.trainable_variables
@@ -250,7 +255,7 @@ def test_it_is_trained_by_compile_and_fit_with_callbacks_of_keras(
     assert cosines[0] > cosines[1]
 
 
-def test_no_step_reads_a_metric(new_model: RetrievalModel, examples: Examples) -> None:
+def test_no_step_reads_a_metric(lean_run: Path, market: TinyMarket, tmp_path: Path) -> None:
     """Reading one would make every step wait for the device; metrics are read once, at the end of an epoch."""
 
     class Received(keras.callbacks.Callback):
@@ -267,10 +272,12 @@ def test_no_step_reads_a_metric(new_model: RetrievalModel, examples: Examples) -
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             self.epochs.append(dict(logs))
 
-    received = Received()
-    new_model.compile(LazyAdam(1e-3), loss=losses.in_batch_softmax, scale=20)
+    received, model = Received(), RetrievalModel(q2s_tf.load(lean_run))
+    model.compile(LazyAdam(1e-3), loss=losses.in_batch_softmax, scale=20)
+    catalogue = open_documents(market.documents, model.config.tower_inputs("document"), model.config.vector_inputs())
+    examples = build_examples(tmp_path / "examples", model.towers, catalogue, open_positives(market.positives))
     dataset = examples.dataset(16, (1,))
-    Workers().fit(new_model, dataset, 2, [EpochNumber(), StepProgress("training", 2), received])
+    Workers().fit(model, dataset, 2, [EpochNumber(), StepProgress("training", 2), received])
     assert received.steps == [{}] * (2 * len(dataset))
     assert [set(logs) for logs in received.epochs] == [{"loss", "batch_recall@1"}] * 2
     assert all(isinstance(value, float) for logs in received.epochs for value in logs.values())
@@ -289,7 +296,7 @@ def test_head_and_blending_by_channel_are_trained_and_are_no_part_of_the_towers(
     market: TinyMarket, tmp_path: Path
 ) -> None:
     overrides = ["head.queries=30", "blending.by=channel", "blending.weight=0.3", "stage1.max_epochs=2"]
-    config = read_config(market.config, [*overrides, "stage2.max_epochs=0"])
+    config = read_config(market.lean_config, [*overrides, *TEXT_OVERRIDES])
     train(config, market.documents, market.positives, market.judgements, tmp_path / "run")
     first, second = epochs_of(tmp_path / "run")
     assert second["head_loss"] < first["head_loss"]

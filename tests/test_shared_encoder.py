@@ -1,12 +1,11 @@
 """A text encoder that both towers read: one set of weights in training, in the run and in saved files."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
 import numpy as np
+import preloaded
 import pytest
 from tiny_market import TinyMarket, filled_config, market_tokenizer, random_towers
 
@@ -66,8 +65,8 @@ def test_saved_towers_give_the_same_vectors_in_another_process(run: Path, tmp_pa
     for name, model in saved.items():
         model.save(tmp_path / f"{name}.keras")
     paths = [str(tmp_path / f"{name}.keras") for name in saved]
-    command = [sys.executable, "-c", CODE, json.dumps(QUERIES), json.dumps(TITLES), *paths]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = preloaded.run(["-c", CODE, json.dumps(QUERIES), json.dumps(TITLES), *paths])
+    assert done.returncode == 0, done.stderr[-3000:]
     queries, documents = json.loads(done.stdout.splitlines()[-1])
     np.testing.assert_allclose(queries, towers.encode_queries(QUERIES), atol=1e-6)
     np.testing.assert_allclose(documents, towers.encode_documents(TITLES), atol=1e-6)

@@ -1,8 +1,6 @@
 """The exported graph of a tower: the outputs of the Keras tower, few ops, and no op that a stock server lacks."""
 
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 import fresh_process
 import keras
 import numpy as np
+import preloaded
 import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2, saved_model_pb2
@@ -212,8 +211,7 @@ with tf.Graph().as_default(), tf.compat.v1.Session() as session:
 
 def test_huge_texts_cost_what_their_first_characters_cost(models: Path) -> None:
     """In the graph itself, as a stock server runs it: peak memory above that of a small request."""
-    command = [sys.executable, "-c", HUGE_TEXTS, str(models / "query_tower/1")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = preloaded.run(["-c", HUGE_TEXTS, models / "query_tower/1"])
     assert done.returncode == 0, done.stderr[-3000:]
     single, batch = map(int, done.stdout.split())
     assert single < 150, "MB"

@@ -5,13 +5,12 @@ import importlib
 import json
 import math
 import resource
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import preloaded
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -200,8 +199,8 @@ def train_until_killed(config: Path, files: dict[str, Path], run: Path, *moment:
     """Trains in another process, which ends in an epoch: `moment` is "batch" or "backup", the stage and the epoch."""
     paths = [config, files["documents"], files["positives"], files["validation"], run]
     arguments = [*map(str, paths), *map(str, moment), "resume" if resume else "anew"]
-    done = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, timeout=500)
-    assert done.returncode == 77, done.stderr[-3000:].decode()
+    done = preloaded.run(["-c", KILLED, *arguments], timeout=500)
+    assert done.returncode == 77, done.stderr[-3000:]
 
 
 def interrupt_in_epoch_2(progress: StepProgress, batch: int, logs: Any = None) -> None:

@@ -12,16 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
-from tensorflow_serving.apis import predict_pb2
 from tiny_market import TinyMarket
 
-from q2s_tf.config_files import read_config
 from q2s_tf.errors import InputError
 from q2s_tf.models import Towers, encode, load
-from q2s_tf.server.servable import Servable
 from q2s_tf.serving.export import export
 from q2s_tf.serving.update import Update, advise_compaction, update_index
-from q2s_tf.training import train
 
 ROW = {"description": None, "language": "en", "country": "US", "image_embeddings": None}
 PARAMETERS = {"k": np.int32(100), "effort": np.int32(0), "min_score": np.float32(-1), "lexical_weight": np.float32(-1)}
@@ -46,20 +42,19 @@ def search(
     models: Path, version: int, query: str, country: str = "", k: int = 100, lexical_weight: float = 0.0
 ) -> list[str]:
     """The ids that a version returns, best first, through the session loader."""
-    request = predict_pb2.PredictRequest()
-    request.model_spec.signature_name = "retrieve"
-    inputs: dict[str, Any] = {"query": [query], "country": ["US"], "k": np.int32(k), "effort": np.int32(1)}
-    inputs |= {"min_score": np.float32(-1), "filter_country": [country], "lexical_weight": np.float32(lexical_weight)}
-    for name, value in inputs.items():
-        request.inputs[name].CopyFrom(tf.make_tensor_proto(value))
-    answer = load_version(models / "retriever" / str(version)).predict(request)
-    return [name.decode() for name in answer.outputs["document_id"].string_val if name]
+    inputs: dict[str, Any] = {"query": [query], "country": ["US"], "k": k, "effort": 1, "min_score": -1}
+    inputs |= {"filter_country": [country], "lexical_weight": lexical_weight}
+    session, signature = load_version(models / "retriever" / str(version))
+    feeds = {signature.inputs[name].name: value for name, value in inputs.items()}
+    return [name.decode() for name in session.run(signature.outputs["document_id"].name, feeds)[0] if name]
 
 
 @cache
-def load_version(folder: Path) -> Servable:
-    """A version of the retriever, loaded once."""
-    return Servable("retriever", int(folder.name), folder)
+def load_version(folder: Path) -> tuple[tf.compat.v1.Session, Any]:
+    """A session of a version of the retriever, loaded once, and the definition of its signature `retrieve`."""
+    with tf.Graph().as_default():
+        session = tf.compat.v1.Session()
+        return session, tf.compat.v1.saved_model.loader.load(session, ["serve"], str(folder)).signature_def["retrieve"]
 
 
 def cosines(towers: Towers, documents: list[dict[str, Any]], query: str) -> dict[str, float]:
@@ -79,12 +74,9 @@ def check_order(towers: Towers, documents: list[dict[str, Any]], query: str, ids
 
 
 @pytest.fixture(scope="module")
-def run(market: TinyMarket, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of towers without a transformer, which these tests do not need."""
-    folder = tmp_path_factory.mktemp("runs") / "lean"
-    config = read_config(market.lean_config, ["stage1.max_epochs=1"])
-    train(config, market.documents, market.positives, market.judgements, folder)
-    return folder
+def run(lean_run: Path) -> Path:
+    """These tests need no transformer."""
+    return lean_run
 
 
 @pytest.fixture(scope="module")
@@ -229,10 +221,9 @@ def test_a_document_without_any_input_is_not_found(run: Path, market: TinyMarket
     """Neither after an export nor after an update, which removes the document that it replaces."""
     blank = dict.fromkeys(ROW) | {"document_id": "blank", "title": ""}
     catalogue = write_documents(tmp_path, [*market.document_rows, blank], "documents.parquet")
-    for kind in ("exact", "partitioned"):
-        export(run, catalogue, tmp_path / kind, kind, filters=["country"])
-        assert manifest(tmp_path / kind, 1)["documents"] == 60
-        assert set(search(tmp_path / kind, 1, "sofa")) == {row["document_id"] for row in market.document_rows}
+    export(run, catalogue, tmp_path / "exact", "exact", filters=["country"])
+    assert manifest(tmp_path / "exact", 1)["documents"] == 60
+    assert set(search(tmp_path / "exact", 1, "sofa")) == {row["document_id"] for row in market.document_rows}
     emptied = {**blank, "document_id": "d01"}
     assert update_index(run, models, write_documents(tmp_path, [emptied, blank])).documents == 59
     assert not {"d01", "blank"} & set(search(models, 2, "sofa"))
