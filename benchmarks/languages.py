@@ -33,8 +33,10 @@ def main(
     import pyarrow.parquet as pq
 
     import q2s_tf
+    from q2s_tf.evaluation.collection import rank_documents
     from q2s_tf.evaluation.judgements import read_judgements
-    from q2s_tf.evaluation.rankers import LexicalPart, cosine_rows, top_k
+    from q2s_tf.evaluation.metrics import as_run, retrieval
+    from q2s_tf.evaluation.rankers import LexicalPart, cosine_rows
     from q2s_tf.models import embed_catalogue, encode
     from q2s_tf.serving.lexical_weight import default_columns
     from q2s_tf.tables import open_documents, open_judgements
@@ -54,25 +56,23 @@ def main(
     vectors = embed_catalogue(towers.document, table)[1]
     cosines = cosine_rows(encode(towers.query, judged.queries)["embedding"], vectors)
     lexical = LexicalPart(table, columns).rows(judged.queries["query"])
-    recalls: dict[str, list[float]] = {}
-    rows = zip(split(queries), lexical, cosines, judged.by_query(), strict=True)
-    for words, part, cosine, pairs in cli.track(rows, "ranking", len(queries)):
-        scores = {
+    rows = (
+        {
             "BM25 of whitespace words": bm25.get_scores(words) if words else np.zeros(len(ids)),
             "lexical index": part,
             "embeddings": cosine,
             "hybrid": cosine + weight * part,
         }
-        for system, each in scores.items():
-            found = np.isin(judged.document[pairs], top_k(each, 10)).mean() if len(pairs) else np.nan
-            recalls.setdefault(system, []).append(float(found))
-    countries = np.array([country or "" for country in judged.queries["country"]])
-    values = {system: np.array(each) for system, each in recalls.items()}
-    counted = ~np.isnan(values["hybrid"])
-    names = np.unique(countries[counted])
-    output = RichTable("recall@10", *(f"{name}, {np.sum(counted & (countries == name))} queries" for name in names))
-    for system, each in values.items():
-        output.add_row(system, *(f"{each[counted & (countries == name)].mean():.3f}" for name in names))
+        for words, part, cosine in zip(split(queries), lexical, cosines, strict=True)
+    )
+    retrieved = rank_documents(judged, rows)[1]
+    relevant = np.unique(judged.query)  # the queries with a relevant document
+    countries = np.array([judged.queries["country"][query] or "" for query in relevant])
+    names, counts = np.unique(countries, return_counts=True)
+    output = RichTable("recall@10", *(f"{name}, {count} queries" for name, count in zip(names, counts, strict=True)))
+    for system, ranked in retrieved.items():
+        recalls = retrieval(as_run(ranked), judged.query, judged.document)["recall@10"][relevant]
+        output.add_row(system, *(f"{recalls[countries == name].mean():.3f}" for name in names))
     Console(width=120).print(output)
 
 

@@ -192,6 +192,12 @@ def test_the_hybrid_adds_bm25_to_the_cosines(
     assert figures["roc_auc"]["value"] == pytest.approx(auc(judged, hybrid), abs=1e-3)
 
 
+def test_the_lexical_part_has_a_row_for_each_document_without_any_match(market: TinyMarket) -> None:
+    part = LexicalPart(open_documents(market.documents), {"title": 1.0})
+    for row in part.rows(["1234567890", None]):
+        np.testing.assert_array_equal(row, np.zeros(len(market.document_rows)))
+
+
 def test_the_encoder_is_measured_unmodified_and_with_bm25(
     evaluation: tuple[RunEvaluation, Path], preset: tuple[Path, Any, Any], market: TinyMarket
 ) -> None:

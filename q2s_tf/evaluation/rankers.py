@@ -78,7 +78,7 @@ class LexicalPart:
 
         def score(text: tf.Tensor) -> tf.Tensor:
             bm25 = index.score(*index.find_words(text[tf.newaxis]))
-            return bm25.scale * bm25.sums
+            return tf.broadcast_to(bm25.scale * bm25.sums, [index.count])
 
         self._score = tf.function(score)
 
