@@ -11,6 +11,7 @@ from q2s_tf.models.pretrained import (
     merge_encoder,
     preset_towers,
     read_preset,
+    set_other_channels,
     starts_from_encoders,
 )
 from q2s_tf.models.run_directory import (
@@ -49,6 +50,7 @@ __all__ = [
     "read_run_config",
     "read_tokenizers",
     "save_weights",
+    "set_other_channels",
     "starts_from_encoders",
     "unique_ids",
 ]

@@ -16,6 +16,7 @@ from keras_hub.models import BertBackbone, BertTokenizer, XLMRobertaBackbone, XL
 from q2s_tf.config import TOWERS, Config, Encoder, Pooling, Pretrained
 from q2s_tf.errors import InputError
 from q2s_tf.layers import TextEncoder
+from q2s_tf.layers.attention_fusion import MASKED_LOGIT
 from q2s_tf.models.towers import Towers, build_towers
 
 PACKAGED = "all-minilm-l6-v2"
@@ -26,6 +27,8 @@ REMOTE = ("kaggle://", "hf://", "modelscope://", "gs://")
 """Prefixes of presets that KerasHub downloads."""
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_approximate", "gelu_pytorch_tanh": "gelu_approximate"}
 """Activations of `TextEncoder` by their names at Hugging Face."""
+INITIAL_BIAS = -4.0
+"""Fusion bias of an untrained channel beside a pretrained encoder: 2 % of the attention."""
 GEOMETRY = ("num_layers", "num_heads", "hidden_dim", "intermediate_dim")
 """Keys of the geometry, in a config and in KerasHub."""
 
@@ -142,21 +145,32 @@ def starts_from_encoders(config: Config) -> bool:
 def load_pretrained(towers: Towers) -> None:
     """Copies the weights of the presets of a config into the text encoders of its towers.
 
-    If both towers have such an encoder, the vectors of 3-grams and images are initialised to 0, as those of categories
-    are. Untrained towers then rank as their encoders do.
+    If both towers have such an encoder, the other channels begin with little weight, see `set_other_channels`.
     """
     for name in towers.text_encoders:
         preset = towers.config.encoders[name].preset
         if preset is not None:
             _copy_preset(read_preset(preset), towers, name)
+    set_other_channels(towers, active=True)
+
+
+def set_other_channels(towers: Towers, active: bool) -> None:
+    """Sets the fusion biases of untrained towers whose encoders are pretrained; other towers are not changed.
+
+    Args:
+        towers: towers that have not been trained.
+        active: whether the channels beside the encoders take part in the fusion, with about 2 % of the attention each,
+            so that they can be trained. If not, the towers rank as their encoders do.
+    """
     if starts_from_encoders(towers.config):
+        bias = INITIAL_BIAS if active else 2 * MASKED_LOGIT  # less than a missing text has: no vector instead of noise
         for tower in (towers.query, towers.document):
-            for name, channel in tower.channels.items():
-                layer = tower.channel_layers[name]
-                if channel.kind in ("trigrams", "vectors"):
-                    weights = layer.weights if channel.kind == "trigrams" else layer.projection.weights
-                    for weight in weights:
-                        weight.assign(np.zeros(weight.shape))
+            if tower.fusion.bias is not None:
+                others = [
+                    channel.kind != "text" or not tower.config.encoders[channel.encoder].preset
+                    for channel in tower.channels.values()
+                ]
+                tower.fusion.bias.assign(np.where(others, bias, 0.0))
 
 
 def preset_towers(name: str, pooling: Pooling = "mean", dimension: int | None = None) -> Towers:

@@ -100,7 +100,9 @@ class Tower(keras.Model):
             name: self._channel_layer(channel, dtype=policy, name=f"{name}_vector")
             for name, channel in self.channels.items()
         }
-        self.fusion = self.fusion_class(dtype="float32", name="fusion")
+        pretrained = any(encoder.preset for encoder in config.tower_encoders(side).values())
+        bias = {"use_bias": True} if pretrained else {}  # the other channels begin with little weight
+        self.fusion = self.fusion_class(**bias, dtype="float32", name="fusion")
         self.normalization = keras.layers.UnitNormalization(dtype="float32", name="unit_length")
         embedding, weights = self.fuse(*self.encode_channels(self.preprocessor(raw_inputs)))
         outputs = {"embedding": embedding, "channel_weights": weights}

@@ -163,11 +163,21 @@ class RetrievalModel(keras.Model):
         return list(self._trackers.values())
 
     def learning_rate_factors(self, text_factor: float) -> dict[str, float]:
-        """Factors on the learning rate by variable path: that of its encoder, times `text_factor`, in text encoders."""
+        """Factors on the learning rate by variable path.
+
+        The variables of a text encoder have its factor times `text_factor`, and so have projections of its vectors if
+        it is pretrained and trained further: these begin as rotations.
+        """
+        layers: list[tuple[str, keras.layers.Layer]] = list(self.towers.text_encoders.items())
+        for tower in (self.towers.query, self.towers.document):
+            for name, channel in self.config.text_channels(tower.side).items():
+                encoder = self.config.encoders[channel.encoder]
+                if encoder.preset and encoder.trainable:
+                    layers.append((channel.encoder, tower.channel_layers[name]))
         return {
             variable.path: text_factor * self.config.encoders[name].learning_rate_factor
-            for name, encoder in self.towers.text_encoders.items()
-            for variable in encoder.trainable_variables
+            for name, layer in layers
+            for variable in layer.trainable_variables
         }
 
     def _metric_names(self) -> list[str]:

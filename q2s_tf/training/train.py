@@ -27,6 +27,7 @@ from q2s_tf.models import (
     read_run_config,
     read_tokenizers,
     save_weights,
+    set_other_channels,
     starts_from_encoders,
 )
 from q2s_tf.tables import open_documents, open_judgements, open_positives
@@ -137,6 +138,7 @@ def _start_from_encoders(
         config = read_run_config(run)
         towers = build_towers(config, read_tokenizers(run, config))
         load_pretrained(towers)
+        set_other_channels(towers, active=False)
         save_weights(towers, run / STAGE_WEIGHTS[1])
     return towers
 
@@ -247,6 +249,8 @@ def _train_stage(stage: int, run: Path, prepared: Prepared, workers: Workers) ->
 
     if not history:
         record.set_model(model)
+        if stage == 1:
+            set_other_channels(towers, active=False)
         record.record(0, validate())
         if workers.chief:
             backups.set_model(model)
@@ -267,6 +271,12 @@ def _train_stage(stage: int, run: Path, prepared: Prepared, workers: Workers) ->
             embeddings = validation.embed_documents
             mined = HardNegatives(towers, examples, (config.seed, stage), workers, file, embeddings)
             callbacks.append(mined)
+        if stage == 1:  # after the mining, which can use the embeddings of the validation
+            callbacks.append(
+                keras.callbacks.LambdaCallback(
+                    on_epoch_begin=lambda epoch, _: set_other_channels(towers, active=True) if epoch == 0 else None
+                )
+            )
         if workers.chief:  # the CSV comes after the backup: an epoch that is repeated has one row
             callbacks += [
                 keras.callbacks.TensorBoard(str(run / "tensorboard" / f"stage{stage}"), write_graph=False),
