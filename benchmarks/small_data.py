@@ -5,7 +5,7 @@ For each size, random subsets of the training queries are drawn. A part of the v
 and at least 20, chooses epochs and fusion weights. The systems on the test queries, over the whole catalogue:
 
 - `BM25` (bm25s, English stems);
-- `zero-shot`: the pretrained encoder of the config, unchanged;
+- `zero-shot`: the pretrained encoder of the config, unchanged, without the other channels of the config;
 - `fine-tuned`: the same encoder after one epoch with in-batch negatives on the same pairs, or unchanged if that is
   better on the validation queries;
 - `zero-shot + BM25`, `fine-tuned + BM25`: cos + w · BM25 / max BM25, with w chosen on the validation queries as export
@@ -30,7 +30,9 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 import q2s_tf
-from q2s_tf import cli
+from q2s_tf import cli, find_config
+from q2s_tf.config import Config
+from q2s_tf.config_files import read_config
 from q2s_tf.evaluation.collection import rank_documents
 from q2s_tf.evaluation.judgements import Judgements, read_judgements
 from q2s_tf.evaluation.metrics import as_run
@@ -44,7 +46,6 @@ from q2s_tf.serving.lexical_weight import WEIGHTS, choose_weight, default_column
 from q2s_tf.tables import Table, open_documents, open_judgements
 
 OURS = "hybrid"
-BASELINE = ["stage1.hard_negatives=false", "stage1.max_epochs=1"]
 MIN_VALIDATION = 20
 
 PerQuery = dict[str, dict[str, np.ndarray]]
@@ -58,16 +59,17 @@ class Experiment:
     Args:
         data: a folder of tools/import_dataset.py.
         config: the config of the runs.
-        overrides: keys of the config.
         grades: the lowest relevant grade, and that of recall and MRR.
     """
 
     data: Path
-    config: str
-    overrides: list[str]
+    config: Config
     grades: tuple[float, float]
 
     def __post_init__(self) -> None:
+        texts = {name: channel for name, channel in self.config.channels.items() if channel.kind == "text"}
+        plain = self.config.stage1.model_copy(update={"hard_negatives": False, "max_epochs": 1})
+        self.encoder = self.config.model_copy(update={"channels": texts, "stage1": plain})
         self.documents = self.data / "documents.parquet"
         self.table = open_documents(self.documents)
         self.lexical = Bm25(self.table)
@@ -77,12 +79,11 @@ class Experiment:
         self.columns = default_columns(self.table)
         self.postings = build_postings(count_words(self.table.batches(), self.columns), self.columns)
 
-    def train(self, run: Path, pairs: dict[str, Path], *overrides: str) -> Towers:
+    def train(self, config: Config, run: Path, pairs: dict[str, Path]) -> Towers:
         """The run in a folder, trained unless it is complete."""
         if (run / "stage1.weights.h5").is_file():
             return q2s_tf.load(run)
-        options: dict[str, Any] = {"overrides": [*self.overrides, *overrides], **pairs}
-        return q2s_tf.train(self.config, documents=self.documents, out=run, **options)
+        return q2s_tf.train(config, documents=self.documents, out=run, **pairs)
 
     def draw(self, name: str, size: str, number: int, out: Path) -> Path:
         """The rows of `size` random queries of a table, in a file."""
@@ -98,12 +99,12 @@ class Experiment:
         """Trains and measures on one subset."""
         enough = size if size == "all" else str(max(MIN_VALIDATION, int(size) // 8))
         validation = self.draw("judgements_validation.parquet", enough, number, out)
-        towers = {"zero-shot": self.train(out.parent / "zero-shot", {})}
+        towers = {"zero-shot": self.train(self.encoder, out.parent / "zero-shot", {})}
         towers |= {"fine-tuned": towers["zero-shot"], "embeddings": towers["zero-shot"]}
         if size != "0":
             pairs = {"positives": self.draw("positives.parquet", size, number, out), "validation": validation}
-            towers["fine-tuned"] = self.train(out / "fine-tuned", pairs, *BASELINE)
-            towers["embeddings"] = self.train(out / "run", pairs)
+            towers["fine-tuned"] = self.train(self.encoder, out / "fine-tuned", pairs)
+            towers["embeddings"] = self.train(self.config, out / "run", pairs)
         scores: dict[str, np.ndarray] = {}
         ranked = {}
         for system, rows in self.systems(towers, open_judgements(validation)):
@@ -162,7 +163,8 @@ def main(
     Example: benchmarks/small_data.py --data runs/home_depot_data --out runs/small_data
     """
     grades = [f"evaluation.relevant_at={relevant_at}", f"evaluation.recall_relevant_at={recall_relevant_at}"]
-    experiment = Experiment(data, config, [*grades, *set_], (relevant_at, recall_relevant_at))
+    settings = read_config(find_config(config), [*grades, *set_])
+    experiment = Experiment(data, settings, (relevant_at, recall_relevant_at))
     results: dict[str, Any] = {}
     for size in sizes.split(","):
         measured = []

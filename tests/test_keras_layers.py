@@ -47,16 +47,17 @@ def check() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("call_kwargs", [{}, {"mask": MASK}], ids=["no_mask", "mask"])
+@pytest.mark.parametrize("use_bias", [False, True])
 @pytest.mark.parametrize("num_channels", [1, 4])
-def test_attention_fusion(check: Any, num_channels: int, call_kwargs: dict[str, Any]) -> None:
+def test_attention_fusion(check: Any, num_channels: int, use_bias: bool, call_kwargs: dict[str, Any]) -> None:
     check(
         AttentionFusion,
-        {},
+        {"use_bias": use_bias},
         input_data=tf.constant(CHANNELS[:, :num_channels]),
         call_kwargs={name: mask[:, :num_channels] for name, mask in call_kwargs.items()},
         expected_output_shape=((3, 5), (3, num_channels)),
         expected_output_dtype=("float32", "float32"),
-        expected_num_trainable_weights=int(num_channels > 1),
+        expected_num_trainable_weights=(1 + use_bias) * int(num_channels > 1),
         supports_masking=True,
         run_training_check=num_channels > 1,
     )

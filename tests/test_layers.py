@@ -28,37 +28,40 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 # --- eq. 1
 
 
-def fusion_oracle(channels: np.ndarray, mask: np.ndarray, kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def fusion_oracle(
+    channels: np.ndarray, mask: np.ndarray, kernel: np.ndarray, bias: float | np.ndarray = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Eq. 1 row by row, where the softmax runs over the channels that are present; and the weights of unit vectors."""
     fused, weights = [], []
     for row, present in zip(channels, mask, strict=True):
         row = row * present[:, None]
         attention = np.zeros(len(present))
         if present.any():
-            attention[present] = softmax((row.reshape(-1) @ kernel)[present])
+            attention[present] = softmax((row.reshape(-1) @ kernel + bias)[present])
         fused.append(sum(a * phi for a, phi in zip(attention, row, strict=True)))
         lengths = [a * np.sqrt(phi @ phi) for a, phi in zip(attention, row, strict=True)]
         weights.append([length / (sum(lengths) or 1) for length in lengths])
     return np.array(fused), np.array(weights)
 
 
-def fusion_with(kernel: np.ndarray) -> AttentionFusion:
+def fusion_with(kernel: np.ndarray, bias: np.ndarray | None = None) -> AttentionFusion:
     channels = kernel.shape[1]
-    layer = AttentionFusion()
+    layer = AttentionFusion(use_bias=bias is not None)
     layer.build((None, channels, kernel.shape[0] // channels))
-    layer.set_weights([kernel] if channels > 1 else [])
+    layer.set_weights([weight for weight in (kernel, bias) if weight is not None] if channels > 1 else [])
     return layer
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(1, 5), st.integers(1, 7))
-@settings(deadline=None, max_examples=40)
-def test_fusion_is_equation_1(seed: int, batch: int, channels: int, dimension: int) -> None:
+@given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(1, 5), st.integers(1, 7), st.booleans())
+@settings(deadline=None, max_examples=60)
+def test_fusion_is_equation_1(seed: int, batch: int, channels: int, dimension: int, use_bias: bool) -> None:
     generator = np.random.default_rng(seed)
     phi = generator.normal(scale=3, size=(batch, channels, dimension)).astype(np.float32)
     present = generator.random((batch, channels)) < 0.7
     kernel = generator.normal(size=(channels * dimension, channels)).astype(np.float32)
-    fused, weights = fusion_with(kernel)(phi, present)
-    expected, expected_weights = fusion_oracle(phi.astype(np.float64), present, kernel)
+    bias = generator.normal(scale=3, size=channels).astype(np.float32)
+    fused, weights = fusion_with(kernel, bias if use_bias else None)(phi, present)
+    expected, expected_weights = fusion_oracle(phi.astype(np.float64), present, kernel, bias if use_bias else 0)
     np.testing.assert_allclose(weights, expected_weights, atol=2e-5)
     np.testing.assert_allclose(fused, expected, atol=2e-4)
     assert (np.asarray(weights)[~present] == 0).all(), "a missing channel weighs exactly 0"

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
+import pyarrow as pa
 import pytest
 import tensorflow as tf
 import tokenizers
@@ -170,6 +171,33 @@ def test_a_tower_begins_with_the_cosines_of_its_encoder(model: Model) -> None:
 
 
 # --- in a run
+
+
+def test_towers_with_other_channels_begin_with_the_cosines_of_their_encoders(
+    market: TinyMarket, models_by_family: dict[str, Model], tmp_path: Path
+) -> None:
+    """Of a run without pairs, and of epoch 0 of a training, in which the other channels take part from epoch 1."""
+    preset = models_by_family["bert"].folder
+    query = '{ tower = "query", kind = "text", input = "query", encoder = "own", max_tokens = 8 }'
+    overrides = (f"channels.query_text={query}", "stage1.max_epochs=1", "stage1.learning_rate=1e-3")
+    trained = train_pretrained(market, preset, tmp_path / "trained", *overrides)
+    config = trained.config
+    assert set(config.tower_channels("query")) > {"query_text"} < set(config.channels)
+    (tmp_path / "config.toml").write_text((tmp_path / "trained" / "config.toml").read_text())
+    untrained = q2s_tf.train(tmp_path / "config.toml", documents=market.documents, out=tmp_path / "untrained")
+    texts = [row["title"] for row in market.document_rows]
+    single = tower_config(preset, config.dimension, 8, num_layers=2, pooling="mean")
+    alone = build(single).encode_documents(texts)
+    documents = untrained.encode_documents(pa.Table.from_pylist(market.document_rows))
+    np.testing.assert_allclose(untrained.encode_queries(texts) @ documents.T, alone @ alone.T, atol=1e-5)
+    lines = (tmp_path / "trained" / "metrics.jsonl").read_text().splitlines()
+    epochs = [json.loads(line)["val_roc_auc"] for line in lines]
+    assert epochs[0] == pytest.approx(judged_auc(untrained, market), abs=0.01), "up to the order of equal titles"
+    assert epochs[1] > epochs[0]
+    for tower in (trained.query, trained.document):
+        others = np.array([not name.endswith("_text") for name in tower.channel_names])
+        weights = tower.predict(tower.as_inputs(texts), verbose=0)["channel_weights"][:, others]
+        assert 0 < weights.max() < 0.5, "the other channels take part, beside the encoder"
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from q2s_tf import losses
 from q2s_tf.config import TOWERS, Config, Stage
 from q2s_tf.evaluation.metrics import batch_hits
 from q2s_tf.examples.batches import NO_COUNTRY
-from q2s_tf.models import Towers
+from q2s_tf.models import Towers, starts_from_encoders
 from q2s_tf.training.optimizer import LazyAdam, decaying_rate
 from q2s_tf.training.recommenders import tfrs
 from q2s_tf.training.workers import gather, num_replicas, own_rows
@@ -165,15 +165,14 @@ class RetrievalModel(keras.Model):
     def learning_rate_factors(self, text_factor: float) -> dict[str, float]:
         """Factors on the learning rate by variable path.
 
-        The variables of a text encoder have its factor times `text_factor`, and so have projections of its vectors if
-        it is pretrained and trained further: these begin as rotations.
+        The variables of a text encoder have its factor times `text_factor`. If both towers start from pretrained
+        encoders, so have the projections of their vectors, which begin as rotations and keep the cosines.
         """
         layers: list[tuple[str, keras.layers.Layer]] = list(self.towers.text_encoders.items())
-        for tower in (self.towers.query, self.towers.document):
-            for name, channel in self.config.text_channels(tower.side).items():
-                encoder = self.config.encoders[channel.encoder]
-                if encoder.preset and encoder.trainable:
-                    layers.append((channel.encoder, tower.channel_layers[name]))
+        if starts_from_encoders(self.config):
+            for tower in (self.towers.query, self.towers.document):
+                texts = self.config.text_channels(tower.side)
+                layers += [(channel.encoder, tower.channel_layers[name]) for name, channel in texts.items()]
         return {
             variable.path: text_factor * self.config.encoders[name].learning_rate_factor
             for name, layer in layers
