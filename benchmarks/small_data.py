@@ -79,7 +79,7 @@ class Experiment:
         self.columns = default_columns(self.table)
         self.postings = build_postings(count_words(self.table.batches(), self.columns), self.columns)
 
-    def train(self, config: Config, run: Path, pairs: dict[str, Path]) -> Towers:
+    def train(self, config: Config, run: Path, pairs: dict[str, Any]) -> Towers:
         """The run in a folder, trained unless it is complete."""
         if (run / "stage1.weights.h5").is_file():
             return q2s_tf.load(run)
