@@ -148,7 +148,7 @@ return bars.map((bar) => {
   return [name, value, (fill.left - track.left) / track.width, fill.width / track.width];
 });
 """
-"""Of each bar its name, its text, and the start and length of its filled part as shares of the track."""
+"""Name and text of each bar, and the start and length of its filled part as shares of the track."""
 
 
 def test_the_bars_of_a_result_are_the_two_parts_of_its_score(browser: webdriver.Chrome, page: DemoPage) -> None:

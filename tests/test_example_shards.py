@@ -40,7 +40,7 @@ def teacher(columns: Any) -> np.ndarray:
 def build(
     folder: Path, towers: Towers, tables: tuple[Path, Path], num_workers: int, teacher: Teacher | None = None
 ) -> list[Future[Examples]]:
-    """What each of several workers prepares, which are threads here."""
+    """The examples that each of several workers prepares. The workers are threads."""
     barrier = threading.Barrier(num_workers, timeout=100)
 
     def prepare(worker: int) -> Examples:
@@ -71,7 +71,7 @@ def test_the_examples_of_several_workers_are_those_of_one(
     shard_rows: int,
     num_workers: int,
 ) -> None:
-    """Of 60 documents in shards of 59 rows, the last shard has one row, and the third worker has no shard."""
+    """60 documents make two shards of 59 and 1 rows, so that the third worker has none."""
     monkeypatch.setattr(stored_rows, "SHARD_ROWS", shard_rows)
     tables = market.documents, market.positives
     (alone,) = (future.result() for future in build(tmp_path / "alone", towers, tables, 1, teacher))

@@ -8,10 +8,10 @@ from q2s_tf.models.pretrained import (
     copy_weights,
     fill_encoders,
     load_pretrained,
+    mask_untrained_channels,
     merge_encoder,
     preset_towers,
     read_preset,
-    set_other_channels,
     starts_from_encoders,
 )
 from q2s_tf.models.run_directory import (
@@ -42,6 +42,7 @@ __all__ = [
     "load",
     "load_pretrained",
     "load_weights",
+    "mask_untrained_channels",
     "merge_encoder",
     "order_by_length",
     "preset_towers",
@@ -50,7 +51,6 @@ __all__ = [
     "read_run_config",
     "read_tokenizers",
     "save_weights",
-    "set_other_channels",
     "starts_from_encoders",
     "unique_ids",
 ]

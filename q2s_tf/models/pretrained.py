@@ -145,25 +145,29 @@ def starts_from_encoders(config: Config) -> bool:
 def load_pretrained(towers: Towers) -> None:
     """Copies the weights of the presets of a config into the text encoders of its towers.
 
-    If both towers have such an encoder, the other channels begin with little weight, see `set_other_channels`.
+    If both towers have such an encoder, the other channels begin with little weight, see `mask_untrained_channels`.
     """
     for name in towers.text_encoders:
         preset = towers.config.encoders[name].preset
         if preset is not None:
             _copy_preset(read_preset(preset), towers, name)
-    set_other_channels(towers, active=True)
+    mask_untrained_channels(towers, masked=False)
 
 
-def set_other_channels(towers: Towers, active: bool) -> None:
-    """Sets the fusion biases of untrained towers whose encoders are pretrained; other towers are not changed.
+def mask_untrained_channels(towers: Towers, masked: bool) -> None:
+    """Masks the channels beside the pretrained encoders of untrained towers, or unmasks them, by their fusion biases.
+
+    Towers without a pretrained encoder on both sides are not changed.
 
     Args:
         towers: towers that have not been trained.
-        active: whether the channels beside the encoders take part in the fusion, with about 2 % of the attention each,
-            so that they can be trained. If not, the towers rank as their encoders do.
+        masked: True gives towers that rank as their encoders do; masked channels cannot be trained. False gives each of
+            them about 2 % of the attention.
     """
     if starts_from_encoders(towers.config):
-        bias = INITIAL_BIAS if active else 2 * MASKED_LOGIT  # less than a missing text has: no vector instead of noise
+        bias = (
+            2 * MASKED_LOGIT if masked else INITIAL_BIAS
+        )  # below that of a missing text, whose row has no vector then
         for tower in (towers.query, towers.document):
             if tower.fusion.bias is not None:
                 others = [

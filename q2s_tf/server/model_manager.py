@@ -116,7 +116,7 @@ class ModelManager:
     """
 
     def __init__(self, source: Path | Iterable[ModelConfig], on_change: Callable[[], None] = lambda: None) -> None:
-        """Of all models in a folder, also later ones, or of configs; calls ``on_change`` when others are served."""
+        """Manages the models of a folder, later ones too, or of configs; calls ``on_change`` when others are served."""
         self._folder = source if isinstance(source, Path) else None
         configs = () if isinstance(source, Path) else source
         self._models = {config.name: ServedModel(config) for config in configs}

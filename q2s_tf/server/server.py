@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 FIRST_LOAD_SECONDS = 60.0
 """How long `Server.start` waits for models; one that takes longer is served as soon as it is loaded."""
 MAX_CONNECTIONS = 1000
-"""Of gRPC, and as many of REST; fewer if the process may not open so many files."""
+"""Highest number of gRPC connections, and of REST connections; less if the process may not open so many files."""
 SEND_SECONDS = 30.0
 """The longest time for a client to read its answer."""
 

@@ -67,7 +67,7 @@ def choose_weight(
 
 
 def nearest_weight(recalls: np.ndarray) -> float:
-    """Of `WEIGHTS`, the one nearest to the default whose mean recall is within a standard error of the best.
+    """The weight of `WEIGHTS` that is nearest to the default and has a mean recall within a standard error of the best.
 
     Few queries do not tell weights apart; the default then stays. The standard error is that of the difference to the
     best weight by query.

@@ -13,7 +13,7 @@ from tensorflow.core.framework import tensor_pb2, tensor_shape_pb2, types_pb2
 MAX_BYTES = 64 << 20
 """The largest decoded tensor: a message of a few bytes can have a shape of any size."""
 _STRING_BYTES = 24
-"""What TensorFlow takes for a string in addition to its bytes."""
+"""Bytes of memory that TensorFlow needs for a string, beside its content."""
 
 _FORMATS: dict[int, tuple[np.dtype[Any], str, Any]] = {  # the field of the values, the default value
     types_pb2.DT_FLOAT: (np.dtype(np.float32), "float_val", 0),

@@ -23,11 +23,11 @@ from q2s_tf.models import (
     fill_encoders,
     load_pretrained,
     load_weights,
+    mask_untrained_channels,
     merge_encoder,
     read_run_config,
     read_tokenizers,
     save_weights,
-    set_other_channels,
     starts_from_encoders,
 )
 from q2s_tf.tables import open_documents, open_judgements, open_positives
@@ -138,7 +138,7 @@ def _start_from_encoders(
         config = read_run_config(run)
         towers = build_towers(config, read_tokenizers(run, config))
         load_pretrained(towers)
-        set_other_channels(towers, active=False)
+        mask_untrained_channels(towers, masked=True)
         save_weights(towers, run / STAGE_WEIGHTS[1])
     return towers
 
@@ -250,7 +250,7 @@ def _train_stage(stage: int, run: Path, prepared: Prepared, workers: Workers) ->
     if not history:
         record.set_model(model)
         if stage == 1:
-            set_other_channels(towers, active=False)
+            mask_untrained_channels(towers, masked=True)
         record.record(0, validate())
         if workers.chief:
             backups.set_model(model)
@@ -274,7 +274,9 @@ def _train_stage(stage: int, run: Path, prepared: Prepared, workers: Workers) ->
         if stage == 1:  # after the mining, which can use the embeddings of the validation
             callbacks.append(
                 keras.callbacks.LambdaCallback(
-                    on_epoch_begin=lambda epoch, _: set_other_channels(towers, active=True) if epoch == 0 else None
+                    on_epoch_begin=lambda epoch, _: (
+                        mask_untrained_channels(towers, masked=False) if epoch == 0 else None
+                    )
                 )
             )
         if workers.chief:  # the CSV comes after the backup: an epoch that is repeated has one row
