@@ -22,7 +22,11 @@ def gather(values: tf.Variable | tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
 
 
 def best_rows(
-    scores: tf.Tensor, k: tf.Tensor, rows: tf.Tensor | None = None, groups: tf.Tensor | None = None
+    scores: tf.Tensor,
+    k: tf.Tensor,
+    rows: tf.Tensor | None = None,
+    groups: tf.Tensor | None = None,
+    repeated: tf.Tensor | None = None,
 ) -> ScoredRows:
     """Select the k highest scores of each query.
 
@@ -31,11 +35,18 @@ def best_rows(
         k: int32 `[]`.
         rows: int32 `[C]`, the row of each score. None: the position of the score.
         groups: int64 `[C]`, the group of each score, to return only the best of each group. B must be 1 then.
+        repeated: int32 `[]`. At most so many rows are a repetition of another one, with the same score; each row is
+            returned once. B must be 1 then. None: no row is repeated.
 
     Returns:
         Scores and rows `[B, k]`.
     """
-    values, positions = _sort(scores, k) if groups is None else _sort_groups(scores, k, groups)
+    if groups is not None:
+        values, positions = _sort_groups(scores, k, groups)  # a repetition is of the same group
+    elif rows is not None and repeated is not None:
+        values, positions = _first_of_groups(scores, k, rows, tf.minimum(k + repeated, tf.shape(scores)[1]))
+    else:
+        values, positions = _sort(scores, k)
     present = values > EXCLUDED
     best = positions if rows is None else tf.gather(rows, positions)
     padding = tf.convert_to_tensor([[0, 0], [0, k - tf.shape(values)[1]]])
@@ -51,16 +62,19 @@ def _sort(scores: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 def _sort_groups(scores: tf.Tensor, k: tf.Tensor, groups: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """The highest score of each of the k best groups, and its position, `[1, K]`."""
     few = tf.minimum(COLLAPSE_MULTIPLE * k, tf.shape(scores)[1])
-
-    def sort(count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        values, positions = _sort(scores, count)
-        unique = tf.unique(gather(groups, positions[0]))  # numbered in the order of their first row
-        first = tf.math.unsorted_segment_min(tf.range(count), unique.idx, tf.size(unique.y))[:k]
-        return tf.gather(values, first, axis=1), tf.gather(positions, first, axis=1)
-
-    best = sort(few)
+    best = _first_of_groups(scores, k, groups, few)
     missing = (tf.shape(best[0])[1] < k) & tf.reduce_all(best[0] > EXCLUDED) & (few < tf.shape(scores)[1])
-    return tf.cond(missing, lambda: sort(tf.shape(scores)[1]), lambda: best)
+    return tf.cond(missing, lambda: _first_of_groups(scores, k, groups, tf.shape(scores)[1]), lambda: best)
+
+
+def _first_of_groups(
+    scores: tf.Tensor, k: tf.Tensor, groups: tf.Tensor, count: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The highest score of each group, of at most k, among the `count` highest scores, and its position, `[1, K]`."""
+    values, positions = _sort(scores, count)
+    unique = tf.unique(gather(groups, positions[0]))  # numbered in the order of their first row
+    first = tf.math.unsorted_segment_min(tf.range(count), unique.idx, tf.size(unique.y))[:k]
+    return tf.gather(values, first, axis=1), tf.gather(positions, first, axis=1)
 
 
 def select(values: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:

@@ -175,7 +175,7 @@ class RetrieverServable(tf.Module):
             if scan_all:
                 scores, rows = self._scan(queries, codes, k, added)
             else:
-                candidates = self._lexical_candidates(bm25, codes, k)
+                candidates = None if self.index.exhaustive else self._lexical_candidates(bm25, codes, k)
                 scores, rows = self._search_one(queries, codes, k, effort, added, candidates)
             return scores, rows, lexical(tf.maximum(rows, 0))
 
@@ -248,25 +248,22 @@ class RetrieverServable(tf.Module):
             some_excluded = filtered | (self.alive is not None or self.groups is not None)
             count = k if candidates is None else tf.where(tf.size(candidates) > 0, tf.maximum(k, CANDIDATES), k)
             count *= widening * tf.where(some_excluded, FETCHED_MULTIPLE, 1)
-            rows = self.index.candidates(query, count, wide_effort)
-            return rows if candidates is None else tf.concat([rows, self._remove_rows(candidates, rows)], 0)
+            return self.index.candidates(query, count, wide_effort)
 
         rows = tf.cond(listed, lambda: filters.list_rows(start, length), search_index) if filters else search_index()
+        found, repeated = tf.size(rows), None
+        if candidates is not None:
+            rows, repeated = tf.concat([rows, candidates], 0), tf.size(candidates)
         scores = self._score(query, codes, rows, added)
-        best = self._select(scores, k, rows)
-        in_index = tf.reduce_sum(tf.cast(scores[:, : tf.shape(rows)[0]] > EXCLUDED, tf.int32))
+        best = self._select(scores, k, rows, repeated)
+        in_index = _count(scores[:, :found] > EXCLUDED)
+        if repeated is not None:  # how many rows both have is not known
+            in_index = tf.maximum(in_index, _count(scores[:, found : found + repeated] > EXCLUDED))
         short = in_index < tf.minimum(k, tf.minimum(length, self.live_in_index))
         if self.groups is not None:
             results = tf.minimum(self.results, length + self.count - self.base)
-            short |= tf.reduce_sum(tf.cast(best[1] >= 0, tf.int32)) < tf.minimum(k, results)
+            short |= _count(best[1] >= 0) < tf.minimum(k, results)
         return tf.cond(short & ~listed, lambda: self._scan(query, codes, k, added), lambda: best)
-
-    def _remove_rows(self, rows: tf.Tensor, removed: tf.Tensor) -> tf.Tensor:
-        """The rows that are not among the removed ones."""
-        is_removed = tf.tensor_scatter_nd_update(
-            tf.zeros([self.base], tf.bool), removed[:, tf.newaxis], tf.ones_like(removed, tf.bool)
-        )
-        return select(rows, ~tf.gather(is_removed, rows))
 
     def _scan(self, queries: tf.Tensor, codes: tf.Tensor, k: tf.Tensor, added: Added | None = None) -> ScoredRows:
         """The best rows `[B, k]` of all."""
@@ -290,11 +287,13 @@ class RetrieverServable(tf.Module):
         used = tf.reduce_any(codes != ANY)
         return tf.cond(used, lambda: tf.where(accepts(codes, rows), scores, EXCLUDED), lambda: scores)
 
-    def _select(self, scores: tf.Tensor, k: tf.Tensor, rows: tf.Tensor | None = None) -> ScoredRows:
-        """The best rows `[B, k]` by the scores that `_score` computed for the same rows."""
+    def _select(
+        self, scores: tf.Tensor, k: tf.Tensor, rows: tf.Tensor | None = None, repeated: tf.Tensor | None = None
+    ) -> ScoredRows:
+        """The best rows `[B, k]` by the scores that `_score` computed for the same rows; see `best_rows`."""
         rows = self._add_delta(rows)
         groups = self.groups if self.groups is None or rows is None else gather(self.groups, rows)
-        return best_rows(scores, k, rows, groups)
+        return best_rows(scores, k, rows, groups, repeated)
 
     def _add_delta(self, rows: tf.Tensor | None) -> tf.Tensor | None:
         """The given rows and those of the delta; None if all rows are scored."""
@@ -308,6 +307,11 @@ def _ids_variable(ids: pa.LargeBinaryArray) -> tf.Variable:
         part = ids[start : start + IDS]
         variable[start : start + len(part)].assign(part.to_numpy(zero_copy_only=False))
     return variable
+
+
+def _count(mask: tf.Tensor) -> tf.Tensor:
+    """The number of true values, int32 `[]`."""
+    return tf.reduce_sum(tf.cast(mask, tf.int32))
 
 
 def _check_lengths(values: tuple[tf.Tensor, ...], message: str) -> tf.Operation:
