@@ -254,6 +254,8 @@ class Config(Section):
 
     format: int = FORMAT
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 17
+    start: Annotated[str, Field(min_length=1)] | None = None
+    """A run directory whose weights training begins with. The config has all channels of that run and may have more."""
     dimension: Positive = 128
     """D, the width of the channel vectors and of the embeddings."""
     channels: dict[Annotated[str, Field(pattern="^[A-Za-z0-9_-]+$")], Channel]

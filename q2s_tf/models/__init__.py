@@ -24,6 +24,7 @@ from q2s_tf.models.run_directory import (
     read_tokenizers,
     save_weights,
 )
+from q2s_tf.models.start_run import fill_from_start, load_start
 from q2s_tf.models.towers import Tower, Towers, build_towers
 
 __all__ = [
@@ -38,9 +39,11 @@ __all__ = [
     "embed_catalogue",
     "encode",
     "fill_encoders",
+    "fill_from_start",
     "hash_towers",
     "load",
     "load_pretrained",
+    "load_start",
     "load_weights",
     "mask_untrained_channels",
     "merge_encoder",

@@ -6,6 +6,7 @@ is added to the position embeddings, and its constants (form of GELU, ε of the 
 
 import importlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,13 +107,15 @@ def _packaged(preset: str) -> str:
 def fill_encoders(config: Config) -> tuple[Config, dict[str, bytes]]:
     """The config with the geometry and the constants of its presets filled in, and their tokenizers by encoder.
 
+    Encoders whose constants are filled in are left out.
+
     Raises:
         InputError: as `read_preset`; or a preset with fewer layers or positions than the config needs.
     """
     encoders, tokenizers = dict(config.encoders), {}
     longest = config.longest_texts()
     for name, encoder in config.encoders.items():
-        if encoder.preset is None:
+        if encoder.preset is None or encoder.pretrained is not None:
             continue
         preset = read_preset(encoder.preset, weights=False)
         backbone, tokenizers[name] = preset.backbone, preset.tokenizer
@@ -142,39 +145,43 @@ def starts_from_encoders(config: Config) -> bool:
     return all(any(config.encoders[channel.encoder].preset for channel in channels) for channels in texts)
 
 
-def load_pretrained(towers: Towers) -> None:
+def load_pretrained(towers: Towers, encoders: Iterable[str] | None = None) -> None:
     """Copies the weights of the presets of a config into the text encoders of its towers.
 
-    If both towers have such an encoder, the other channels begin with little weight, see `mask_untrained_channels`.
+    If both towers have such an encoder, the other channels begin with the bias `INITIAL_BIAS`.
+
+    Args:
+        towers: towers of the config.
+        encoders: the encoders to fill, all by default.
     """
-    for name in towers.text_encoders:
+    for name in towers.text_encoders if encoders is None else encoders:
         preset = towers.config.encoders[name].preset
         if preset is not None:
             _copy_preset(read_preset(preset), towers, name)
-    mask_untrained_channels(towers, masked=False)
-
-
-def mask_untrained_channels(towers: Towers, masked: bool) -> None:
-    """Masks the channels beside the pretrained encoders of untrained towers, or unmasks them, by their fusion biases.
-
-    Towers without a pretrained encoder on both sides are not changed.
-
-    Args:
-        towers: towers that have not been trained.
-        masked: True gives towers that rank as their encoders do; masked channels cannot be trained. False gives each of
-            them about 2 % of the attention.
-    """
     if starts_from_encoders(towers.config):
-        bias = (
-            2 * MASKED_LOGIT if masked else INITIAL_BIAS
-        )  # below that of a missing text, whose row has no vector then
         for tower in (towers.query, towers.document):
             if tower.fusion.bias is not None:
                 others = [
                     channel.kind != "text" or not tower.config.encoders[channel.encoder].preset
                     for channel in tower.channels.values()
                 ]
-                tower.fusion.bias.assign(np.where(others, bias, 0.0))
+                tower.fusion.bias.assign(np.where(others, INITIAL_BIAS, 0.0))
+
+
+def mask_untrained_channels(towers: Towers, masked: bool) -> None:
+    """Masks the channels that have the bias `INITIAL_BIAS`, which training changes, or gives masked ones that bias.
+
+    Args:
+        towers: towers whose fusions may have such channels; others are not changed.
+        masked: True gives towers that rank by the pretrained encoders, or as the run that they start from; masked
+            channels cannot be trained. False gives each of them about 2 % of the attention.
+    """
+    masked_bias = 2 * MASKED_LOGIT  # below that of a missing text, whose row has no vector then
+    old, new = (INITIAL_BIAS, masked_bias) if masked else (masked_bias, INITIAL_BIAS)
+    for tower in (towers.query, towers.document):
+        if tower.fusion.bias is not None:
+            bias = tower.fusion.bias.numpy()
+            tower.fusion.bias.assign(np.where(bias == old, new, bias))
 
 
 def preset_towers(name: str, pooling: Pooling = "mean", dimension: int | None = None) -> Towers:

@@ -163,7 +163,7 @@ class RetrieverServable(tf.Module):
             if self.lexical is None or not words:
                 found = self._scan(queries, codes, k) if scan_all else self._search_one(queries, codes, k, effort)
                 return *found, tf.zeros_like(found[0])
-            bm25 = self.lexical.score(*words)
+            bm25, candidates = self._find_documents(words, codes, k)
 
             def lexical(rows: tf.Tensor | None) -> tf.Tensor:
                 sums = bm25.sums if rows is None else tf.gather(bm25.sums, tf.minimum(rows, tf.size(bm25.sums) - 1))
@@ -175,8 +175,9 @@ class RetrieverServable(tf.Module):
             if scan_all:
                 scores, rows = self._scan(queries, codes, k, added)
             else:
-                candidates = None if self.index.exhaustive else self._lexical_candidates(bm25, codes, k)
-                scores, rows = self._search_one(queries, codes, k, effort, added, candidates)
+                scores, rows = self._search_one(
+                    queries, codes, k, effort, added, None if self.index.exhaustive else candidates
+                )
             return scores, rows, lexical(tf.maximum(rows, 0))
 
         one_by_one = words is not None or not scan_all or self.groups is not None
@@ -201,6 +202,22 @@ class RetrieverServable(tf.Module):
             lambda: find_words(normalise(texts)),
             lambda: (tf.zeros(none, tf.int32), tf.zeros(none)),
         )
+
+    def _find_documents(
+        self, words: tuple[tf.Tensor, ...], codes: tf.Tensor, k: tf.Tensor
+    ) -> tuple[LexicalScores, tf.Tensor]:
+        """BM25 of one query by its terms and similarities `[1, W]`, and the candidates of the lexical index."""
+        assert self.lexical is not None
+        score, rows = self.lexical.score, tf.zeros([0], tf.int32)
+        none = LexicalScores(tf.zeros([1]), rows, tf.constant(0), tf.constant(0.0))
+
+        def find() -> tuple[tf.Tensor, ...]:
+            bm25 = score(*words)
+            return *bm25, rows if self.index.exhaustive else self._lexical_candidates(bm25, codes, k)
+
+        # Without words, as if λ is 0, none of these ops takes time.
+        *bm25, candidates = tf.cond(tf.size(words[0]) > 0, find, lambda: (*none, rows))
+        return LexicalScores(*bm25), candidates
 
     def _lexical_candidates(self, bm25: LexicalScores, codes: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
         """The rows of the index, each once, with the highest BM25 among those with a word of the query."""

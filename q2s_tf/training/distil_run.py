@@ -127,6 +127,7 @@ def student_config(teacher: Config, run: Path, overrides: Sequence[str] = ()) ->
             "tokenizer": student.tokenizer,
             "pseudo_queries": student.pseudo_queries,
             "distillation": student.distillation.model_copy(update={"teacher": str(run)}),
+            "start": None,
             "head": None,
             "blending": Blending(),
         }

@@ -21,7 +21,9 @@ from q2s_tf.models import (
     Towers,
     build_towers,
     fill_encoders,
+    fill_from_start,
     load_pretrained,
+    load_start,
     load_weights,
     mask_untrained_channels,
     merge_encoder,
@@ -80,7 +82,7 @@ def train(
         validation: judgements, or later positives; the epoch with the highest `evaluation.validation_metric` on them is
             the best one.
         run: the run directory to create.
-        tokenizer: a SentencePiece model of an earlier run; None to train one.
+        tokenizer: a SentencePiece model of an earlier run; None for that of the `start` of the config, or to train one.
         resume: continue a run that was interrupted, after its last complete epoch.
 
     Returns:
@@ -127,6 +129,8 @@ def _start_from_encoders(
     """A run directory of untrained towers with the pretrained encoders of a config."""
     if any(pairs):
         raise InputError("positives and validation: give both, or neither for the pretrained encoders of the config")
+    if config.start:
+        raise InputError(f"start {config.start}: is where a training begins: give --positives and --validation")
     if not starts_from_encoders(config):
         raise InputError(
             "positives: only a config with a preset for the texts of both towers can do without them, such as "
@@ -200,6 +204,8 @@ def prepare_training(
     started = bool(read_history(run / "metrics.jsonl", 1))
     if started:
         load_weights(towers, run / CHECKPOINTS / STAGE_WEIGHTS[1])
+    elif config.start:
+        load_start(towers)
     else:
         load_pretrained(towers)
     folder = run / EXAMPLES
@@ -249,8 +255,7 @@ def _train_stage(stage: int, run: Path, prepared: Prepared, workers: Workers) ->
 
     if not history:
         record.set_model(model)
-        if stage == 1:
-            mask_untrained_channels(towers, masked=True)
+        mask_untrained_channels(towers, masked=True)
         record.record(0, validate())
         if workers.chief:
             backups.set_model(model)
@@ -271,14 +276,12 @@ def _train_stage(stage: int, run: Path, prepared: Prepared, workers: Workers) ->
             embeddings = validation.embed_documents
             mined = HardNegatives(towers, examples, (config.seed, stage), workers, file, embeddings)
             callbacks.append(mined)
-        if stage == 1:  # after the mining, which can use the embeddings of the validation
-            callbacks.append(
-                keras.callbacks.LambdaCallback(
-                    on_epoch_begin=lambda epoch, _: (
-                        mask_untrained_channels(towers, masked=False) if epoch == 0 else None
-                    )
-                )
+        # After the mining, which can use the embeddings of the validation.
+        callbacks.append(
+            keras.callbacks.LambdaCallback(
+                on_epoch_begin=lambda epoch, _: mask_untrained_channels(towers, masked=False) if epoch == 0 else None
             )
+        )
         if workers.chief:  # the CSV comes after the backup: an epoch that is repeated has one row
             callbacks += [
                 keras.callbacks.TensorBoard(str(run / "tensorboard" / f"stage{stage}"), write_graph=False),
@@ -307,7 +310,14 @@ def _prepare_run(config: Config, run: Path, scans: list[TableScan], tokenizer: P
         scans[0].read()
         save_config(config, run / "config.toml")
         return
+    config, kept = fill_from_start(config)
+    if config.start:
+        if tokenizer:
+            raise InputError(f"tokenizer {tokenizer}: a run with a start uses that of {config.start}: leave one out")
+        tokenizer = Path(config.start) / RUN_TOKENIZER
+        model = tokenizer.read_bytes()
     config, vocabularies = fill_encoders(config)
+    vocabularies |= kept
     if model is None:
         console.print("training the tokenizer")
         texts = (text for scan in reversed(scans) for text in scan.texts())

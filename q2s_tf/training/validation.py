@@ -37,7 +37,7 @@ def read_validation(judgements: Table, document_ids: pa.Array, config: Config) -
 
 
 class Validation:
-    """The metric of `evaluation.validation_metric`, of cos(q, d) on judged queries that are preprocessed once.
+    """A metric of cos(q, d) on judged queries that are preprocessed once.
 
     ROC AUC and nDCG@10 read the judged pairs; recall@100 ranks the whole catalogue, which has to be embedded.
 
@@ -47,6 +47,7 @@ class Validation:
         relevant: which of them are relevant, bool `[J]`.
         documents: the preprocessed catalogue.
         folder: folder for the preprocessed queries.
+        metric: `roc_auc`, `ndcg@10` or `recall@100`; that of the config by default.
 
     Attributes:
         embed_documents: the embeddings of the documents that the metric reads.
@@ -55,8 +56,17 @@ class Validation:
         InputError: nDCG of queries that have none.
     """
 
-    def __init__(self, towers: Towers, judged: Judgements, relevant: np.ndarray, documents: TowerRows, folder: Path):
-        self.judged, self.relevant, self.metric = judged, relevant, towers.config.evaluation.validation_metric
+    def __init__(
+        self,
+        towers: Towers,
+        judged: Judgements,
+        relevant: np.ndarray,
+        documents: TowerRows,
+        folder: Path,
+        metric: str | None = None,
+    ):
+        self.judged, self.relevant = judged, relevant
+        self.metric = metric or towers.config.evaluation.validation_metric
         self.name = VALIDATION.format(self.metric)
         if self.metric == "ndcg@10" and sum(judged.without_ndcg().values()) == len(np.unique(judged.query)):
             raise InputError(
