@@ -90,7 +90,8 @@ def test_added_channels_are_trained_beside_the_channels_of_the_start(
     """Epoch 0 ranks as the run that it starts from; the encoder keeps its weights; the run needs no preset."""
     start = q2s_tf.load(market_text_run)
     config = with_trigrams(text_config(preset / "is_not_read"), market_text_run)
-    too_fast = config.model_copy(update={"stage1": config.stage1.model_copy(update={"learning_rate": 3.0})})
+    stage1 = config.stage1.model_copy(update={"learning_rate": 3.0})
+    too_fast = config.model_copy(update={"stage1": stage1, "dimension": 24})  # 16 in the start
     same = fit(too_fast, market, tmp_path / "same")
     values = validation_values(tmp_path / "same")
     assert values[0] == max(values), "the best epoch is the beginning"
@@ -145,7 +146,7 @@ def test_what_does_not_fit_the_start_is_refused(
     scratch["title"] = {"tower": "document", "input": "title", **TRIGRAMS}
     cases: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         ({"start": str(tmp_path / "none")}, {}, "run .*none: not a run directory"),
-        ({"dimension": 24}, {}, "start .*: its dimension is 16, that of the config is 24"),
+        ({"dimension": 12}, {}, "its dimension is 16, and that of the config only 12: raise it"),
         ({"channels": other_text}, {}, "no channel 'title_text', or one with other settings"),
         ({"channels": scratch}, {}, "no channel 'title_text', or one with other settings"),
         ({"channels": longer}, {}, "encoder 'own' reads at most 8 tokens there"),

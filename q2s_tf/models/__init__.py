@@ -9,7 +9,6 @@ from q2s_tf.models.pretrained import (
     fill_encoders,
     load_pretrained,
     mask_untrained_channels,
-    merge_encoder,
     preset_towers,
     read_preset,
     starts_from_encoders,
@@ -24,7 +23,7 @@ from q2s_tf.models.run_directory import (
     read_tokenizers,
     save_weights,
 )
-from q2s_tf.models.start_run import fill_from_start, load_start
+from q2s_tf.models.start_run import fill_from_start, fill_open_values, load_start
 from q2s_tf.models.towers import Tower, Towers, build_towers
 
 __all__ = [
@@ -40,13 +39,13 @@ __all__ = [
     "encode",
     "fill_encoders",
     "fill_from_start",
+    "fill_open_values",
     "hash_towers",
     "load",
     "load_pretrained",
     "load_start",
     "load_weights",
     "mask_untrained_channels",
-    "merge_encoder",
     "order_by_length",
     "preset_towers",
     "read_ids",

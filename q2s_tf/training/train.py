@@ -22,11 +22,11 @@ from q2s_tf.models import (
     build_towers,
     fill_encoders,
     fill_from_start,
+    fill_open_values,
     load_pretrained,
     load_start,
     load_weights,
     mask_untrained_channels,
-    merge_encoder,
     read_run_config,
     read_tokenizers,
     save_weights,
@@ -347,15 +347,7 @@ def _check_negative_rank(config: Config, examples: Examples) -> None:
 def _resumed_config(config: Config, run: Path) -> Config:
     """The config of the run to resume, which must be equal to `config` except for the end of stage 1."""
     kept = read_run_config(run)
-    channels, encoders = dict(config.channels), dict(config.encoders)
-    for name, channel in kept.channels.items():
-        own = channels.get(name)
-        if channel.kind == "categorical" and own is not None and own.kind == "categorical" and not own.values:
-            channels[name] = own.model_copy(update={"values": channel.values})
-    for name, encoder in encoders.items():
-        if encoder.preset and name in kept.encoders:
-            encoders[name] = merge_encoder(encoder, kept.encoders[name])
-    requested = config.model_copy(update={"channels": channels, "encoders": encoders})
+    requested = fill_open_values(config, kept)
     stage1 = requested.stage1.model_copy(update={"max_epochs": kept.stage1.max_epochs})
     stage2 = requested.stage2.model_copy(update={"unconverged": kept.stage2.unconverged})
     same_end = requested.model_copy(update={"stage1": stage1, "stage2": stage2})
