@@ -82,11 +82,13 @@ def write_documents(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 @contextmanager
-def serve_page(target: str, documents: Path, models: Path | None, pictures: str | None = None) -> Iterator[DemoPage]:
+def serve_page(
+    target: str, documents: Path, models: Path | None, pictures: str | None = None, run: Path | None = None
+) -> Iterator[DemoPage]:
     """Serves the page until the end of the block, with the server at `target`."""
     with WatchedClient(target, timeout_seconds=10) as client:
         client.efforts = []
-        search = Search(client, documents, models, page_size=10, pictures=pictures)
+        search = Search(client, documents, models, page_size=10, pictures=pictures, run=run)
         server = uvicorn.Server(uvicorn.Config(make_app(search, target), log_level="warning", lifespan="off"))
         listening = socket.create_server(("127.0.0.1", 0))  # requests wait in its queue until the page has started
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
@@ -100,10 +102,10 @@ def serve_page(target: str, documents: Path, models: Path | None, pictures: str 
 
 
 @contextmanager
-def serve_market(folder: Path, pictures: str | None = None) -> Iterator[DemoPage]:
+def serve_market(folder: Path, pictures: str | None = None, run: Path | None = None) -> Iterator[DemoPage]:
     """Writes models and a catalogue into an empty folder, and serves them."""
     models = folder / "models"
     save_models(models)
     documents = write_documents(folder / "documents.parquet", make_rows())
-    with Server(models, port=0) as server, serve_page(server.address, documents, models, pictures) as page:
+    with Server(models, port=0) as server, serve_page(server.address, documents, models, pictures, run) as page:
         yield page

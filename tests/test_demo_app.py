@@ -21,11 +21,14 @@ import pytest
 import serving_models
 from demo_page import CHANNELS, HOSTILE, LEFT_OUT, WORD, WORDS_SCORE, DemoPage
 from starlette.testclient import TestClient
+from tiny_market import TinyMarket
 
 from q2s_tf.demo_app.app import make_app, serve
 from q2s_tf.demo_app.search import Search
 from q2s_tf.demo_app.shown_documents import ShownDocuments
 from q2s_tf.errors import InputError
+from q2s_tf.models import Towers
+from q2s_tf.report.explain import explain
 from q2s_tf.server.server import Server
 from q2s_tf.serving import ServingError
 from q2s_tf.serving.client import Client
@@ -133,6 +136,36 @@ def test_channels_have_numbers_without_the_export(folder: Path, page: DemoPage) 
     ):
         channels = ask(other, "sofa")["channels"]
     assert [channel["name"] for channel in channels] == ["channel 1", "channel 2", "channel 3"]
+
+
+def test_the_parts_of_a_result_are_those_of_an_explanation(
+    folder: Path, run: Path, towers: Towers, market: TinyMarket
+) -> None:
+    """Every kind of channel, on the market of the run; the parts add up to the cosine."""
+    row = market.document_rows[3]
+    explanation = explain(run, market.documents, "red sofa", "US", row["document_id"])
+    match = next(match for match in explanation.ranking if match["rank"] == explanation.rank)
+    with Server(folder / "models", port=0) as server:
+        with demo_page.serve_page(server.address, market.documents, None, run=run) as page:
+            asked = {"query": "red sofa", "country": "US", "document_id": row["document_id"]}
+            channels = httpx.get(f"{page.address}/api/channels", params=asked).json()["channels"]
+            unknown = httpx.get(f"{page.address}/api/channels", params={**asked, "document_id": "none"})
+            empty = httpx.get(f"{page.address}/api/channels", params={**asked, "query": " "})
+        with demo_page.serve_page(server.address, market.documents, None) as page:
+            without = httpx.get(f"{page.address}/api/channels", params=asked)
+    parts = {channel["name"]: channel["part"] for channel in channels}
+    present = {name for name, weight in explanation.document.weights.items() if weight is not None}
+    assert set(parts) == present
+    assert parts == pytest.approx({name: match["contributions"][name] for name in present}, abs=1e-6)
+    document = towers.encode_documents(pa.Table.from_pylist([row]))[0]
+    cosine = float(towers.encode_queries(["red sofa"], "US")[0] @ document)
+    assert sum(parts.values()) == pytest.approx(cosine, abs=1e-5)
+    for answer, message in (
+        (unknown, "no such document_id"),
+        (empty, "query must not be empty; write what is looked for"),
+        (without, "the page has no run: start it with --explain RUN"),
+    ):
+        assert (answer.status_code, answer.json()) == (400, {"error": message})
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import demo_page
+import httpx
 import pytest
-from demo_page import CHANNELS, HOSTILE, WORD, WORDS_SCORE, DemoPage
+from demo_page import CHANNELS, HOSTILE, LEFT_OUT, WORD, WORDS_SCORE, DemoPage
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
@@ -167,10 +168,29 @@ def test_the_bars_of_a_result_are_the_two_parts_of_its_score(browser: webdriver.
         assert words[2:] == pytest.approx([unit * max(cosine, 0), unit * WORDS_SCORE], abs=2e-2)
     hatched = browser.execute_script("return document.querySelectorAll('.card .negative').length")
     assert hatched == sum(cosine < 0 for cosine in cosines)
-    assert {bars.accessible_name for bars in all_of(browser, "#hybrid .card .bars")} == {"Parts of the score"}
+    assert {bars.accessible_name for bars in all_of(browser, "#hybrid .card .parts")} == {"Parts of the score"}
     assert all_of(browser, "#bm25 .card .bars") == []
     clipped = "return [...document.querySelectorAll('.card .name')].some((name) => name.scrollWidth > name.clientWidth)"
     assert not browser.execute_script(clipped)
+
+
+def test_the_channels_of_a_result_are_loaded_by_keyboard(
+    browser: webdriver.Chrome, lean_run: Path, tmp_path: Path
+) -> None:
+    with demo_page.serve_market(tmp_path, run=lean_run) as page:
+        open_search(browser, page, "query=red+lamp")
+        summary = one_of(browser, "#hybrid .card:first-of-type .channels summary")
+        browser.execute_script("arguments[0].focus()", summary)
+        press(browser, Keys.ENTER)
+        (item,) = wait(browser, lambda: all_of(browser, "#hybrid .card:first-of-type .channels li"))
+        assert one_of(browser, "#hybrid .card:first-of-type .channels li .name").text == "title trigrams"
+        document = one_of(browser, "#hybrid .card:first-of-type").get_attribute("data-id")
+        asked = {"query": "red lamp", "country": "", "document_id": document}
+        (channel,) = httpx.get(f"{page.address}/api/channels", params=asked).json()["channels"]
+        assert item.text.split()[-1] == f"{channel['part']:.3f}"
+        left_out = one_of(browser, f'#hybrid .card[data-id="{LEFT_OUT}"]') if LEFT_OUT in ids(browser) else None
+        assert left_out is None or not left_out.find_elements(By.CSS_SELECTOR, ".channels")
+        assert not browser.get_log("browser")
 
 
 def test_the_channel_weights_of_the_query_are_folded(browser: webdriver.Chrome, page: DemoPage) -> None:

@@ -278,6 +278,9 @@ def demo_app(
     token: Token = "",
     collection: Collection = "products",
     run: QueryRun = None,
+    explain: Annotated[
+        Path | None, Option(help="The run of the index: each result can show what each of its channels adds.")
+    ] = None,
 ) -> None:
     """Serve a search page in the browser, over a running server.
 
@@ -292,4 +295,4 @@ def demo_app(
 
     options = EngineOptions(engine, uri, token, collection, run)
     with open_client(options, target, models, timeout_seconds) as client:
-        serve(documents, client, models, host, port, page_size, pictures)
+        serve(documents, client, models, host, port, page_size, pictures, explain)

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import grpc
 import uvicorn
 from starlette.applications import Starlette
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders, QueryParams
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
@@ -35,7 +35,8 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-PARAMETERS = ("query", "country", "page")
+SEARCH_PARAMETERS = ("query", "country", "page")
+CHANNELS_PARAMETERS = ("query", "country", "document_id")
 MAX_ERROR = 300
 """Characters of an error."""
 _STATUS = {grpc.StatusCode.UNAVAILABLE: 503, grpc.StatusCode.DEADLINE_EXCEEDED: 504}
@@ -89,19 +90,22 @@ def make_app(search: Search, target: str, host: str = "127.0.0.1") -> ASGIApp:
         "countries": search.documents.values("country"),
         "examples": search.documents.examples(),
         "max_characters": MAX_CHARACTERS,
+        "has_parts": search.has_parts,
     }
 
     def page(request: Request) -> Response:
         return templates.TemplateResponse(request, "page.html", variables)
 
     def search_page(request: Request) -> Response:
-        parameters = request.query_params
-        if unknown := [name for name in parameters if name not in PARAMETERS]:
-            raise InputError(f"unknown parameter {unknown[0]!r:.40}; the parameters are {', '.join(PARAMETERS)}")
+        parameters = _parameters(request, SEARCH_PARAMETERS)
         number = parameters.get("page", "1")
         if not (number.isascii() and number.isdigit() and len(number) < 10):
             raise InputError(f"page must be a whole number from 1 to {MAX_PAGES}, got {number!r:.40}")
         return JSONResponse(search.page(parameters.get("query", ""), parameters.get("country", ""), int(number)))
+
+    def channel_parts(request: Request) -> Response:
+        parameters = _parameters(request, CHANNELS_PARAMETERS)
+        return JSONResponse(search.channel_parts(*(parameters.get(name, "") for name in CHANNELS_PARAMETERS)))
 
     def picture(request: Request) -> Response:
         (row,) = search.documents.look_up([request.query_params.get("document_id", "")])
@@ -120,11 +124,19 @@ def make_app(search: Search, target: str, host: str = "127.0.0.1") -> ASGIApp:
     routes: list[Any] = [
         Route("/", page),
         Route("/api/search", search_page),
+        Route("/api/channels", channel_parts),
         Route("/picture", picture),
         Mount("/static", StaticFiles(directory=FOLDER / "static")),
     ]
     handlers = dict.fromkeys((InputError, ServingError, HTTPException, Exception), show_error)
     return Guard(Starlette(routes=routes, exception_handlers=handlers), host)
+
+
+def _parameters(request: Request, known: tuple[str, ...]) -> QueryParams:
+    """The parameters of a request; `InputError` for one that is not known."""
+    if unknown := [name for name in request.query_params if name not in known]:
+        raise InputError(f"unknown parameter {unknown[0]!r:.40}; the parameters are {', '.join(known)}")
+    return request.query_params
 
 
 def _error(message: str, status: int) -> Response:
@@ -149,10 +161,12 @@ def serve(
     port: int = 8080,
     page_size: int = 10,
     pictures: str | None = None,
+    run: Path | None = None,
 ) -> None:
     """Serves the page until SIGTERM or SIGINT; prints one line when it is ready.
 
-    ``client`` searches; ``models`` are the exports, for the names of channels; the others are those of `q2s demo-app`.
+    ``client`` searches; ``models`` are the exports, for the names of channels; ``run`` is the one that explains
+    results; the others are those of `q2s demo-app`.
 
     Raises:
         InputError: the port is taken, the documents cannot be read, the server does not answer.
@@ -167,7 +181,7 @@ def serve(
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with listening:
         try:
-            search = Search(client, documents, models, page_size, pictures)
+            search = Search(client, documents, models, page_size, pictures, run)
         except ServingError as error:
             raise InputError(_explain(error, client.target)) from error
         # Open requests have five seconds: a browser that keeps its connection open must not keep the process alive.

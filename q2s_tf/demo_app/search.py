@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from q2s_tf.cli import console
+from q2s_tf.demo_app.channel_parts import ChannelParts
 from q2s_tf.demo_app.shown_documents import ShownDocuments
 from q2s_tf.errors import InputError
 from q2s_tf.evaluation.rankers import Bm25, top_k
@@ -26,6 +27,9 @@ class Search:
 
     The arguments are those of `q2s demo-app`. Without ``models``, the exports, channels have numbers.
 
+    Attributes:
+        has_parts: whether there is a ``run`` for `channel_parts`.
+
     Raises:
         InputError: the documents cannot be read.
         ServingError: the server does not answer, or lacks the query tower or the retriever.
@@ -38,6 +42,7 @@ class Search:
         models: Path | None = None,
         page_size: int = 10,
         pictures: str | None = None,
+        run: Path | None = None,
     ):
         self._client = client
         self._models = models
@@ -45,6 +50,8 @@ class Search:
         with console.status("reading documents"):
             self.documents = ShownDocuments(documents, pictures)
         self._bm25 = Bm25(self.documents.table)
+        self._channel_parts = None if run is None else ChannelParts(run, documents)
+        self.has_parts = run is not None
         self.page("warm-up")  # requests what is cached for later searches, and fails if a servable is missing
 
     def page(self, query: str, country: str = "", number: int = 1) -> dict[str, Any]:
@@ -54,10 +61,7 @@ class Search:
             InputError: the query is empty or too long, or there is no such page.
             ServingError: the server did not answer.
         """
-        if not query.strip():
-            raise InputError("query must not be empty; write what is looked for")
-        if max(len(query), len(country)) > MAX_CHARACTERS:
-            raise InputError(f"query and country may have {MAX_CHARACTERS} characters each; shorten them")
+        _check_texts(query, country)
         if not 1 <= number <= MAX_PAGES:
             raise InputError(f"page must be 1 to {MAX_PAGES}, got {number}")
         return {
@@ -71,6 +75,19 @@ class Search:
             "hybrid": self._search_retriever(query, country, number),
             "bm25": self._search_bm25(query, number),
         }
+
+    def channel_parts(self, query: str, country: str, document_id: str) -> dict[str, Any]:
+        """The document channels with their parts of the cosine, as in the JSON of `q2s_tf.demo_app.app`.
+
+        Raises:
+            InputError: there is no run, or no such document; the query is empty or too long.
+        """
+        _check_texts(query, country)
+        row = self.documents.row(document_id)
+        if self._channel_parts is None or row is None:
+            missing = "the page has no run: start it with --explain RUN" if row is not None else "no such document_id"
+            raise InputError(missing)
+        return {"channels": self._channel_parts.of(query, country, row)}
 
     def _search_retriever(self, query: str, country: str, number: int) -> dict[str, Any]:
         """Results of the retriever. Page 1 uses the cheapest search, each further page a more expensive one."""
@@ -113,3 +130,10 @@ class Search:
             columns = {name: row[name] for name in COLUMNS if name in row}
             results.append({"rank": rank, **dict(named), "document_id": document_id, **columns, "picture": picture})
         return results
+
+
+def _check_texts(query: str, country: str) -> None:
+    if not query.strip():
+        raise InputError("query must not be empty; write what is looked for")
+    if max(len(query), len(country)) > MAX_CHARACTERS:
+        raise InputError(f"query and country may have {MAX_CHARACTERS} characters each; shorten them")

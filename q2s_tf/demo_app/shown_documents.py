@@ -47,6 +47,10 @@ class ShownDocuments:
         rows = dict(zip(known, self._take(known.values()), strict=True))
         return [rows.get(name, {"document_id": name}) for name in document_ids]
 
+    def row(self, document_id: str) -> int | None:
+        """The row of a document; None if it is not in the table."""
+        return self._row_of.get(document_id)
+
     def picture(self, row: dict[str, Any]) -> Path | str | None:
         """The picture of a row: an http(s) address, a file below the folder of the documents, or None."""
         name = row.get(self._pictures) if self._pictures else None

@@ -48,19 +48,25 @@ class ChannelVectors:
         return self.factors(row)[:, None] * self.vectors[row]
 
 
-def read_channels(tower: Tower, data: Any, batch_size: int = 256) -> ChannelVectors:
+def channel_function(tower: Tower) -> Any:
+    """A graph function from the raw inputs of a tower to its channel vectors and their mask."""
+    return tf.function(
+        lambda inputs: tower.encode_channels(tower.preprocessor(inputs), training=False),
+        input_signature=[tower.signature()],
+        autograph=False,
+    )
+
+
+def read_channels(tower: Tower, data: Any, function: Any = None, batch_size: int = 256) -> ChannelVectors:
     """Computes the channel vectors of rows, and their fusion.
 
     Args:
         tower: either tower.
         data: B rows, as `Tower.as_inputs` takes them; B is at least 1.
+        function: `channel_function(tower)`, to call more than once; made here by default, which takes seconds.
         batch_size: rows of a batch; rows of similar length share a batch, which reduces padding.
     """
-    forward = tf.function(
-        lambda inputs: tower.encode_channels(tower.preprocessor(inputs), training=False),
-        input_signature=[tower.signature()],
-        autograph=False,
-    )
+    forward = function or channel_function(tower)
     inputs = tower.as_inputs(data)
     order = order_by_length(inputs)
     batches = []

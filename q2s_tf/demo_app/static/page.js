@@ -1,4 +1,4 @@
-// Requests /api/search and shows the results. Titles are written by strangers: all text is set by textContent.
+// Requests /api/search and /api/channels, and shows the results. Titles are written by strangers: all text is set by textContent.
 
 const find = (selector, within = document) => within.querySelector(selector);
 const form = find("#search");
@@ -34,11 +34,12 @@ function instance(template) {
   return find(`#${template}-template`).content.cloneNode(true);
 }
 
-async function request({ query, country, controller }, page) {
-  const parameters = new URLSearchParams({ query, country, page });
+/** Requests JSON for the query of a search. */
+async function request({ query, country, controller }, path, parameters) {
+  const all = new URLSearchParams({ query, country, ...parameters });
   let response;
   try {
-    response = await fetch(`/api/search?${parameters}`, { signal: controller.signal });
+    response = await fetch(`${path}?${all}`, { signal: controller.signal });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Error("the demo page does not answer; is q2s demo-app still running?");
@@ -71,6 +72,21 @@ function scoreBars({ score: sum, embedding_score: cosine }) {
   return [bar("embeddings", score.format(cosine), cosine), bar("words", score.format(words), words, start)];
 }
 
+/** A listener of the first opening of a list of channels, which requests and shows them. */
+function loadChannels(search, { document_id: id }) {
+  return async ({ target }) => {
+    const list = find("ul", target);
+    list.setAttribute("aria-busy", "true");
+    try {
+      const { channels } = await request(search, "/api/channels", { document_id: id });
+      list.replaceChildren(...channels.map(({ name, part }) => bar(name.replaceAll("_", " "), score.format(part), part)));
+    } catch (error) {
+      list.replaceChildren(Object.assign(document.createElement("li"), { className: "error", textContent: error.message }));
+    }
+    list.removeAttribute("aria-busy");
+  };
+}
+
 function card(result) {
   const item = instance("card");
   const lang = languageTag(result.language);
@@ -84,8 +100,11 @@ function card(result) {
   if (result.country) about.unshift(nameOf(regions, result.country));
   if (result.language) about.unshift(nameOf(languages, result.language));
   find(".about", item).textContent = `· ${about.join(" · ")}`;
-  if ("embedding_score" in result) find(".bars", item).append(...scoreBars(result));
+  const channels = find(".channels", item); // if the page has a run
+  if ("embedding_score" in result) find(".parts", item).append(...scoreBars(result));
   else find(".bars", item).remove();
+  if (channels && "title" in result) channels.addEventListener("toggle", loadChannels(shown, result), { once: true });
+  else channels?.remove();
   if (result.picture) {
     const image = find("img", item);
     image.addEventListener("error", () => image.remove());
@@ -153,7 +172,7 @@ async function loadMore(focus = false) {
   find("#error").textContent = "";
   find("#status").textContent = "Searching…";
   try {
-    const answer = await request(search, search.page + 1);
+    const answer = await request(search, "/api/search", { page: search.page + 1 });
     if (search !== shown) return; // another search has begun
     search.page += 1;
     showAnswer(answer);
