@@ -326,6 +326,10 @@ class Config(Section):
         """The text encoders that the channels of one tower read."""
         return {channel.encoder: self.encoders[channel.encoder] for channel in self.text_channels(tower).values()}
 
+    def starts_from_encoders(self) -> bool:
+        """Whether pretrained encoders read texts in both towers."""
+        return all(any(encoder.preset for encoder in self.tower_encoders(tower).values()) for tower in TOWERS)
+
     def distilled_channels(self) -> list[str]:
         """The channels of the query tower that are compared with the teacher."""
         text_only = self.distillation.channels == "text"

@@ -11,7 +11,6 @@ from q2s_tf.models.pretrained import (
     mask_untrained_channels,
     preset_towers,
     read_preset,
-    starts_from_encoders,
 )
 from q2s_tf.models.run_directory import (
     ENCODER_TOKENIZER,
@@ -53,6 +52,5 @@ __all__ = [
     "read_run_config",
     "read_tokenizers",
     "save_weights",
-    "starts_from_encoders",
     "unique_ids",
 ]

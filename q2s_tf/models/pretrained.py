@@ -6,7 +6,7 @@ is added to the position embeddings, and its constants (form of GELU, ε of the 
 
 import importlib
 import json
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ import keras_hub
 import numpy as np
 from keras_hub.models import BertBackbone, BertTokenizer, XLMRobertaBackbone, XLMRobertaTokenizer
 
-from q2s_tf.config import TOWERS, Config, Encoder, Pooling, Pretrained
+from q2s_tf.config import Config, Encoder, Pooling, Pretrained
 from q2s_tf.errors import InputError
 from q2s_tf.layers import TextEncoder
 from q2s_tf.layers.attention_fusion import MASKED_LOGIT
@@ -104,10 +104,12 @@ def _packaged(preset: str) -> str:
         ) from None
 
 
-def fill_encoders(config: Config) -> tuple[Config, dict[str, bytes]]:
+def fill_encoders(config: Config, filled: Container[str] = ()) -> tuple[Config, dict[str, bytes]]:
     """The config with the geometry and the constants of its presets filled in, and their tokenizers by encoder.
 
-    Encoders whose constants are filled in are left out.
+    Args:
+        config: the config.
+        filled: encoders that are filled in already, and are left out.
 
     Raises:
         InputError: as `read_preset`; or a preset with fewer layers or positions than the config needs.
@@ -115,7 +117,7 @@ def fill_encoders(config: Config) -> tuple[Config, dict[str, bytes]]:
     encoders, tokenizers = dict(config.encoders), {}
     longest = config.longest_texts()
     for name, encoder in config.encoders.items():
-        if encoder.preset is None or encoder.pretrained is not None:
+        if encoder.preset is None or name in filled:
             continue
         preset = read_preset(encoder.preset, weights=False)
         backbone, tokenizers[name] = preset.backbone, preset.tokenizer
@@ -139,12 +141,6 @@ def merge_encoder(requested: Encoder, preset: Encoder) -> Encoder:
     return requested.model_copy(update={key: getattr(preset, key) for key in open_keys})
 
 
-def starts_from_encoders(config: Config) -> bool:
-    """Whether the texts of both towers are read by pretrained encoders."""
-    texts = [config.text_channels(side).values() for side in TOWERS]
-    return all(any(config.encoders[channel.encoder].preset for channel in channels) for channels in texts)
-
-
 def load_pretrained(towers: Towers, encoders: Iterable[str] | None = None) -> None:
     """Copies the weights of the presets of a config into the text encoders of its towers.
 
@@ -158,7 +154,7 @@ def load_pretrained(towers: Towers, encoders: Iterable[str] | None = None) -> No
         preset = towers.config.encoders[name].preset
         if preset is not None:
             _copy_preset(read_preset(preset), towers, name)
-    if starts_from_encoders(towers.config):
+    if towers.config.starts_from_encoders():
         for tower in (towers.query, towers.document):
             if tower.fusion.bias is not None:
                 others = [

@@ -31,7 +31,8 @@ class Tower(keras.Model):
     """One tower: a functional model from raw inputs to a unit vector.
 
     Each channel i becomes a vector φᵢ in R^D: 3-grams by `TrigramEmbedding`, a category by `CategoryEmbedding`, a text
-    by `TextEncoder` and a projection, image vectors by `DeepSets`. `AttentionFusion` (eq. 1) combines them to f,
+    by `TextEncoder` and a projection, image vectors by `DeepSets`. If both towers have pretrained encoders, the vectors
+    of texts beside other channels have unit length. `AttentionFusion` (eq. 1) combines them to f,
     and the embedding is f / |f|, or 0 for a row without any channel.
 
     A missing input is "" or an empty set of vectors; its channel is masked. `towers.query` has the inputs `query` and
@@ -96,6 +97,8 @@ class Tower(keras.Model):
             )
             for name in read
         }
+        # Beside other channels, the length of a pretrained vector would say nothing, and differs from text to text.
+        self.unit_texts = len(self.channels) > 1 and config.starts_from_encoders()
         self.channel_layers = {
             name: self._channel_layer(channel, dtype=policy, name=f"{name}_vector")
             for name, channel in self.channels.items()
@@ -128,7 +131,8 @@ class Tower(keras.Model):
                 encoded = inputs.get(precomputed_input(name))
                 if encoded is None:
                     encoded = self.text_encoders[channel.encoder](values, training=training)
-                vectors.append(layer(encoded))
+                vector = layer(encoded)
+                vectors.append(ops.normalize(vector) if self.unit_texts else vector)
             elif channel.kind == "categorical":
                 vectors.append(layer(values[:, 0]))
             else:

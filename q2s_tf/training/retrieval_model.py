@@ -11,7 +11,7 @@ from q2s_tf import losses
 from q2s_tf.config import TOWERS, Config, Stage
 from q2s_tf.evaluation.metrics import batch_hits
 from q2s_tf.examples.batches import NO_COUNTRY
-from q2s_tf.models import Towers, starts_from_encoders
+from q2s_tf.models import Towers
 from q2s_tf.training.optimizer import LazyAdam, decaying_rate
 from q2s_tf.training.recommenders import tfrs
 from q2s_tf.training.workers import gather, num_replicas, own_rows
@@ -169,7 +169,7 @@ class RetrievalModel(keras.Model):
         encoders, so have the projections of their vectors, which begin as rotations and keep the cosines.
         """
         layers: list[tuple[str, keras.layers.Layer]] = list(self.towers.text_encoders.items())
-        if starts_from_encoders(self.config):
+        if self.config.starts_from_encoders():
             for tower in (self.towers.query, self.towers.document):
                 texts = self.config.text_channels(tower.side)
                 layers += [(channel.encoder, tower.channel_layers[name]) for name, channel in texts.items()]

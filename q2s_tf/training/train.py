@@ -30,7 +30,6 @@ from q2s_tf.models import (
     read_run_config,
     read_tokenizers,
     save_weights,
-    starts_from_encoders,
 )
 from q2s_tf.tables import open_documents, open_judgements, open_positives
 from q2s_tf.text import SentencePiece, train_tokenizer
@@ -131,7 +130,7 @@ def _start_from_encoders(
         raise InputError("positives and validation: give both, or neither for the pretrained encoders of the config")
     if config.start:
         raise InputError(f"start {config.start}: is where a training begins: give --positives and --validation")
-    if not starts_from_encoders(config):
+    if not config.starts_from_encoders():
         raise InputError(
             "positives: only a config with a preset for the texts of both towers can do without them, such as "
             "pretrained: give --positives and --validation, or another --config"
@@ -316,7 +315,7 @@ def _prepare_run(config: Config, run: Path, scans: list[TableScan], tokenizer: P
             raise InputError(f"tokenizer {tokenizer}: a run with a start uses that of {config.start}: leave one out")
         tokenizer = Path(config.start) / RUN_TOKENIZER
         model = tokenizer.read_bytes()
-    config, vocabularies = fill_encoders(config)
+    config, vocabularies = fill_encoders(config, kept)
     vocabularies |= kept
     if model is None:
         console.print("training the tokenizer")
