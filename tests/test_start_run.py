@@ -12,10 +12,10 @@ from tiny_market import TinyMarket
 from tiny_presets import make_bert
 
 import q2s_tf
-from q2s_tf.config import Config
+from q2s_tf.config import FORMAT, Config
 from q2s_tf.config_files import read_config
 from q2s_tf.errors import InputError
-from q2s_tf.models import Towers
+from q2s_tf.models import Towers, fill_from_start
 
 TITLES = ["red sofa", "Blue LAMP", "красный диван", "qqq 猫", ""]
 TEXT = {"kind": "text", "encoder": "own", "max_tokens": 8}
@@ -159,3 +159,13 @@ def test_what_does_not_fit_the_start_is_refused(
         with pytest.raises(InputError, match=message):
             q2s_tf.train(changed, **{**tables, **options}, out=run)
         assert not run.exists()
+
+
+def test_the_shipped_config_fits_a_run_of_own_data(tmp_path: Path) -> None:
+    configs = Path(q2s_tf.__file__).parents[1] / "configs"
+    first, text = read_config(configs / "own_data.toml"), (configs / "own_data.toml").read_text(encoding="utf-8")
+    (tmp_path / "config.toml").write_text(f"format = {FORMAT}\n{text}", encoding="utf-8")
+    (tmp_path / "tokenizer.model").write_bytes(b"tokenizer")
+    config, _ = fill_from_start(read_config(configs / "own_data_trigrams.toml", [f"start={tmp_path}"]))
+    assert config.channels.keys() - first.channels.keys() == {"query_trigrams", "title_trigrams"}
+    assert config.stage1.batch_size == first.stage1.batch_size
