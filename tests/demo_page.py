@@ -102,10 +102,10 @@ def serve_page(
 
 
 @contextmanager
-def serve_market(folder: Path, pictures: str | None = None, run: Path | None = None) -> Iterator[DemoPage]:
+def serve_market(folder: Path, pictures: str | None = None) -> Iterator[DemoPage]:
     """Writes models and a catalogue into an empty folder, and serves them."""
     models = folder / "models"
     save_models(models)
     documents = write_documents(folder / "documents.parquet", make_rows())
-    with Server(models, port=0) as server, serve_page(server.address, documents, models, pictures, run) as page:
+    with Server(models, port=0) as server, serve_page(server.address, documents, models, pictures) as page:
         yield page

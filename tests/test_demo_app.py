@@ -27,7 +27,6 @@ from q2s_tf.demo_app.app import make_app, serve
 from q2s_tf.demo_app.search import Search
 from q2s_tf.demo_app.shown_documents import ShownDocuments
 from q2s_tf.errors import InputError
-from q2s_tf.models import Towers
 from q2s_tf.report.explain import explain
 from q2s_tf.server.server import Server
 from q2s_tf.serving import ServingError
@@ -139,14 +138,15 @@ def test_channels_have_numbers_without_the_export(folder: Path, page: DemoPage) 
 
 
 def test_the_parts_of_a_result_are_those_of_an_explanation(
-    folder: Path, run: Path, towers: Towers, market: TinyMarket
+    run: Path, models: Path, market: TinyMarket, tmp_path: Path
 ) -> None:
     """Every kind of channel, on the market of the run; the parts add up to the cosine."""
-    row = market.document_rows[3]
+    row = market.document_rows[0]
     explanation = explain(run, market.documents, "red sofa", "US", row["document_id"])
     match = next(match for match in explanation.ranking if match["rank"] == explanation.rank)
-    with Server(folder / "models", port=0) as server:
+    with Server(models, port=0) as server:
         with demo_page.serve_page(server.address, market.documents, None, run=run) as page:
+            results = {each["document_id"]: each for each in ask(page, "red sofa", "US")["hybrid"]["results"]}
             asked = {"query": "red sofa", "country": "US", "document_id": row["document_id"]}
             channels = httpx.get(f"{page.address}/api/channels", params=asked).json()["channels"]
             unknown = httpx.get(f"{page.address}/api/channels", params={**asked, "document_id": "none"})
@@ -157,9 +157,14 @@ def test_the_parts_of_a_result_are_those_of_an_explanation(
     present = {name for name, weight in explanation.document.weights.items() if weight is not None}
     assert set(parts) == present
     assert parts == pytest.approx({name: match["contributions"][name] for name in present}, abs=1e-6)
-    document = towers.encode_documents(pa.Table.from_pylist([row]))[0]
-    cosine = float(towers.encode_queries(["red sofa"], "US")[0] @ document)
-    assert sum(parts.values()) == pytest.approx(cosine, abs=1e-5)
+    assert sum(parts.values()) == pytest.approx(results[row["document_id"]]["embedding_score"], abs=1e-5)
+    demo_page.save_models(tmp_path / "models")
+    with (
+        Server(tmp_path / "models", port=0) as other,
+        pytest.raises(InputError, match="--explain .*: the query tower of the server was exported from another run"),
+        demo_page.serve_page(other.address, market.documents, None, run=run),
+    ):
+        pass
     for answer, message in (
         (unknown, "no such document_id"),
         (empty, "query must not be empty; write what is looked for"),

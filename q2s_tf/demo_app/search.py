@@ -50,7 +50,7 @@ class Search:
         with console.status("reading documents"):
             self.documents = ShownDocuments(documents, pictures)
         self._bm25 = Bm25(self.documents.table)
-        self._channel_parts = None if run is None else ChannelParts(run, documents)
+        self._channel_parts = None if run is None else ChannelParts(client, run, documents)
         self.has_parts = run is not None
         self.page("warm-up")  # requests what is cached for later searches, and fails if a servable is missing
 
