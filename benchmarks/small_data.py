@@ -16,6 +16,7 @@ The values of a query are averaged over the subsets, and differences are tested 
 """
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +84,7 @@ class Experiment:
         """The run in a folder, trained unless it is complete."""
         if (run / "stage1.weights.h5").is_file():
             return q2s_tf.load(run)
+        shutil.rmtree(run, ignore_errors=True)  # of an interrupted training
         return q2s_tf.train(config, documents=self.documents, out=run, **pairs)
 
     def draw(self, name: str, size: str, number: int, out: Path) -> Path:
@@ -95,10 +97,14 @@ class Experiment:
         pq.write_table(rows, out / name)
         return out / name
 
+    def draw_validation(self, size: str, number: int, out: Path) -> Path:
+        """The validation judgements that go with `size` training queries, in a file."""
+        enough = size if size == "all" else str(max(MIN_VALIDATION, int(size) // 8))
+        return self.draw("judgements_validation.parquet", enough, number, out)
+
     def measure(self, out: Path, size: str, number: int) -> PerQuery:
         """Trains and measures on one subset."""
-        enough = size if size == "all" else str(max(MIN_VALIDATION, int(size) // 8))
-        validation = self.draw("judgements_validation.parquet", enough, number, out)
+        validation = self.draw_validation(size, number, out)
         towers = {"zero-shot": self.train(self.encoder, out.parent / "zero-shot", {})}
         towers |= {"fine-tuned": towers["zero-shot"], "embeddings": towers["zero-shot"]}
         if size != "0":

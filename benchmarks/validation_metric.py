@@ -9,17 +9,17 @@ The last row takes the best epoch of each test metric.
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import keras
 import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
-from small_data import MIN_VALIDATION, Experiment
+from small_data import Experiment
 
 from q2s_tf import cli, find_config
-from q2s_tf.config import Config
+from q2s_tf.config import Config, Evaluation
 from q2s_tf.config_files import read_config
 from q2s_tf.evaluation.collection import rank_documents
 from q2s_tf.evaluation.metrics import as_run
@@ -31,7 +31,7 @@ from q2s_tf.training import RetrievalModel, compile_stage, prepare_training
 from q2s_tf.training.hard_negatives import HardNegatives
 from q2s_tf.training.validation import Validation, read_validation
 
-VALIDATION_METRICS = ("roc_auc", "ndcg@10", "recall@100")
+VALIDATION_METRICS = get_args(Evaluation.model_fields["validation_metric"].annotation)
 SYSTEMS = {"embeddings": 0.0, "hybrid": 0.5}
 """The measured systems, with the weight of BM25."""
 
@@ -80,8 +80,7 @@ class EpochMeasures(keras.callbacks.Callback):
 
 def measure_subset(experiment: Experiment, size: str, number: int, epochs: int, out: Path) -> list[Any]:
     """The measures of each epoch of a training on one subset."""
-    enough = size if size == "all" else str(max(MIN_VALIDATION, int(size) // 8))
-    validation = experiment.draw("judgements_validation.parquet", enough, number, out)
+    validation = experiment.draw_validation(size, number, out)
     positives = experiment.draw("positives.parquet", size, number, out)
     stage1 = experiment.config.stage1.model_copy(update={"max_epochs": epochs})
     config = experiment.config.model_copy(update={"stage1": stage1})
@@ -106,7 +105,7 @@ def measure_subset(experiment: Experiment, size: str, number: int, epochs: int, 
 
 def main(
     data: Path = typer.Option(..., help="Folder of tools/import_dataset.py."),
-    out: Path = typer.Option(..., help="Folder for the runs and validation_metric.json; finished subsets are kept."),
+    out: Path = typer.Option(..., help="Folder for the runs and their measures; finished subsets are kept."),
     config: str = typer.Option("own_data", help="The config of the runs."),
     sizes: str = typer.Option("50,200,all", help="Numbers of training queries."),
     subsets: int = typer.Option(3, help="Subsets of each size; all has one."),

@@ -15,7 +15,7 @@ import q2s_tf
 from q2s_tf.config import FORMAT, Config
 from q2s_tf.config_files import read_config
 from q2s_tf.errors import InputError
-from q2s_tf.models import Towers, fill_from_start
+from q2s_tf.models import Towers, build_towers, fill_encoders, fill_from_start
 
 TITLES = ["red sofa", "Blue LAMP", "красный диван", "qqq 猫", ""]
 TEXT = {"kind": "text", "encoder": "own", "max_tokens": 8}
@@ -122,7 +122,7 @@ def test_a_run_can_go_on_from_a_run_with_the_same_channels(market: TinyMarket, t
         fit(again.model_copy(update={"channels": more}), market, tmp_path / "third")
 
 
-def test_an_interrupted_run_continues_without_its_start(
+def test_a_run_is_resumed_without_its_start(
     market: TinyMarket, preset: Path, market_text_run: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(market_text_run, tmp_path / "start")
@@ -159,6 +159,20 @@ def test_what_does_not_fit_the_start_is_refused(
         with pytest.raises(InputError, match=message):
             q2s_tf.train(changed, **{**tables, **options}, out=run)
         assert not run.exists()
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_a_missing_text_leaves_the_other_channels(preset: Path, tmp_path: Path, policy: str) -> None:
+    """The vectors of texts have unit length here; that of a missing one may be 0."""
+    tables = with_trigrams(text_config(preset), tmp_path).model_dump(mode="json", exclude_unset=True)
+    tables["channels"]["title_trigrams"]["input"] = "description"
+    config, tokenizers = fill_encoders(Config.model_validate(tables))
+    towers = build_towers(config, tokenizers, dtype=policy)
+    documents = {"title": ["red sofa", None, "red sofa"], "description": ["red", "red", None]}
+    embeddings = towers.encode_documents(documents)
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-3)
+    table = towers.document.predict(towers.document.as_inputs(documents), verbose=0)["channel_weights"]
+    np.testing.assert_array_equal(table[1:], [[0, 1], [1, 0]])
 
 
 def test_the_shipped_config_fits_a_run_of_own_data(tmp_path: Path) -> None:

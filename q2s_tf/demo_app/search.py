@@ -27,9 +27,6 @@ class Search:
 
     The arguments are those of `q2s demo-app`. Without ``models``, the exports, channels have numbers.
 
-    Attributes:
-        has_parts: whether there is a ``run`` for `channel_parts`.
-
     Raises:
         InputError: the documents cannot be read.
         ServingError: the server does not answer, or lacks the query tower or the retriever.
@@ -51,8 +48,12 @@ class Search:
             self.documents = ShownDocuments(documents, pictures)
         self._bm25 = Bm25(self.documents.table)
         self._channel_parts = None if run is None else ChannelParts(client, run, documents)
-        self.has_parts = run is not None
         self.page("warm-up")  # requests what is cached for later searches, and fails if a servable is missing
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether there is a run for `channel_parts`."""
+        return self._channel_parts is not None
 
     def page(self, query: str, country: str = "", number: int = 1) -> dict[str, Any]:
         """Page ``number`` (from 1) of both rankings, as in the JSON of `q2s_tf.demo_app.app`.

@@ -15,15 +15,13 @@ LEARNING_KEYS = {"preset", "dropout", "trainable", "learning_rate_factor"}
 
 
 def fill_from_start(config: Config) -> tuple[Config, dict[str, bytes]]:
-    """The config with the categories and the encoders of its `start`, and their tokenizers by encoder.
+    """A config that has a `start` with the categories and the encoders of that run, and their tokenizers by encoder.
 
     Raises:
         InputError: no such run; a smaller dimension than that of the run; a channel or an encoder of the run that the
             config has not, or with other settings; an additional channel in a tower without a pretrained encoder.
     """
-    if config.start is None:
-        return config, {}
-    run = Path(config.start)
+    run = Path(str(config.start))
     start = read_run_config(run)
     filled = fill_open_values(config, start)
     _check_equal_parts(filled, start, f"start {run}")

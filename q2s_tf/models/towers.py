@@ -97,7 +97,7 @@ class Tower(keras.Model):
             )
             for name in read
         }
-        # Beside other channels, the length of a pretrained vector would say nothing, and differs from text to text.
+        # The lengths of pretrained vectors differ from text to text, and with them the weight of a channel beside them.
         self.unit_texts = len(self.channels) > 1 and config.starts_from_encoders()
         self.channel_layers = {
             name: self._channel_layer(channel, dtype=policy, name=f"{name}_vector")
@@ -132,7 +132,8 @@ class Tower(keras.Model):
                 if encoded is None:
                     encoded = self.text_encoders[channel.encoder](values, training=training)
                 vector = layer(encoded)
-                vectors.append(ops.normalize(vector) if self.unit_texts else vector)
+                # In float32: a missing text can have a zero vector, which float16 cannot normalise.
+                vectors.append(ops.cast(self.normalization(vector), vector.dtype) if self.unit_texts else vector)
             elif channel.kind == "categorical":
                 vectors.append(layer(values[:, 0]))
             else:

@@ -215,7 +215,7 @@ class RetrieverServable(tf.Module):
             bm25 = score(*words)
             return *bm25, rows if self.index.exhaustive else self._lexical_candidates(bm25, codes, k)
 
-        # Without words, as if λ is 0, none of these ops takes time.
+        # A request with λ = 0 has no words, and none of these ops runs.
         *bm25, candidates = tf.cond(tf.size(words[0]) > 0, find, lambda: (*none, rows))
         return LexicalScores(*bm25), candidates
 

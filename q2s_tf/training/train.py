@@ -302,19 +302,20 @@ def _train_stage(stage: int, run: Path, prepared: Prepared, workers: Workers) ->
 
 def _prepare_run(config: Config, run: Path, scans: list[TableScan], tokenizer: Path | None, resume: bool) -> None:
     """Writes the config and the tokenizers of a run, in one pass over the catalogue and one over the positives."""
+    prepared, start = resume and (run / RUN_TOKENIZER).is_file(), config.start
+    kept: dict[str, bytes] = {}
+    if start and tokenizer:
+        raise InputError(f"tokenizer {tokenizer}: a run with a start uses that of {start}: leave one out")
+    if start and not prepared:
+        config, kept = fill_from_start(config)
+        tokenizer = Path(start) / RUN_TOKENIZER
     if tokenizer and not tokenizer.is_file():
         raise InputError(f"tokenizer {tokenizer}: there is no such file")
     model = SentencePiece(tokenizer.read_bytes()).model if tokenizer else None
-    if resume and (run / RUN_TOKENIZER).is_file():
+    if prepared:
         scans[0].read()
         save_config(config, run / "config.toml")
         return
-    config, kept = fill_from_start(config)
-    if config.start:
-        if tokenizer:
-            raise InputError(f"tokenizer {tokenizer}: a run with a start uses that of {config.start}: leave one out")
-        tokenizer = Path(config.start) / RUN_TOKENIZER
-        model = tokenizer.read_bytes()
     config, vocabularies = fill_encoders(config, kept)
     vocabularies |= kept
     if model is None:
