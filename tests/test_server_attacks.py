@@ -321,6 +321,14 @@ def test_a_version_that_never_finishes_loading_blocks_nothing(
     assert server.process.wait(timeout=60) == (0 if signals == 1 else -signal.SIGTERM)
 
 
+def test_a_signal_that_another_thread_receives_stops_the_server(models: Path) -> None:
+    """The handler runs in the main thread, which such a signal does not wake."""
+    server = Process("--models", str(models), "--rest-port", "0")
+    threads = (int(name) for name in os.listdir(f"/proc/{server.process.pid}/task"))
+    os.kill(max(threads), signal.SIGTERM)  # the kernel prefers the thread of this number
+    assert server.process.wait(timeout=60) == 0
+
+
 def refusal_or_state(server: Process, model: str) -> str:
     try:
         return {20: "LOADING", 30: "AVAILABLE", 50: "END"}[server.status(model)[1][0]]

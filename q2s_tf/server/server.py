@@ -233,7 +233,8 @@ def run(*arguments: Any, **options: Any) -> None:
         versions = server.models.serving().items()
         served = ", ".join(f"{name} {' and '.join(map(str, v)) or '(no version)'}" for name, v in versions)
         print(f"serving {served} on {server.address}{rest}", flush=True)
-        server.stopping.wait()
+        while not server.stopping.wait(1):
+            pass  # Python calls the handler in this thread, which a signal at another thread does not wake
         log.info("stopping: waiting for running requests")
     if server.models.loading(0):
         log.error("the process ends while a version is being loaded")
