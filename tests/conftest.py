@@ -7,6 +7,7 @@ import fcntl
 import gc
 import os
 import shutil
+from collections.abc import Callable
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Two test processes share the cores, and so do the programs that they start.
@@ -82,16 +83,24 @@ def run(market: TinyMarket, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from q2s_tf.config_files import read_config
     from q2s_tf.training import train
 
+    def make(folder: Path) -> None:
+        train(read_config(market.config), market.documents, market.positives, market.judgements, folder)
+
+    return once(make, "tiny", tmp_path_factory)
+
+
+def once(make: Callable[[Path], object], name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of a folder that one of the test processes makes for all of them."""
     base = tmp_path_factory.getbasetemp()
-    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "trained"
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
     with open(shared.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not shared.exists():
-            train(read_config(market.config), market.documents, market.positives, market.judgements, base / "training")
-            (base / "training").rename(shared)
-    run = tmp_path_factory.mktemp("runs") / "tiny"
-    shutil.copytree(shared, run)
-    return run
+            make(base / "new")
+            (base / "new").rename(shared)
+    copy = tmp_path_factory.mktemp("copies") / name
+    shutil.copytree(shared, copy)
+    return copy
 
 
 @pytest.fixture(scope="session")
@@ -108,10 +117,11 @@ def lean_run(market: TinyMarket, tmp_path_factory: pytest.TempPathFactory) -> Pa
     from q2s_tf.config_files import read_config
     from q2s_tf.training import train
 
-    run = tmp_path_factory.mktemp("runs") / "lean"
-    config = read_config(market.lean_config, ["stage1.max_epochs=1"])
-    train(config, market.documents, market.positives, market.judgements, run)
-    return run
+    def make(folder: Path) -> None:
+        config = read_config(market.lean_config, ["stage1.max_epochs=1"])
+        train(config, market.documents, market.positives, market.judgements, folder)
+
+    return once(make, "lean", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
@@ -119,6 +129,4 @@ def models(run: Path, market: TinyMarket, tmp_path_factory: pytest.TempPathFacto
     """The run exported with the exact index, as version 1; tests do not write into it."""
     from q2s_tf.serving.export import export  # needs export
 
-    folder = tmp_path_factory.mktemp("models")
-    export(run, market.documents, folder, "exact")
-    return folder
+    return once(lambda folder: export(run, market.documents, folder, "exact"), "models", tmp_path_factory)

@@ -171,7 +171,11 @@ def test_a_missing_option_is_named(capsys: pytest.CaptureFixture[str], monkeypat
 
 REAL = [
     ([str(TOOLS / "train.py")], "train", "documents", "absent", "error: documents .*absent.parquet: there is no such"),
-    ([str(TOOLS / "evaluate.py")], "evaluate", "run", "other_format", "error: run .*other_format: its format is 99"),
+    pytest.param(
+        *([str(TOOLS / "evaluate.py")], "evaluate", "run", "other_format"),
+        "error: run .*other_format: its format is 99",
+        marks=pytest.mark.slow,
+    ),
     (["-m", "q2s_tf", "export"], "export", "run", "occupied", "error: run .*occupied: not a run directory"),
 ]
 

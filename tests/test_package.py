@@ -154,9 +154,8 @@ def test_evaluate_and_export_take_paths_as_text(market: TinyMarket, lean_run: Pa
     evaluation = q2s_tf.evaluate(str(lean_run), documents=documents, judgements=judgements, out=evaluated)
     assert evaluation.results
     assert (tmp_path / "evaluation/metrics.json").is_file()
-    for version in (1, 2):
-        assert q2s_tf.export(str(lean_run), documents=documents, out=out, keep=1) == version
-    assert [path.name for path in Path(out, "retriever").iterdir() if path.name.isdecimal()] == ["2"]
+    assert q2s_tf.export(str(lean_run), documents=documents, out=out) == 1
+    assert Path(out, "retriever/1/saved_model.pb").is_file()
 
 
 def test_train_takes_a_shipped_name_or_a_config_and_paths_as_text(market: TinyMarket, tmp_path: Path) -> None:
@@ -178,7 +177,12 @@ def test_every_public_name_can_be_imported() -> None:
 
 
 @pytest.mark.parametrize(
-    "imports", ["import keras, q2s_tf", "import q2s_tf, keras", "import q2s_tf, tensorflow, keras"]
+    "imports",
+    [
+        "import keras, q2s_tf",
+        "import q2s_tf, keras",
+        pytest.param("import q2s_tf, tensorflow, keras", marks=pytest.mark.slow),
+    ],
 )
 def test_keras_knows_the_classes_after_the_import(imports: str) -> None:
     printed = python(

@@ -215,7 +215,7 @@ def test_huge_texts_cost_what_their_first_characters_cost(models: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     single, batch = map(int, done.stdout.split())
     assert single < 150, "MB"
-    assert batch < 256 + 250, "MB; the texts alone are 256"
+    assert batch < 256 + 300, "MB; the texts alone are 256"
 
 
 def test_an_input_that_no_channel_reads_is_optional(market: TinyMarket, tmp_path: Path) -> None:
