@@ -19,8 +19,8 @@ class LexicalScores(NamedTuple):
     """BM25 of one query.
 
     `sums` are float32 `[R]`, or `[1]` if no document has a word of the query. `rows` are those with a word of the
-    query, int32 `[M]`, once for each such word, so at most `words` times, int32 `[]`. `scale` is 1 / the highest BM25,
-    float32 `[]`, or 0 if there is none.
+    query, int32 `[M]`, once for each such word; of each of the `words`, int32 `[]`, one row can occur `BLOCK` − 1 times
+    more. `scale` is 1 / the highest BM25, float32 `[]`, or 0 if there is none.
     """
 
     sums: tf.Tensor
@@ -47,15 +47,15 @@ class LexicalIndex(tf.Module):
         # A word that is not found is looked up at the end, which has the term after the last, without documents.
         self.words = _variable(np.append(postings.words, np.iinfo(np.int64).max))
         self.word_terms = _variable(np.append(postings.word_terms, terms).astype(np.int32))
-        self.starts = _variable(np.append(postings.starts, len(postings.rows)).astype(np.int32))
-        self.rows = _variable(postings.rows)
-        self.scores = _variable(postings.weights * np.repeat(postings.idf, np.diff(postings.starts)))
+        starts, rows, scores = postings.blocks()
+        self.starts = _variable(np.append(starts, len(rows)).astype(np.int32))
+        self.rows = _variable(rows)
+        self.scores = _variable(scores)
         self.grams = _variable(postings.grams)
         self.gram_words = _variable(postings.gram_words)
         self.gram_counts = _variable(np.bincount(postings.gram_words, minlength=len(postings.words)).astype(np.int32))
-        # Only updates of the catalogue read these.
-        self.terms = _variable(postings.terms)
-        self.frequencies = _variable(postings.frequencies)
+        self.frequencies = _variable(np.append(postings.frequencies, 0).astype(np.int32))
+        self.terms = _variable(postings.terms)  # only updates of the catalogue read these
 
     def find_words(self, queries: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Look up the words of queries.
@@ -101,12 +101,14 @@ class LexicalIndex(tf.Module):
         terms = terms[0]
         starts, limits = gather(self.starts, terms), gather(self.starts, terms + 1)
         lists = tf.raw_ops.RaggedRange(starts=starts, limits=limits, deltas=1)
-        rows, scores = gather(self.rows, lists.rt_dense_values), gather(self.scores, lists.rt_dense_values)
+        blocks, splits = lists.rt_dense_values, lists.rt_nested_splits
+        scores = gather(self.scores, blocks)
         scores = tf.cond(
             tf.reduce_all(similarities == 1),
             lambda: scores,
-            lambda: scores * tf.gather(similarities[0], row_numbers(lists.rt_nested_splits, rows)),
+            lambda: scores * tf.gather(similarities[0], row_numbers(splits, blocks))[:, tf.newaxis],
         )
+        rows, scores = tf.reshape(gather(self.rows, blocks), [-1]), tf.reshape(scores, [-1])
         sums = tf.math.unsorted_segment_sum(scores, rows, tf.where(tf.size(rows) > 0, self.count, 1))
         # The gathered sums are few, and all sums may be a million.
         highest = tf.reduce_max(tf.concat([tf.gather(sums, rows), [0.0]], 0))
@@ -124,10 +126,9 @@ class LexicalIndex(tf.Module):
         # The last position, no word, has the least similarity that is enough.
         candidates = tf.concat([candidates, [self.words.shape[0] - 1]], 0)
         similarity = tf.concat([tf.cast(common / counts, tf.float32), [MIN_SIMILARITY]], 0)
-        terms = gather(self.word_terms, candidates)
-        lengths = gather(self.starts, terms + 1) - gather(self.starts, terms)
+        frequencies = gather(self.frequencies, gather(self.word_terms, candidates))
         # Of equally similar words the one that more documents have.
-        best = tf.argmax(tf.where(similarity == tf.reduce_max(similarity), lengths, -1))
+        best = tf.argmax(tf.where(similarity == tf.reduce_max(similarity), frequencies, -1))
         return tf.gather(candidates, best), tf.gather(similarity, best)
 
 

@@ -9,6 +9,7 @@ import tensorflow as tf
 from q2s_tf.index import FilterColumns, Index, IndexedDocuments
 from q2s_tf.index.filter_columns import ANY
 from q2s_tf.index.lexical import LexicalIndex, LexicalScores
+from q2s_tf.index.postings import BLOCK
 from q2s_tf.index.search_ops import EXCLUDED, ScoredRows, best_rows, gather, map_queries, select
 from q2s_tf.models import Tower
 from q2s_tf.serving import MAX_RESULTS
@@ -225,7 +226,7 @@ class RetrieverServable(tf.Module):
         scores = tf.where(rows < self.base, tf.gather(bm25.sums, rows), EXCLUDED)
         if self.filters is not None and codes.shape[1]:
             scores = tf.where(self.filters.accepts(codes, rows)[0], scores, EXCLUDED)
-        count = tf.minimum(bm25.words * tf.maximum(k, CANDIDATES), tf.size(rows))
+        count = tf.minimum(bm25.words * (tf.maximum(k, CANDIDATES) + BLOCK - 1), tf.size(rows))
         best = tf.math.top_k(scores, count)
         best_rows = tf.gather(rows, select(best.indices, best.values > EXCLUDED))
         return tf.unique(best_rows).y[: tf.maximum(k, CANDIDATES)]
