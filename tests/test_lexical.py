@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from q2s_tf.index import lexical, postings
 from q2s_tf.index.lexical import LexicalIndex
-from q2s_tf.index.postings import BLOCK, Postings, build_postings, count_words
+from q2s_tf.index.postings import Postings, build_postings, count_words
 from q2s_tf.text import normalise, split_words
 
 COLUMNS = {"title": 2.0, "description": 1.0}
@@ -72,12 +72,15 @@ def oracle(batch: pa.RecordBatch, query: str) -> np.ndarray:
 def score_rows(built: Postings, query: str, rows: int) -> np.ndarray:
     index = LexicalIndex(built, rows)
     words = index.find_words(normalise(tf.constant([query])))
-    sums, found, having, scale = (value.numpy() for value in index.score(*words))
-    assert set(found) == set(np.flatnonzero(sums))
-    repeated = np.bincount(found, minlength=1) - having
-    assert having <= len(words_of([query])[0])
-    assert repeated[repeated > 0].sum() <= having * (BLOCK - 1)
-    assert scale * sums.max() == pytest.approx(1 if sums.any() else 0)
+    bm25 = index.score(*words)
+    sums = np.broadcast_to(bm25.sums[:rows].numpy(), rows)
+    assert not bm25.sums[rows:].numpy().any()
+    np.testing.assert_allclose(np.broadcast_to(bm25.of_all(rows), rows), sums / max(sums.max(), 1e-9), rtol=1e-6)
+    np.testing.assert_allclose(bm25.of_rows(tf.range(rows)), np.broadcast_to(bm25.of_all(rows), rows))
+    for count in (1, 7, rows, 2 * rows):
+        best = bm25.best(tf.constant(count)).numpy()
+        assert len(set(best)) == len(best) == min(count, (sums > 0).sum())
+        np.testing.assert_array_equal(sums[best], np.sort(sums)[::-1][: len(best)])
     return sums
 
 

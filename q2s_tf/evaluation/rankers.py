@@ -78,7 +78,7 @@ class LexicalPart:
 
         def score(text: tf.Tensor) -> tf.Tensor:
             bm25 = index.score(*index.find_words(text[tf.newaxis]))
-            return tf.broadcast_to(bm25.scale * bm25.sums, [index.count])
+            return tf.broadcast_to(bm25.of_all(index.count), [index.count])
 
         self._score = tf.function(score)
 

@@ -15,18 +15,55 @@ MIN_SIMILARITY = 0.3
 """The least share of common 3-grams at which a word of a query is corrected to a word of the catalogue."""
 
 
+SUMS_OF_BLOCK = 64
+"""Documents whose highest BM25 is computed first, to find the best of all without sorting all."""
+
+
 class LexicalScores(NamedTuple):
     """BM25 of one query.
 
-    `sums` are float32 `[R]`, or `[1]` if no document has a word of the query. `rows` are those with a word of the
-    query, int32 `[M]`, once for each such word; of each of the `words`, int32 `[]`, one row can occur `BLOCK` − 1 times
-    more. `scale` is 1 / the highest BM25, float32 `[]`, or 0 if there is none.
+    `sums` are float32 `[S]`, those of the R rows and zeros up to a multiple of `SUMS_OF_BLOCK`; or `[1]`, a zero, if no
+    document has a word of the query. `maxima` are the highest of each block of sums, float32 `[S / SUMS_OF_BLOCK]`.
     """
 
     sums: tf.Tensor
-    rows: tf.Tensor
-    words: tf.Tensor
-    scale: tf.Tensor
+    maxima: tf.Tensor
+
+    @classmethod
+    def from_sums(cls, sums: tf.Tensor) -> "LexicalScores":
+        """BM25 of one query from its sums."""
+        width = tf.minimum(SUMS_OF_BLOCK, tf.size(sums))
+        return cls(sums, tf.reduce_max(tf.reshape(sums, tf.stack([-1, width])), axis=1))
+
+    @classmethod
+    def without_words(cls) -> "LexicalScores":
+        """BM25 of a query without words."""
+        return cls(tf.zeros([1]), tf.zeros([1]))
+
+    @property
+    def scale(self) -> tf.Tensor:
+        """1 / the highest BM25, float32 `[]`, or 0 if there is none."""
+        return tf.math.divide_no_nan(1.0, tf.reduce_max(self.maxima))
+
+    def of_rows(self, rows: tf.Tensor) -> tf.Tensor:
+        """BM25 / the highest BM25 of rows int32 `[C]`, float32 `[C]`."""
+        return self.scale * tf.gather(self.sums, tf.minimum(rows, tf.size(self.sums) - 1))
+
+    def of_all(self, count: int) -> tf.Tensor:
+        """BM25 / the highest BM25 of all R = `count` rows, float32 `[R]`, or `[1]` if it is 0 for all."""
+        return self.scale * self.sums[:count]
+
+    def best(self, count: tf.Tensor) -> tf.Tensor:
+        """The rows with the highest BM25 above 0, at most `count`, int32 `[C]`.
+
+        Each of them is in one of the `count` blocks with the highest maxima, so that only these are sorted.
+        """
+        width = tf.size(self.sums) // tf.size(self.maxima)
+        blocks = tf.math.top_k(self.maxima, tf.minimum(count, tf.size(self.maxima))).indices
+        sums = tf.reshape(tf.gather(tf.reshape(self.sums, tf.stack([-1, width])), blocks), [-1])
+        best = tf.math.top_k(sums, tf.minimum(count, tf.size(sums)))
+        positions = select(best.indices, best.values > 0)
+        return tf.gather(blocks, positions // width) * width + positions % width
 
 
 class LexicalIndex(tf.Module):
@@ -109,11 +146,9 @@ class LexicalIndex(tf.Module):
             lambda: scores * tf.gather(similarities[0], row_numbers(splits, blocks))[:, tf.newaxis],
         )
         rows, scores = tf.reshape(gather(self.rows, blocks), [-1]), tf.reshape(scores, [-1])
-        sums = tf.math.unsorted_segment_sum(scores, rows, tf.where(tf.size(rows) > 0, self.count, 1))
-        # The gathered sums are few, and all sums may be a million.
-        highest = tf.reduce_max(tf.concat([tf.gather(sums, rows), [0.0]], 0))
-        words = tf.reduce_sum(tf.cast(limits > starts, tf.int32))
-        return LexicalScores(sums, rows, words, tf.math.divide_no_nan(1.0, highest))
+        size = -(-self.count // SUMS_OF_BLOCK) * SUMS_OF_BLOCK
+        sums = tf.math.unsorted_segment_sum(scores, rows, tf.where(tf.size(rows) > 0, size, 1))
+        return LexicalScores.from_sums(sums)
 
     def _nearest(self, word: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The position of the word of the catalogue that is most similar to one word, and the similarity."""

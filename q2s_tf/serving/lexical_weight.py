@@ -53,11 +53,10 @@ def choose_weight(
     vectors = encode(towers.query, judged.select(["query", "country"]))["embedding"]
     texts = normalise(tf.constant(judged["query"].fill_null("").to_pylist()))
     index = LexicalIndex(postings, len(ids))
-    score = tf.function(lambda text: index.score(*index.find_words(text[tf.newaxis])))
+    score = tf.function(lambda text: index.score(*index.find_words(text[tf.newaxis])).of_all(len(ids)))
     recalls = np.empty((len(judged), len(WEIGHTS)))
     for number, relevant in enumerate(track(judged["row_distinct"].to_pylist(), "choosing the lexical weight")):
-        bm25 = score(texts[number])
-        cosines, lexical = embeddings @ vectors[number], bm25.sums.numpy() * bm25.scale.numpy()
+        cosines, lexical = embeddings @ vectors[number], score(texts[number]).numpy()
         for position, weight in enumerate(WEIGHTS):
             scores = cosines + weight * lexical
             best = np.argpartition(-scores, min(DEPTH, len(scores) - 1))[:DEPTH]

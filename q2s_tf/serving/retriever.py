@@ -8,9 +8,8 @@ import tensorflow as tf
 
 from q2s_tf.index import FilterColumns, Index, IndexedDocuments
 from q2s_tf.index.filter_columns import ANY
-from q2s_tf.index.lexical import LexicalIndex, LexicalScores
-from q2s_tf.index.postings import BLOCK
-from q2s_tf.index.search_ops import EXCLUDED, ScoredRows, best_rows, gather, map_queries, select
+from q2s_tf.index.lexical import SUMS_OF_BLOCK, LexicalIndex, LexicalScores
+from q2s_tf.index.search_ops import EXCLUDED, ScoredRows, best_rows, gather, map_queries
 from q2s_tf.models import Tower
 from q2s_tf.serving import MAX_RESULTS
 from q2s_tf.serving.tower_servable import Endpoints, TowerServable, graph_function
@@ -166,12 +165,8 @@ class RetrieverServable(tf.Module):
                 return *found, tf.zeros_like(found[0])
             bm25, candidates = self._find_documents(words, codes, k)
 
-            def lexical(rows: tf.Tensor | None) -> tf.Tensor:
-                sums = bm25.sums if rows is None else tf.gather(bm25.sums, tf.minimum(rows, tf.size(bm25.sums) - 1))
-                return bm25.scale * sums
-
             def added(rows: tf.Tensor | None) -> tf.Tensor:
-                return weight * lexical(rows)
+                return weight * (bm25.of_all(self.count) if rows is None else bm25.of_rows(rows))
 
             if scan_all:
                 scores, rows = self._scan(queries, codes, k, added)
@@ -179,7 +174,7 @@ class RetrieverServable(tf.Module):
                 scores, rows = self._search_one(
                     queries, codes, k, effort, added, None if self.index.exhaustive else candidates
                 )
-            return scores, rows, lexical(tf.maximum(rows, 0))
+            return scores, rows, bm25.of_rows(tf.maximum(rows, 0))
 
         one_by_one = words is not None or not scan_all or self.groups is not None
         at_once = 1 if one_by_one else max(1, MAX_SCORES // self.count)
@@ -209,27 +204,30 @@ class RetrieverServable(tf.Module):
     ) -> tuple[LexicalScores, tf.Tensor]:
         """BM25 of one query by its terms and similarities `[1, W]`, and the candidates of the lexical index."""
         assert self.lexical is not None
-        score, rows = self.lexical.score, tf.zeros([0], tf.int32)
-        none = LexicalScores(tf.zeros([1]), rows, tf.constant(0), tf.constant(0.0))
+        score, no_rows = self.lexical.score, tf.zeros([0], tf.int32)
 
         def find() -> tuple[tf.Tensor, ...]:
             bm25 = score(*words)
-            return *bm25, rows if self.index.exhaustive else self._lexical_candidates(bm25, codes, k)
+            return *bm25, no_rows if self.index.exhaustive else self._lexical_candidates(bm25, codes, k)
 
         # A request with λ = 0 has no words, and none of these ops runs.
-        *bm25, candidates = tf.cond(tf.size(words[0]) > 0, find, lambda: (*none, rows))
+        *bm25, candidates = tf.cond(tf.size(words[0]) > 0, find, lambda: (*LexicalScores.without_words(), no_rows))
         return LexicalScores(*bm25), candidates
 
     def _lexical_candidates(self, bm25: LexicalScores, codes: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
-        """The rows of the index, each once, with the highest BM25 among those with a word of the query."""
-        rows = bm25.rows
-        scores = tf.where(rows < self.base, tf.gather(bm25.sums, rows), EXCLUDED)
+        """The rows of the index with the highest BM25 among those with a word of the query."""
+        if self.delta is not None:
+            sums = bm25.sums
+            bm25 = LexicalScores.from_sums(tf.where(tf.range(tf.size(sums)) < self.base, sums, 0.0))
         if self.filters is not None and codes.shape[1]:
-            scores = tf.where(self.filters.accepts(codes, rows)[0], scores, EXCLUDED)
-        count = tf.minimum(bm25.words * (tf.maximum(k, CANDIDATES) + BLOCK - 1), tf.size(rows))
-        best = tf.math.top_k(scores, count)
-        best_rows = tf.gather(rows, select(best.indices, best.values > EXCLUDED))
-        return tf.unique(best_rows).y[: tf.maximum(k, CANDIDATES)]
+            accepts, found = self.filters.accepts, bm25
+
+            def accepted() -> LexicalScores:
+                mask = tf.pad(accepts(codes, None)[0], [[0, SUMS_OF_BLOCK]])[: tf.size(found.sums)]
+                return LexicalScores.from_sums(tf.where(mask, found.sums, 0.0))
+
+            bm25 = LexicalScores(*tf.cond(tf.reduce_any(codes != ANY), accepted, lambda: found))
+        return bm25.best(tf.maximum(k, CANDIDATES))
 
     def _encode_filters(self, queries: tf.Tensor, wanted: tuple[tf.Tensor, ...]) -> tf.Tensor:
         """The codes int32 `[B, F]` of the filters of each query; F is 0 if the signature takes none."""
