@@ -73,7 +73,7 @@ class Postings:
         terms: Hashes of the terms, sorted, int64 `[T]`.
         frequencies: n(t), int32 `[T]`.
         starts: The first entry of each term, then P, int32 `[T + 1]`.
-        rows: Documents, by falling weight within a term, int32 `[P]`.
+        rows: Documents, in their order within a term, int32 `[P]`. A search then adds to its sums in their order.
         weights: float32 `[P]`.
         documents: N.
         average_length: The average of the first build; updates do not change it.
@@ -216,6 +216,7 @@ def _assemble(
     frequencies[np.searchsorted(terms, before.terms[shared])] += (before.frequencies - np.diff(before.starts))[shared]
     ranks = np.arange(len(order)) - np.repeat(np.cumsum(listed) - listed, listed)
     order = order[ranks < MAX_POSTINGS]
+    order = order[np.lexsort((entries[1][order], term[order]))]
     kept = np.isin(stems, terms)
     words = words[kept]
     corrects = np.isin(gram_words, words)
