@@ -72,7 +72,11 @@ def measure(counts: "WordCounts", texts: list[str]) -> tuple[int, list[float]]:
     postings = build_postings(counts, {"title": 1.0})
     index = LexicalIndex(postings, len(counts.lengths))
     specs = [tf.TensorSpec([1], tf.string)]
-    score = tf.function(lambda words: index.score(*index.find_words(words))[0], input_signature=specs, autograph=False)
+
+    def scores_of(words: tf.Tensor) -> tf.Tensor:
+        return index.score(*index.find_words(words)).of_all(index.count)
+
+    score = tf.function(scores_of, input_signature=specs, autograph=False)
     numbers: dict[bytes, int] = {}  # of a stem
     words = {word: numbers.setdefault(stem, len(numbers)) for word, (_, stem) in counts.vocabulary.items()}
     order = np.argsort(counts.rows, kind="stable")

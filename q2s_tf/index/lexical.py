@@ -14,7 +14,6 @@ MAX_WORDS = 32
 MIN_SIMILARITY = 0.3
 """The least share of common 3-grams at which a word of a query is corrected to a word of the catalogue."""
 
-
 SUMS_OF_BLOCK = 64
 """Documents whose highest BM25 is computed first, to find the best of all without sorting all."""
 
@@ -35,11 +34,6 @@ class LexicalScores(NamedTuple):
         width = tf.minimum(SUMS_OF_BLOCK, tf.size(sums))
         return cls(sums, tf.reduce_max(tf.reshape(sums, tf.stack([-1, width])), axis=1))
 
-    @classmethod
-    def without_words(cls) -> "LexicalScores":
-        """BM25 of a query without words."""
-        return cls(tf.zeros([1]), tf.zeros([1]))
-
     @property
     def scale(self) -> tf.Tensor:
         """1 / the highest BM25, float32 `[]`, or 0 if there is none."""
@@ -52,6 +46,11 @@ class LexicalScores(NamedTuple):
     def of_all(self, count: int) -> tf.Tensor:
         """BM25 / the highest BM25 of all R = `count` rows, float32 `[R]`, or `[1]` if it is 0 for all."""
         return self.scale * self.sums[:count]
+
+    def where(self, mask: tf.Tensor) -> "LexicalScores":
+        """The same with 0 for the rows whose mask, bool `[R]`, is False."""
+        mask = tf.pad(mask, [[0, SUMS_OF_BLOCK]])[: tf.size(self.sums)]
+        return LexicalScores.from_sums(tf.where(mask, self.sums, 0.0))
 
     def best(self, count: tf.Tensor) -> tf.Tensor:
         """The rows with the highest BM25 above 0, at most `count`, int32 `[C]`.

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from q2s_tf.index import FilterColumns, Index, IndexedDocuments
 from q2s_tf.index.filter_columns import ANY
-from q2s_tf.index.lexical import SUMS_OF_BLOCK, LexicalIndex, LexicalScores
+from q2s_tf.index.lexical import LexicalIndex, LexicalScores
 from q2s_tf.index.search_ops import EXCLUDED, ScoredRows, best_rows, gather, map_queries
 from q2s_tf.models import Tower
 from q2s_tf.serving import MAX_RESULTS
@@ -204,29 +204,23 @@ class RetrieverServable(tf.Module):
     ) -> tuple[LexicalScores, tf.Tensor]:
         """BM25 of one query by its terms and similarities `[1, W]`, and the candidates of the lexical index."""
         assert self.lexical is not None
-        score, no_rows = self.lexical.score, tf.zeros([0], tf.int32)
+        score, no_rows, no_words = self.lexical.score, tf.zeros([0], tf.int32), LexicalScores.from_sums(tf.zeros([1]))
 
         def find() -> tuple[tf.Tensor, ...]:
             bm25 = score(*words)
             return *bm25, no_rows if self.index.exhaustive else self._lexical_candidates(bm25, codes, k)
 
         # A request with λ = 0 has no words, and none of these ops runs.
-        *bm25, candidates = tf.cond(tf.size(words[0]) > 0, find, lambda: (*LexicalScores.without_words(), no_rows))
+        *bm25, candidates = tf.cond(tf.size(words[0]) > 0, find, lambda: (*no_words, no_rows))
         return LexicalScores(*bm25), candidates
 
     def _lexical_candidates(self, bm25: LexicalScores, codes: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
         """The rows of the index with the highest BM25 among those with a word of the query."""
         if self.delta is not None:
-            sums = bm25.sums
-            bm25 = LexicalScores.from_sums(tf.where(tf.range(tf.size(sums)) < self.base, sums, 0.0))
+            bm25 = bm25.where(tf.range(self.count) < self.base)
         if self.filters is not None and codes.shape[1]:
-            accepts, found = self.filters.accepts, bm25
-
-            def accepted() -> LexicalScores:
-                mask = tf.pad(accepts(codes, None)[0], [[0, SUMS_OF_BLOCK]])[: tf.size(found.sums)]
-                return LexicalScores.from_sums(tf.where(mask, found.sums, 0.0))
-
-            bm25 = LexicalScores(*tf.cond(tf.reduce_any(codes != ANY), accepted, lambda: found))
+            accepts, used, found = self.filters.accepts, tf.reduce_any(codes != ANY), bm25
+            bm25 = LexicalScores(*tf.cond(used, lambda: found.where(accepts(codes, None)[0]), lambda: found))
         return bm25.best(tf.maximum(k, CANDIDATES))
 
     def _encode_filters(self, queries: tf.Tensor, wanted: tuple[tf.Tensor, ...]) -> tf.Tensor:
