@@ -18,7 +18,7 @@ from rich.table import Table
 from q2s_tf import cli
 
 if TYPE_CHECKING:
-    from q2s_tf.index.postings import WordCounts
+    from q2s_tf.index.word_counts import WordCounts
 
 K = 100
 TOLERANCE = 1e-4
@@ -53,7 +53,7 @@ def count_titles(documents: Path, size: int) -> "WordCounts":
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from q2s_tf.index.postings import count_words
+    from q2s_tf.index.word_counts import count_words
 
     titles = pq.read_table(documents, columns=["title"])
     titles = pa.concat_tables([titles] * -(-size // len(titles))).slice(0, size)
@@ -101,7 +101,7 @@ def known_words(texts: list[str], words: dict[int, int]) -> Iterator[list[tuple[
     """For each query with a known word the hash and the text of these words."""
     import tensorflow as tf
 
-    from q2s_tf.index.postings import hash_words
+    from q2s_tf.index.word_counts import hash_words
     from q2s_tf.text import normalise, split_words
 
     for text in texts:

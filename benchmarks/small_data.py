@@ -40,7 +40,8 @@ from q2s_tf.evaluation.metrics import as_run
 from q2s_tf.evaluation.rankers import Bm25, LexicalPart, cosine_rows, top_k
 from q2s_tf.evaluation.results import write_json
 from q2s_tf.evaluation.system_metrics import SystemMetrics, measure_systems
-from q2s_tf.index.postings import build_postings, count_words
+from q2s_tf.index.postings import build_postings
+from q2s_tf.index.word_counts import count_words
 from q2s_tf.models import Towers, embed_catalogue, encode
 from q2s_tf.serving.document_rows import to_bytes
 from q2s_tf.serving.lexical_weight import WEIGHTS, choose_weight, default_columns, nearest_weight

@@ -9,7 +9,8 @@ import pytest
 import tensorflow as tf
 
 from q2s_tf.index import DocumentRows, IndexedDocuments, build_index
-from q2s_tf.index.postings import K1, B, build_postings, count_words
+from q2s_tf.index.postings import K1, B, build_postings
+from q2s_tf.index.word_counts import count_words
 from q2s_tf.models import Towers
 from q2s_tf.serving.retriever import RetrieverServable
 

@@ -12,7 +12,8 @@ import tensorflow as tf
 
 from q2s_tf.index import lexical, postings
 from q2s_tf.index.lexical import LexicalIndex
-from q2s_tf.index.postings import Postings, build_postings, count_words
+from q2s_tf.index.postings import Postings, build_postings
+from q2s_tf.index.word_counts import count_words, hash_words
 from q2s_tf.text import normalise, split_words
 
 COLUMNS = {"title": 2.0, "description": 1.0}
@@ -235,5 +236,5 @@ def test_lists_are_cut_to_the_highest_weights(monkeypatch: pytest.MonkeyPatch) -
     # Documents that a list leaves out stay counted when the catalogue changes.
     row = int(np.argmax(cut))
     changed = built.select(np.where(np.arange(300) == row, -1, np.arange(300)).astype(np.int32))
-    term = np.searchsorted(built.terms, postings.hash_words([b"sofa"]))
+    term = np.searchsorted(built.terms, hash_words([b"sofa"]))
     assert changed.frequencies[term] == built.frequencies[term] - 1

@@ -27,9 +27,10 @@ from q2s_tf.milvus.publish import publish
 from q2s_tf.milvus.query_encoders import LocalQueryTower, ServedQueryTower
 from q2s_tf.models import Towers, encode, hash_towers, load
 from q2s_tf.server.server import Server
-from q2s_tf.serving.client import Client, Embeddings
+from q2s_tf.serving.client import Client
 from q2s_tf.serving.export import export
 from q2s_tf.serving.pages import Matches
+from q2s_tf.serving.search_client import Embeddings
 from q2s_tf.serving.serving_error import ServingError
 from q2s_tf.serving.update import update_index
 

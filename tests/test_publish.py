@@ -31,7 +31,7 @@ from q2s_tf.milvus.engine_client import EngineClient
 from q2s_tf.milvus.lexical_terms import MAX_BYTES, document_terms, query_terms
 from q2s_tf.milvus.object_storage import ObjectStorage, import_rows, read_storage
 from q2s_tf.milvus.publish import publish, roll_back
-from q2s_tf.serving.client import Embeddings
+from q2s_tf.serving.search_client import Embeddings
 from q2s_tf.serving.serving_error import ServingError
 
 ROOT = Path(__file__).parents[1]

@@ -12,7 +12,7 @@ from q2s_tf.errors import InputError
 if TYPE_CHECKING:
     import grpc
 
-    from q2s_tf.serving.client import SearchClient
+    from q2s_tf.serving.search_client import SearchClient
 
 Engine = Annotated[
     Literal["retriever", "milvus"], Option(help="Where to search; milvus needs the extra 'milvus' and --uri.")

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from q2s_tf.demo_app.search import MAX_PAGES, Search
 from q2s_tf.errors import InputError
-from q2s_tf.serving.client import SearchClient
+from q2s_tf.serving.search_client import SearchClient
 from q2s_tf.serving.serving_error import ServingError
 from q2s_tf.text import MAX_CHARACTERS
 

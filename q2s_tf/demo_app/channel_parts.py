@@ -9,7 +9,7 @@ from q2s_tf.errors import InputError
 from q2s_tf.models import load
 from q2s_tf.report.channels import channel_function, read_channels, take_rows
 from q2s_tf.report.explain import contributions
-from q2s_tf.serving.client import SearchClient
+from q2s_tf.serving.search_client import SearchClient
 from q2s_tf.tables import open_documents
 
 PROBE = "red sofa"

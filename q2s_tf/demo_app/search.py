@@ -12,8 +12,8 @@ from q2s_tf.demo_app.channel_parts import ChannelParts
 from q2s_tf.demo_app.shown_documents import ShownDocuments
 from q2s_tf.errors import InputError
 from q2s_tf.evaluation.rankers import Bm25, top_k
-from q2s_tf.serving.client import SearchClient
 from q2s_tf.serving.query_command import weigh_channels
+from q2s_tf.serving.search_client import SearchClient
 from q2s_tf.text import MAX_CHARACTERS
 
 MAX_PAGES = 50

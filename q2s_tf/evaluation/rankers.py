@@ -9,7 +9,8 @@ import tensorflow as tf
 
 from q2s_tf.cli import track
 from q2s_tf.index.lexical import LexicalIndex
-from q2s_tf.index.postings import build_postings, count_words
+from q2s_tf.index.postings import build_postings
+from q2s_tf.index.word_counts import count_words
 from q2s_tf.tables import Table
 from q2s_tf.text import normalise
 

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from q2s_tf.index.exact import Index
-from q2s_tf.index.postings import Postings, WordCounts
+from q2s_tf.index.postings import Postings
+from q2s_tf.index.word_counts import WordCounts
 
 
 class DocumentRows(NamedTuple):

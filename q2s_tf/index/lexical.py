@@ -5,8 +5,9 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from q2s_tf.index.postings import CORRECTED, GRAM_BUCKETS, HASHES, MAX_GRAMS, Postings
+from q2s_tf.index.postings import CORRECTED, GRAM_BUCKETS, MAX_GRAMS, Postings
 from q2s_tf.index.search_ops import gather, select
+from q2s_tf.index.word_counts import HASHES
 from q2s_tf.text import row_numbers, split_words, trigram_ids
 
 MAX_WORDS = 32

@@ -10,7 +10,7 @@ import tensorflow as tf
 from q2s_tf.errors import InputError
 from q2s_tf.index.postings import K1, B
 from q2s_tf.milvus.lexical_terms import MAX_BYTES, document_terms
-from q2s_tf.serving.client import FILTER_PREFIX
+from q2s_tf.serving.signatures import FILTER_PREFIX
 from q2s_tf.text import normalise
 
 if TYPE_CHECKING:

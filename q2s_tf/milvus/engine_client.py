@@ -15,10 +15,10 @@ from q2s_tf.milvus.milvus_connection import connect, engine_errors
 from q2s_tf.milvus.publications import Publication, check_alias, current_publication, find_current, read_publication
 from q2s_tf.milvus.query_encoders import QueryEncoder
 from q2s_tf.serving import DEFAULT_EFFORT, DEFAULT_LEXICAL_WEIGHT, MAX_RESULTS
-from q2s_tf.serving.client import Embeddings
 from q2s_tf.serving.pages import IndexInfo, Matches, Page, Version, paginate
 from q2s_tf.serving.request_values import Texts, to_float, to_int, to_texts
 from q2s_tf.serving.retriever import CANDIDATES, MAX_LEXICAL_WEIGHT
+from q2s_tf.serving.search_client import Embeddings
 from q2s_tf.serving.serving_error import ServingError
 
 Answer = TypeVar("Answer")

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from q2s_tf.errors import InputError
 from q2s_tf.milvus.publications import Publication
-from q2s_tf.serving.client import FILTER_PREFIX
+from q2s_tf.serving.signatures import FILTER_PREFIX
 from q2s_tf.text import normalise
 
 ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n", "\r": r"\r", "\t": r"\t"})

@@ -13,9 +13,10 @@ import grpc
 
 from q2s_tf.errors import InputError
 from q2s_tf.models import Towers, encode, hash_towers
-from q2s_tf.serving.client import Client, Embeddings
+from q2s_tf.serving.client import Client
 from q2s_tf.serving.folders import MANIFEST_FILE, channel_names, versions_in
 from q2s_tf.serving.request_values import Texts, to_texts
+from q2s_tf.serving.search_client import Embeddings
 from q2s_tf.serving.serving_error import ServingError
 
 

@@ -6,7 +6,7 @@ inside the ``tensorflow`` package.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import grpc
 import numpy as np
@@ -24,15 +24,15 @@ from q2s_tf.errors import InputError
 from q2s_tf.serving import DEFAULT_EFFORT, DEFAULT_LEXICAL_WEIGHT, MAX_RESULTS, tensor_proto
 from q2s_tf.serving.connection import connect
 from q2s_tf.serving.pages import IndexInfo, Matches, Page, Version, paginate
-from q2s_tf.serving.request_values import Texts, to_float, to_int, to_texts
+from q2s_tf.serving.request_values import Texts, to_array, to_float, to_int, to_texts
+from q2s_tf.serving.search_client import Embeddings
 from q2s_tf.serving.serving_error import ServingError
+from q2s_tf.serving.signatures import FILTER_PREFIX, SignatureInfo, describe_signatures, select_inputs
 
 Arrays = dict[str, np.ndarray]
 Inputs = Mapping[str, Any]
 """Arrays by input: rows, whose first dimension is the query or the document, and scalars."""
 
-FILTER_PREFIX = "filter_"
-"""Prefix of the inputs that a retriever filters by; the rest of the name is the column of the documents."""
 FINITE = ("embedding", "min_score", "lexical_weight")
 """Inputs of the retriever that are checked before they are sent."""
 REFUSED = {
@@ -43,66 +43,12 @@ REFUSED = {
 """The codes of a request that does not fit the served model."""
 
 
-class Embeddings(NamedTuple):
-    """The outputs of a tower: ``embedding: float[B, D]`` of unit length and ``channel_weights: float[B, N]``.
-
-    All rows are from one ``version`` of the tower, because vectors of two versions cannot be compared.
-    """
-
-    embedding: np.ndarray
-    channel_weights: np.ndarray
-    version: int
-
-
 class VersionStatus(NamedTuple):
     """A version of a model, its state (``AVAILABLE``, ``LOADING``, ``END``, …), and the error if it was refused."""
 
     version: int
     state: str
     error: str
-
-
-class TensorInfo(NamedTuple):
-    """An input or output of a signature. A dimension of any size is None in ``shape``; for any rank, ``shape`` is."""
-
-    dtype: str
-    shape: tuple[int | None, ...] | None
-
-
-class SignatureInfo(NamedTuple):
-    """The inputs and outputs of a signature by name."""
-
-    inputs: dict[str, TensorInfo]
-    outputs: dict[str, TensorInfo]
-
-    @property
-    def filters(self) -> list[str]:
-        """The columns that the signature filters by."""
-        return [name.removeprefix(FILTER_PREFIX) for name in self.inputs if name.startswith(FILTER_PREFIX)]
-
-
-class SearchClient(Protocol):
-    """What the query command and the demo page need of a client: `Client`, or `q2s_tf.milvus.engine_client`'s.
-
-    Attributes:
-        target: The address of the server, for messages.
-        channel_names: The channels in the order of the weights of `embed_query`, if the client knows them.
-    """
-
-    @property
-    def target(self) -> str: ...  # noqa: D102
-
-    @property
-    def channel_names(self) -> list[str] | None: ...  # noqa: D102
-
-    @property
-    def retrieve(self) -> Callable[..., Matches]: ...  # noqa: D102
-
-    @property
-    def pages(self) -> Callable[..., Iterator[Page]]: ...  # noqa: D102
-
-    @property
-    def embed_query(self) -> Callable[..., Embeddings]: ...  # noqa: D102
 
 
 class Client(AbstractContextManager["Client"]):
@@ -299,17 +245,7 @@ class Client(AbstractContextManager["Client"]):
         signatures = get_model_metadata_pb2.SignatureDefMap()
         response.metadata["signature_def"].Unpack(signatures)
 
-        def describe(tensors: Mapping[str, Any]) -> dict[str, TensorInfo]:
-            return {
-                name: TensorInfo(tensor_proto.dtype_name(info.dtype), tensor_proto.static_shape(info.tensor_shape))
-                for name, info in sorted(tensors.items())
-            }
-
-        return {
-            name: SignatureInfo(describe(definition.inputs), describe(definition.outputs))
-            for name, definition in signatures.signature_def.items()
-            if definition.method_name  # an initialiser has none and cannot be called
-        }
+        return describe_signatures(signatures)
 
     def close(self) -> None:
         """Close the connection."""
@@ -329,7 +265,7 @@ class Client(AbstractContextManager["Client"]):
         request.model_spec.signature_name = signature
         for name, value in inputs.items():
             try:
-                array = _to_array(value)
+                array = to_array(value)
                 if name in FINITE and not np.isfinite(array).all():
                     raise ValueError("it must hold finite numbers")
                 request.inputs[name].CopyFrom(tensor_proto.encode(array))
@@ -369,14 +305,14 @@ class Client(AbstractContextManager["Client"]):
         """Predict with the inputs that the signature has; if that is refused and the signature has changed, retry."""
         known = self._signatures.get((model, signature)) or self._read_signature(model, signature, version)
         try:
-            return self._predict(model, _select_inputs(inputs, known), signature, version)
+            return self._predict(model, select_inputs(inputs, known), signature, version)
         except (InputError, ServingError) as error:
             if isinstance(error, ServingError) and error.code not in REFUSED:
                 raise
             current = self._read_signature(model, signature, version)
             if current == known:
                 raise
-        return self._predict(model, _select_inputs(inputs, current), signature, version)
+        return self._predict(model, select_inputs(inputs, current), signature, version)
 
     def _read_signature(self, model: str, signature: str, version: Version | None) -> SignatureInfo:
         signatures = self.metadata(model, version)
@@ -402,45 +338,8 @@ class Client(AbstractContextManager["Client"]):
             raise ServingError(error.code(), error.details() or "the server gave no details") from error
 
 
-def _select_inputs(inputs: Inputs, signature: SignatureInfo) -> dict[str, Any]:
-    """The inputs that the signature has; its other filters and images get empty values.
-
-    Raises:
-        InputError: The signature lacks a filter.
-    """
-    count = len(next(iter(inputs.values())))
-    for name in inputs:
-        if name.startswith(FILTER_PREFIX) and name not in signature.inputs:
-            column, columns = name.removeprefix(FILTER_PREFIX), ", ".join(signature.filters)
-            known = f"was exported to filter by {columns}" if columns else "has no filters"
-            remedy = "name columns when it is exported: --filter COLUMN"
-            raise InputError(f'there is no filter "{column}"; the retriever {known}; {remedy}')
-    defaults: dict[str, Any] = {FILTER_PREFIX + column: np.full(count, "", object) for column in signature.filters}
-    images = signature.inputs.get("image_embeddings")
-    if images is not None and images.shape is not None:
-        defaults["image_embeddings"] = np.zeros((count, 0, images.shape[-1] or 0), np.float32)
-    return defaults | {name: values for name, values in inputs.items() if name in signature.inputs}
-
-
 def _model_spec(model: str, version: Version | None = None) -> model_pb2.ModelSpec:
     if isinstance(version, str):
         return model_pb2.ModelSpec(name=model, version_label=version)
     number = None if version is None else {"value": to_int("version", version, 0, 2**63)}
     return model_pb2.ModelSpec(name=model, version=number)
-
-
-def _to_array(value: Any) -> np.ndarray:
-    """An input of `Client.predict` as an array; raises ValueError for one that cannot be sent."""
-    array = np.asarray(value)
-    if isinstance(value, np.ndarray | np.generic):
-        return array
-    if array.dtype.kind in "SU":  # NumPy's own strings drop NULs at the end; objects keep them
-        return np.asarray(value, dtype=object)
-    narrow = {"i": np.int32, "f": np.float32}.get(array.dtype.kind)
-    if narrow is None:
-        return array
-    with np.errstate(over="ignore"):
-        narrowed = array.astype(narrow)
-    if array.dtype.kind == "i" and (narrowed != array).any():
-        raise ValueError("a number does not fit int32; give an array of int64")
-    return narrowed

@@ -12,7 +12,7 @@ from q2s_tf.cli import console
 from q2s_tf.embedding.shards import EmbeddingShards
 from q2s_tf.errors import InputError
 from q2s_tf.index import DocumentRows
-from q2s_tf.index.postings import WordCounts, count_words
+from q2s_tf.index.word_counts import WordCounts, count_words
 from q2s_tf.models import Towers, embed_catalogue
 from q2s_tf.tables import Table, open_documents
 from q2s_tf.text import normalise

@@ -18,7 +18,7 @@ from q2s_tf.serving.folders import channel_names
 from q2s_tf.serving.serving_error import ServingError
 
 if TYPE_CHECKING:
-    from q2s_tf.serving.client import SearchClient
+    from q2s_tf.serving.search_client import SearchClient
 
 
 class SearchResults(NamedTuple):

@@ -65,3 +65,20 @@ def to_float(name: str, value: Any) -> np.float32:
     if np.ndim(number) or not np.isfinite(number):
         raise InputError(f"{name} must be a finite number, got {value!r:.80}")
     return number
+
+
+def to_array(value: Any) -> np.ndarray:
+    """An input of `Client.predict` as an array; raises ValueError for one that cannot be sent."""
+    array = np.asarray(value)
+    if isinstance(value, np.ndarray | np.generic):
+        return array
+    if array.dtype.kind in "SU":  # NumPy's own strings drop NULs at the end; objects keep them
+        return np.asarray(value, dtype=object)
+    narrow = {"i": np.int32, "f": np.float32}.get(array.dtype.kind)
+    if narrow is None:
+        return array
+    with np.errstate(over="ignore"):
+        narrowed = array.astype(narrow)
+    if array.dtype.kind == "i" and (narrowed != array).any():
+        raise ValueError("a number does not fit int32; give an array of int64")
+    return narrowed
