@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Which validation metric chooses the best epoch of a run from few queries.
 
-The config is trained on the random subsets of small_data.py. After each epoch, epoch 0 included, the three validation
+The config is trained on the random subsets of small_data.py. After each epoch, epoch 0 included, the validation
 metrics are computed on the validation part of the subset. The run is measured on the test queries over the whole
 catalogue, with its embeddings alone and with BM25 at a fixed weight. Each metric then chooses an epoch of each subset.
 The last row takes the best epoch of each test metric.
@@ -115,7 +115,7 @@ def main(
 ) -> None:
     """Train on every subset, and print the test metrics of the epochs that each validation metric chooses.
 
-    Example: benchmarks/validation_metric.py --data runs/home_depot_small --out runs/validation_metric
+    Example: benchmarks/validation_metric.py --data runs/home_depot_4000 --out runs/validation_metric
     """
     grades = [f"evaluation.relevant_at={relevant_at}", f"evaluation.recall_relevant_at={recall_relevant_at}"]
     settings: Config = read_config(find_config(config), grades)

@@ -240,8 +240,8 @@ class Evaluation(Section):
     relevant_at: float = 1.0
     recall_relevant_at: float | None = None
     """`relevant_at` by default."""
-    validation_metric: Literal["roc_auc", "ndcg@10", "recall@100"] = "roc_auc"
-    """Chooses the best epoch of a stage and its end. recall@100 embeds the whole catalogue after each epoch."""
+    validation_metric: Literal["roc_auc", "ndcg@10", "recall@10", "recall@100"] = "roc_auc"
+    """Chooses the best epoch of a stage and its end. The recalls embed the whole catalogue after each epoch."""
 
     @property
     def recall_grade(self) -> float:

@@ -66,7 +66,10 @@ def test_ndcg_is_the_mean_of_the_queries_that_have_one(market: TinyMarket, score
 
 
 @pytest.mark.parametrize(("overrides", "grade"), [((), 2), (("evaluation.recall_relevant_at=1",), 1)])
+@pytest.mark.parametrize(("metric", "depth"), [("recall@10", 10), ("recall@100", 5)])
 def test_recall_ranks_the_whole_catalogue(
+    metric: str,
+    depth: int,
     overrides: tuple[str, ...],
     grade: int,
     market: TinyMarket,
@@ -74,14 +77,15 @@ def test_recall_ranks_the_whole_catalogue(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Over the first five documents: 100 would be all of them."""
-    monkeypatch.setattr(validation, "DEPTH", 5)
+    """Of the first five documents in place of 100, which would be all of them."""
+    monkeypatch.setattr(validation, "DEPTH", depth)
+    assert scores.shape[1] > depth
     values = []
     for row, cosines in zip(grades(market), scores, strict=True):
         if (row >= grade).any():
-            values.append((row[np.argsort(-cosines)[:5]] >= grade).sum() / (row >= grade).sum())
-    _, _, validate = make(market, tmp_path, "recall@100", *overrides)
-    assert validate() == {"val_recall@100": pytest.approx(np.mean(values), abs=1e-6)}
+            values.append((row[np.argsort(-cosines)[:depth]] >= grade).sum() / (row >= grade).sum())
+    _, _, validate = make(market, tmp_path, metric, *overrides)
+    assert validate() == {f"val_{metric}": pytest.approx(np.mean(values), abs=1e-6)}
 
 
 def test_ndcg_without_grades_is_refused(market: TinyMarket, tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from q2s_tf.tables import Table
 from q2s_tf.training.callbacks import VALIDATION
 from q2s_tf.training.stored_embeddings import StoredEmbeddings
 
+RECALLS = ("recall@10", "recall@100")
+"""The metrics that rank the whole catalogue."""
 DEPTH = 100
 """Documents of a query that recall reads."""
 
@@ -29,7 +31,7 @@ def read_validation(judgements: Table, document_ids: pa.Array, config: Config) -
         InputError: no usable pair; none that is relevant; except for recall, none that is irrelevant.
     """
     settings = config.evaluation
-    recall = settings.validation_metric == "recall@100"
+    recall = settings.validation_metric in RECALLS
     judged = read_judgements(judgements, document_ids, config.seed)
     key = "recall_relevant_at" if recall and settings.recall_relevant_at is not None else "relevant_at"
     grade = settings.recall_grade if recall else settings.relevant_at
@@ -39,7 +41,7 @@ def read_validation(judgements: Table, document_ids: pa.Array, config: Config) -
 class Validation:
     """A metric of cos(q, d) on judged queries that are preprocessed once.
 
-    ROC AUC and nDCG@10 read the judged pairs; recall@100 ranks the whole catalogue, which has to be embedded.
+    ROC AUC and nDCG@10 read the judged pairs; the recalls rank the whole catalogue, which has to be embedded.
 
     Args:
         towers: the towers in training.
@@ -47,7 +49,7 @@ class Validation:
         relevant: which of them are relevant, bool `[J]`.
         documents: the preprocessed catalogue.
         folder: folder for the preprocessed queries.
-        metric: `roc_auc`, `ndcg@10` or `recall@100`; that of the config by default.
+        metric: `roc_auc`, `ndcg@10`, `recall@10` or `recall@100`; that of the config by default.
 
     Attributes:
         embed_documents: the embeddings of the documents that the metric reads.
@@ -71,9 +73,9 @@ class Validation:
         if self.metric == "ndcg@10" and sum(judged.without_ndcg().values()) == len(np.unique(judged.query)):
             raise InputError(
                 "validation: no query has an nDCG, which needs two judged documents and two grades: add such queries, "
-                "or set evaluation.validation_metric to roc_auc or recall@100"
+                "or set evaluation.validation_metric to roc_auc or recall@10"
             )
-        rows = np.arange(len(documents)) if self.metric == "recall@100" else np.unique(judged.document)
+        rows = np.arange(len(documents)) if self.metric in RECALLS else np.unique(judged.document)
         self._document = np.searchsorted(rows, judged.document)
         raw = tf.data.Dataset.from_tensor_slices(towers.query.as_inputs(judged.queries)).batch(BATCH_SIZE)
         self._embed_queries = StoredEmbeddings(towers.query, store_rows(folder, towers.query, raw))
@@ -86,7 +88,7 @@ class Validation:
     def value(self) -> float:
         """The metric with the current weights."""
         queries, documents = self._embed_queries(), self.embed_documents()
-        if self.metric == "recall@100":
+        if self.metric in RECALLS:
             run = as_run(np.stack([top_k(row, DEPTH) for row in cosine_rows(queries, documents)]))
             recall = retrieval(run, self.judged.query[self.relevant], self._document[self.relevant])
             return float(np.nanmean(recall[self.metric]))
