@@ -72,9 +72,20 @@ def test_missing_channels_are_marked_and_zero(documents: ChannelVectors, market:
     assert not documents.vectors[~documents.present].any()
 
 
-def test_rows_of_a_table_are_taken_in_the_given_order(market: TinyMarket) -> None:
-    rows = take_rows(open_documents(market.documents), [41, 3, 3, 59])
-    assert rows["document_id"].to_pylist() == ["d41", "d03", "d03", "d59"]
+@pytest.mark.parametrize("numbers", [[41, 3, 3, 59], [0], [59]])
+def test_rows_of_a_table_are_taken_in_the_given_order(market: TinyMarket, numbers: list[int]) -> None:
+    rows = take_rows(open_documents(market.documents), numbers)
+    assert rows["document_id"].to_pylist() == [f"d{number:02}" for number in numbers]
+
+
+def test_a_table_is_read_up_to_the_last_row_that_is_taken(tmp_path: Path) -> None:
+    images = [None] * 9_000 + [[[1.0, 0.0, 0.0]]]  # the last vector is too long, and reading it an error
+    columns = {"document_id": [f"d{number}" for number in range(9_001)], "title": ["sofa"] * 9_001}
+    pq.write_table(pa.table(columns | {"image_embeddings": images}), tmp_path / "documents.parquet")
+    table = open_documents(tmp_path / "documents.parquet", vectors={"image_embeddings": 2})
+    assert take_rows(table, [70])["document_id"].to_pylist() == ["d70"]
+    with pytest.raises(InputError, match="d9000"):
+        take_rows(table, [8_999])
 
 
 # --- contributions

@@ -101,10 +101,13 @@ def trigram_vectors(tower: Tower, channel: str, text: str) -> tuple[list[str], n
 
 
 def take_rows(table: Table, rows: Sequence[int] | np.ndarray) -> pa.Table:
-    """Rows of a table by their numbers, in the given order; the table is read in batches."""
-    wanted, taken, start = np.unique(rows), [], 0
-    for batch in table.batches():
+    """Rows of a table by their numbers, in the given order. Only the table between the first and the last is read."""
+    wanted = np.unique(rows)
+    taken, start = [], int(wanted[0])
+    for batch in table.batches(first=start):
         inside = wanted[(wanted >= start) & (wanted < start + len(batch))]
         taken.append(batch.take(pa.array(inside - start)))
         start += len(batch)
+        if start > wanted[-1]:
+            break
     return pa.Table.from_batches(taken).take(pa.array(np.searchsorted(wanted, rows)))
