@@ -44,7 +44,13 @@ from q2s_tf.index.postings import build_postings
 from q2s_tf.index.word_counts import count_words
 from q2s_tf.models import Towers, embed_catalogue, encode
 from q2s_tf.serving.document_rows import to_bytes
-from q2s_tf.serving.lexical_weight import WEIGHTS, choose_weight, default_columns, nearest_weight
+from q2s_tf.serving.lexical_weight import (
+    PRETRAINED_ERRORS,
+    WEIGHTS,
+    choose_weight,
+    default_columns,
+    nearest_weight,
+)
 from q2s_tf.tables import Table, open_documents, open_judgements
 
 OURS = "hybrid"
@@ -135,7 +141,7 @@ class Experiment:
                 yield OURS, (cosine + weight * share for cosine, share in zip(cosines, part, strict=True))
             else:
                 recalls = [self.recalls(self.fused(each, vectors, judged, weight), judged) for weight in WEIGHTS]
-                weight = nearest_weight(np.stack(recalls, axis=1))
+                weight = nearest_weight(np.stack(recalls, axis=1), PRETRAINED_ERRORS)
                 yield f"{name} + BM25", self.fused(each, vectors, self.judged, weight)
 
     def cosines(self, towers: Towers, vectors: np.ndarray, judged: Judgements) -> Iterator[np.ndarray]:

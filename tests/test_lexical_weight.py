@@ -22,6 +22,14 @@ def test_many_queries_give_the_best_weight_and_few_the_default(best: float) -> N
     assert nearest_weight(recalls(peaked(best, 0.05), queries=5, noise=1)) == DEFAULT_WEIGHT
 
 
+def test_a_weight_stays_the_default_within_the_given_standard_errors() -> None:
+    """One query of three has a better recall with .8: a loss of 1/3 with a standard error of .27, 1.2 of them."""
+    values = np.full((3, len(WEIGHTS)), 0.4)
+    values[0, -1] = 1.4
+    assert nearest_weight(values, 1.0) == WEIGHTS[-1]
+    assert nearest_weight(values, 1.5) == DEFAULT_WEIGHT
+
+
 def test_equal_weights_give_the_default() -> None:
     assert nearest_weight(np.full((3, len(WEIGHTS)), 0.4)) == DEFAULT_WEIGHT
     assert nearest_weight(np.full((1, len(WEIGHTS)), 0.4)) == DEFAULT_WEIGHT
