@@ -428,6 +428,29 @@ def test_a_save_that_fails_leaves_the_old_version_alone(
     assert files_of(tmp_path / "models") == before
 
 
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [({}, f"lexical weight {DEFAULT_WEIGHT}, the default; judged --queries choose"), ({"lexical_weight": 0.2}, None)],
+)
+def test_a_weight_that_nothing_chose_is_said_to_be_the_default(
+    run: Path,
+    market: TinyMarket,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: dict[str, Any],
+    line: str | None,
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("no saving in this test")
+
+    monkeypatch.setattr(tf.saved_model, "save", fail)
+    with pytest.raises(InputError, match="no saving"):
+        export(run, market.documents, tmp_path / "models", "exact", **options)
+    printed = " ".join("".join(capsys.readouterr()).split())
+    assert line in printed if line else "lexical weight" not in printed
+
+
 @pytest.mark.parametrize("limit", [2_000, 200_000])
 def test_a_disk_that_is_full_gives_one_line_and_no_version(
     run: Path, market: TinyMarket, tmp_path: Path, limit: int

@@ -109,6 +109,8 @@ def export(
         if query_table is not None and "document_id" in query_table.columns and postings is not None:
             lexical_weight, recalls = choose_weight(towers, query_table, rows.ids, vectors, postings)
             console.print(f"lexical weight {lexical_weight}; recall@10 by weight: {recalls}")
+        elif lexical:
+            console.print(f"lexical weight {lexical_weight}, the default; judged --queries choose it by recall@10")
     sample = None if query_table is None else _embed_queries(towers.query, query_table)
     console.print(f"building the {index or 'default'} index of {len(vectors):,} documents")
     pa.default_memory_pool().release_unused()  # Arrow keeps the memory that it freed
