@@ -34,9 +34,7 @@ def main(
     tables, kept = {}, set()
     for name, size in sizes.items():
         rows = pq.read_table(data / f"{name}.parquet")
-        queries = np.unique(rows["query"].to_numpy(zero_copy_only=False).astype(str))
-        chosen = generator.choice(queries, min(size, len(queries)), replace=False)
-        tables[name] = rows.filter(pc.is_in(rows["query"], pa.array(chosen)))
+        tables[name] = draw_queries(rows, size, generator)
         kept |= set(tables[name]["document_id"].to_pylist())
     if len(kept) > documents:
         raise InputError(f"--documents {documents}: the queries have {len(kept)} products: give at least as many")
@@ -48,6 +46,13 @@ def main(
     for name, table in tables.items():
         pq.write_table(table, out / f"{name}.parquet")
         cli.console.print(f"{out / name}.parquet: {len(table):,} rows")
+
+
+def draw_queries(rows: pa.Table, size: int, generator: np.random.Generator) -> pa.Table:
+    """The rows of `size` random queries of a table, or of all if it has fewer."""
+    queries = np.unique(rows["query"].to_numpy(zero_copy_only=False).astype(str))
+    chosen = generator.choice(queries, min(size, len(queries)), replace=False)
+    return rows.filter(pc.is_in(rows["query"], pa.array(chosen)))
 
 
 if __name__ == "__main__":

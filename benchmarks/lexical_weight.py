@@ -8,8 +8,6 @@ and again; each time a weight is chosen on them as an export chooses it, and its
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -30,7 +28,7 @@ ERRORS = (0.0, 1.0, 1.5, 2.0)
 
 def main(
     run: Path = typer.Option(..., help="Run directory."),
-    documents: Path = typer.Option(..., help="The catalogue, a Parquet file."),
+    documents: Path = typer.Option(..., help="The catalogue."),
     judgements: Path = typer.Option(..., help="Judged queries."),
     queries: str = typer.Option("15,25,60,200", help="Numbers of queries that a weight is chosen on."),
 ) -> None:
@@ -41,10 +39,9 @@ def main(
     """
     towers = q2s_tf.load(run)
     table = open_documents(documents, towers.config.tower_inputs("document"), towers.config.vector_inputs())
-    ids = pq.read_table(documents, columns=["document_id"])["document_id"].cast(pa.string()).combine_chunks()
     columns = default_columns(table)
     postings = build_postings(count_words(table.batches(), columns), columns)
-    embeddings = embed_catalogue(towers.document, table)[1]
+    ids, embeddings = embed_catalogue(towers.document, table)
     recalls = measure_weights(towers, open_judgements(judgements), to_bytes(ids), embeddings, postings)
     means = recalls.mean(axis=0)
     console = Console(width=120)

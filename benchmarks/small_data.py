@@ -23,10 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import typer
+from draw_part import draw_queries
 from rich.console import Console
 from rich.table import Table as RichTable
 
@@ -42,7 +41,7 @@ from q2s_tf.evaluation.results import write_json
 from q2s_tf.evaluation.system_metrics import SystemMetrics, measure_systems
 from q2s_tf.index.postings import build_postings
 from q2s_tf.index.word_counts import count_words
-from q2s_tf.models import Towers, embed_catalogue, encode
+from q2s_tf.models import Towers, embed_catalogue, encode, read_ids
 from q2s_tf.serving.document_rows import to_bytes
 from q2s_tf.serving.lexical_weight import (
     PRETRAINED_ERRORS,
@@ -81,8 +80,7 @@ class Experiment:
         self.documents = self.data / "documents.parquet"
         self.table = open_documents(self.documents)
         self.lexical = Bm25(self.table)
-        ids = pq.read_table(self.documents, columns=["document_id"])["document_id"].cast(pa.string())
-        self.ids = ids.combine_chunks()
+        self.ids = read_ids(self.table)
         self.judged = read_judgements(open_judgements(self.data / "judgements_dev.parquet"), self.ids, 0)
         self.columns = default_columns(self.table)
         self.postings = build_postings(count_words(self.table.batches(), self.columns), self.columns)
@@ -98,9 +96,7 @@ class Experiment:
         """The rows of `size` random queries of a table, in a file."""
         rows = pq.read_table(self.data / name)
         if size != "all":
-            queries = np.unique(rows["query"].to_numpy(zero_copy_only=False).astype(str))
-            chosen = np.random.default_rng(number).choice(queries, min(int(size), len(queries)), replace=False)
-            rows = rows.filter(pc.is_in(rows["query"], pa.array(chosen)))
+            rows = draw_queries(rows, int(size), np.random.default_rng(number))
         pq.write_table(rows, out / name)
         return out / name
 

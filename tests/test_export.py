@@ -432,7 +432,7 @@ def test_a_save_that_fails_leaves_the_old_version_alone(
     ("options", "line"),
     [({}, f"lexical weight {DEFAULT_WEIGHT}, the default; judged --queries choose"), ({"lexical_weight": 0.2}, None)],
 )
-def test_a_weight_that_nothing_chose_is_said_to_be_the_default(
+def test_an_export_prints_that_the_lexical_weight_is_the_default(
     run: Path,
     market: TinyMarket,
     tmp_path: Path,

@@ -77,7 +77,7 @@ def test_recall_ranks_the_whole_catalogue(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of the first five documents in place of 100, which would be all of them."""
+    """The depth of recall@100 is set to five documents here, because the catalogue has fewer than 100."""
     monkeypatch.setattr(validation, "DEPTH", depth)
     assert scores.shape[1] > depth
     values = []
