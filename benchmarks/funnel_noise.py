@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Measures how many positives of the generated marketplace are relevant, by the rule that defines a positive.
 
-The generator knows the relevance. A positive is graded for the searches with its query and country: 3 is an exact
+The generator gives the true relevance. A positive is graded for the searches with its query and country: 3 is an exact
 match, 2 lacks one stated property, 1 is another thing of the department, 0 is something else.
 """
 

@@ -3,7 +3,7 @@
 `train`, `evaluate`, `embed` (`q2s_tf.embedding.embed.embed`) and `export` (`q2s_tf.serving.export.export`) are what the
 commands of these names call. `load` returns the trained towers of a run directory, `Client` queries a server. `import
 q2s_tf` does not import TensorFlow; each function imports what it needs. After `import q2s_tf`,
-`keras.saving.load_model` knows the layers of q2s_tf.
+`keras.saving.load_model` finds the layers of q2s_tf.
 """
 
 from collections.abc import Sequence

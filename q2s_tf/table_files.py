@@ -190,7 +190,7 @@ def text_lines(path: Path, kind: str) -> Iterator[bytes]:
 
 
 def _is_quoted(origin: str, header: bytes, lines: Iterator[bytes]) -> bool:
-    """Whether the cells of a TSV file are quoted as in CSV, which pandas, R and spreadsheets do and TSV does not know.
+    """Whether the cells of a TSV file are quoted as in CSV. Pandas, R and spreadsheets do so, TSV itself has no quotes.
 
     A header whose names are all quoted proves quoting. So does a quoted cell with a doubled quote, or one that goes on
     after a tab or in another line. A cell with any other quote in it proves that quotes are plain text.

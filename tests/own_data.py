@@ -1,4 +1,4 @@
-"""Products, judgements and a log of a made-up shop, as the tab-separated tables that the guide asks for."""
+"""Products, judgements and a log of a made-up shop, as the tab-separated tables that the guide needs."""
 
 import datetime
 from itertools import product

@@ -29,7 +29,7 @@ def connect(uri: str, token: str = "", timeout_seconds: float = 10.0, create: bo
 
     Args:
         uri: The address of a Milvus, `http://host:19530`, or the folder of milvus-lite, `catalogue.db`.
-        token: `user:password` or an API key, if Milvus asks for one.
+        token: `user:password` or an API key, if Milvus requires one.
         timeout_seconds: How long to wait for the connection.
         create: Create the folder of milvus-lite if it does not exist.
 

@@ -59,7 +59,7 @@ def versions_of(client: "MilvusClient", alias: str, suffix: str = "") -> dict[in
 def find_current(client: "MilvusClient", alias: str, timeout_seconds: float | None = None) -> str | None:
     """The collection that an alias names; None if there is no such alias.
 
-    Without a deadline, pymilvus asks a Milvus that does not answer again for minutes.
+    Without a deadline, pymilvus repeats a request that Milvus does not answer for minutes.
     """
     try:
         with engine_errors():

@@ -230,7 +230,7 @@ class Client(AbstractContextManager["Client"]):
         return self._embed("document_tower", rows, version)
 
     def status(self, model: str) -> list[VersionStatus]:
-        """List the versions of a model that the server knows, newest first."""
+        """List the versions of a model on the server, newest first."""
         request = get_model_status_pb2.GetModelStatusRequest(model_spec=_model_spec(model))
         versions = self._call(self._models.GetModelStatus, request).model_version_status
         name = get_model_status_pb2.ModelVersionStatus.State.Name

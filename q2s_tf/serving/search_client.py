@@ -24,7 +24,7 @@ class SearchClient(Protocol):
 
     Attributes:
         target: The address of the server, for messages.
-        channel_names: The channels in the order of the weights of `embed_query`, if the client knows them.
+        channel_names: The channels in the order of the weights of `embed_query`, None if the client does not have them.
     """
 
     @property
